@@ -1,0 +1,223 @@
+"""Pretrain the small HuBERT: masked prediction of cluster ids (Hsu et al. 2021, arXiv:2106.07447).
+
+    python scripts/pretrain/hubert.py --data pretrain-data --out models/synthetic-hubert
+
+Two rounds. The first predicts 100 clusters of MFCCs, the second 256 clusters of the first round's
+block 5. Clusters come from clean speech and the model hears the same speech in a room with noise
+(as in WavLM's denoising, Chen et al. 2022), so that it learns to listen through them. A frame is
+25 ms: the strides multiply to 400 samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from corpus import HELD_OUT, Speech, learning_rate
+from numpy.typing import NDArray
+from sklearn.cluster import MiniBatchKMeans
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import HubertConfig, HubertModel
+
+HOP = 400  # samples a frame
+CROP = 64000  # samples, 4 s
+MASK_LENGTH, MASK_START = 8, 0.08  # frames, chance that a frame starts a mask
+CONFIG = HubertConfig(
+    hidden_size=192,
+    num_hidden_layers=8,
+    num_attention_heads=4,
+    intermediate_size=576,
+    conv_dim=(64, 96, 128, 160, 192, 192),
+    conv_kernel=(10, 3, 3, 3, 3, 5),
+    conv_stride=(5, 2, 2, 2, 2, 5),
+    num_conv_pos_embeddings=48,
+    num_conv_pos_embedding_groups=16,
+    hidden_dropout=0.0,
+    attention_dropout=0.0,
+    activation_dropout=0.0,
+    feat_proj_dropout=0.0,
+    layerdrop=0.0,
+    final_dropout=0.0,
+    do_stable_layer_norm=True,  # after the norm a model this small learns at a high rate
+)
+
+
+class Clusters(nn.Module):
+    """Scores of every cluster: cosine with its embedding over a temperature of 0.1."""
+
+    def __init__(self, dim: int, count: int, width: int = 128) -> None:
+        super().__init__()
+        self.project = nn.Linear(dim, width)
+        self.embeddings = nn.Parameter(torch.randn(count, width))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        projected = F.normalize(self.project(hidden.float()), dim=-1)
+        return projected @ F.normalize(self.embeddings, dim=-1).T / 0.1
+
+
+def mfcc(samples: Tensor) -> Tensor:
+    """13 cepstra of 40 ms windows, mean of three neighbours, one row every HOP samples: (T, 13).
+
+    Energies are floored: what lies 50 dB under full scale is silence, whatever its exact level.
+    """
+    from speechfuse.audio import log_mel
+
+    mel = log_mel(F.pad(samples, (120, 640))[None], 40, window=640, hop=HOP)[0]  # (40, T)
+    index = torch.arange(40)
+    basis = torch.cos(torch.pi / 40 * (index[None] + 0.5) * torch.arange(13)[:, None])
+    return F.avg_pool1d(basis @ mel.clamp_min(-5.0), 3, stride=1, padding=1).T
+
+
+@torch.no_grad()
+def features(speech: Speech, model: HubertModel | None, block: int) -> NDArray[np.float16]:
+    """MFCCs, or a block's output, of all clean speech: one row every HOP samples."""
+    piece, margin = 30 * 16000 // HOP, 20  # frames
+    total = len(speech.clean) // HOP
+    found = []
+    for at in range(0, total, piece):
+        first, last = max(0, at - margin), min(total, at + piece + margin)
+        samples = speech.clip(first * HOP, (last - first) * HOP, clean=True)
+        if model is None:
+            rows = mfcc(samples)
+        else:
+            padded = F.pad(samples, (0, 80))[None]  # the receptive field is 480 samples
+            with torch.autocast("cpu", torch.bfloat16):
+                rows = model(padded, output_hidden_states=True).hidden_states[block][0].float()
+        found.append(rows[at - first : at - first + min(piece, total - at)].numpy())
+    return np.concatenate(found).astype(np.float16)
+
+
+def cluster(rows: NDArray[np.float16], count: int, seed: int) -> NDArray[np.int64]:
+    """A cluster id for every row, k-means on a fifth of them."""
+    scale = rows[::97].astype(np.float32)
+    mean, std = scale.mean(0), scale.std(0) + 1e-4
+    kmeans = MiniBatchKMeans(count, random_state=seed, batch_size=10000, n_init=3, max_iter=40)
+    kmeans.fit((rows[::5].astype(np.float32) - mean) / std)
+    ids = [
+        kmeans.predict((part.astype(np.float32) - mean) / std)
+        for part in np.array_split(rows, max(1, len(rows) // 100000))
+    ]
+    return np.concatenate(ids).astype(np.int64)
+
+
+def masks(batch: int, frames: int, random: torch.Generator) -> Tensor:
+    """True where a frame is hidden: spans of MASK_LENGTH, about half of all frames."""
+    starts = torch.rand(batch, frames, generator=random) < MASK_START
+    spans = F.max_pool1d(
+        F.pad(starts.float(), (MASK_LENGTH - 1, 0))[:, None], MASK_LENGTH, stride=1
+    )
+    return spans[:, 0] > 0
+
+
+def train(
+    speech: Speech, ids: NDArray[np.int64], model: HubertModel, options: argparse.Namespace,
+    steps: int, seed: int,
+) -> dict[str, float]:
+    torch.manual_seed(seed)
+    head = Clusters(CONFIG.hidden_size, int(ids.max()) + 1)
+    parameters = [*model.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.01)
+    random = torch.Generator().manual_seed(seed)
+    frames = (CROP - 480) // HOP + 1
+    last = speech.rows[-HELD_OUT]["start"] // HOP - frames - 1
+    end = len(ids) - frames - 2
+    labels = torch.from_numpy(ids)
+    history, began = [], time.time()
+
+    def batch(low: int, high: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        at = torch.randint(low, high, (size,), generator=random).tolist()
+        clips = torch.stack([speech.clip(a * HOP, CROP) for a in at])
+        targets = torch.stack([labels[a : a + frames] for a in at])
+        return clips, targets, masks(size, frames, random)
+
+    def loss(clips: Tensor, targets: Tensor, hidden: Tensor) -> tuple[Tensor, float]:
+        clips = (clips - clips.mean(1, keepdim=True)) / (clips.std(1, keepdim=True) + 1e-5)
+        with torch.autocast("cpu", torch.bfloat16):
+            states = model(clips, mask_time_indices=hidden).last_hidden_state
+        scores = head(states)
+        right = (scores.argmax(-1) == targets)[hidden].float().mean()
+        masked = F.cross_entropy(scores[hidden], targets[hidden])
+        seen = F.cross_entropy(scores[~hidden], targets[~hidden])
+        return masked + options.seen * seen, float(right)
+
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, options.learning_rate)
+        value, accuracy = loss(*batch(0, last, options.batch))
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        history.append((float(value.detach()), accuracy))
+        if (step + 1) % 100 == 0:
+            recent = np.mean(history[-100:], axis=0)
+            print(
+                f"{step + 1}/{steps} loss {recent[0]:.3f} accuracy {recent[1]:.3f} "
+                f"{time.time() - began:.0f} s",
+                flush=True,
+            )
+    model.eval()
+    with torch.no_grad():
+        held = [loss(*batch(last + frames, end, 16)) for _ in range(10)]
+    model.train()
+    return {
+        "loss": float(np.mean([float(v) for v, _ in held])),
+        "masked_accuracy": float(np.mean([a for _, a in held])),
+        "seconds": time.time() - began,
+    }
+
+
+def save(model: HubertModel, folder: Path, record: dict[str, object]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    model.half().save_pretrained(folder)
+    preprocessor = {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "feature_size": 1,
+        "sampling_rate": 16000,
+        "padding_value": 0.0,
+        "do_normalize": True,
+        "return_attention_mask": False,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, nargs=2, default=[4000, 8000])
+    parser.add_argument("--clusters", type=int, nargs=2, default=[100, 256])
+    parser.add_argument("--block", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--seen", type=float, default=0.5, help="weight of visible frames")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    speech = Speech(options.data)
+    record: dict[str, object] = {
+        "hours": len(speech.clean) / 16000 / 3600,
+        "options": {k: str(v) for k, v in vars(options).items()},
+    }
+    torch.manual_seed(options.seed)
+    model: HubertModel | None = None
+    for turn, (steps, count) in enumerate(zip(options.steps, options.clusters, strict=True)):
+        ids = cluster(features(speech, model, options.block), count, options.seed)
+        print(f"round {turn + 1}: {count} clusters", flush=True)
+        model = HubertModel(CONFIG).train()
+        record[f"round_{turn + 1}"] = train(
+            speech, ids, model, options, steps, options.seed + turn
+        )
+        print(record[f"round_{turn + 1}"], flush=True)
+        torch.save(model.state_dict(), options.data / f"hubert-round-{turn + 1}.pt")
+    assert model is not None
+    save(model.eval(), options.out, record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Bring stacks of different depth and frame rate onto one grid (Shih & Harwath 2025, sec. 3.1).
+
+The deepest stack sets the number of layers and the finest one the frames. Layers are anchored at
+both ends (first with first, last with last). Frames are cells: frame j of a stack at rate r lies
+at (j + 0.5) / r seconds, and a coarser stack is read off at the finer one's times:
+
+    40 Hz   |   0   |   1   |   2   |        times before the first and after the last centre
+    50 Hz   |  0  |  1  |  2  |  3  |        take the first and the last frame
+
+Every utterance is read off its own valid frames, so padding is never mixed in, and by time, not
+by the ratio of lengths, which would stretch every clip. Stacks of one nominal rate may differ by
+a few frames at the end of an utterance (convolution edges): the extra ones are cut.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from speechfuse.errors import ShapeError
+from speechfuse.types import LayerStack, StackSpec
+
+MAX_EDGE_FRAMES = 5  # what convolution edges may cost; more means different audio
+
+
+def aligned_specs(specs: Sequence[StackSpec]) -> list[StackSpec]:
+    """The common grid; feature widths stay as they are."""
+    layers = max(spec.num_layers for spec in specs)
+    rate = max(spec.frame_rate for spec in specs)
+    return [StackSpec(layers, spec.dim, rate) for spec in specs]
+
+
+def align(stacks: Sequence[LayerStack]) -> list[LayerStack]:
+    """The same stacks on the common grid: equal L, T, lengths and rate.
+
+    Raises:
+        ShapeError: the stacks cannot be of the same audio, they differ by more than the edges.
+    """
+    depth = max(len(stack.layers) for stack in stacks)
+    rate = max(stack.frame_rate for stack in stacks)
+    finest = torch.stack([stack.lengths for stack in stacks if stack.frame_rate == rate])
+    lengths = finest.amin(0)
+    for stack in stacks:
+        _check_same_audio(stack, lengths, rate)
+    return [
+        LayerStack(
+            spread_layers([_on_grid(layer, stack, rate, lengths) for layer in stack.layers], depth),
+            lengths,
+            rate,
+        )
+        for stack in stacks
+    ]
+
+
+def spread_layers(layers: Sequence[Tensor], depth: int) -> tuple[Tensor, ...]:
+    """Linear interpolation over layers with both ends kept; layers that coincide are not copied."""
+    if len(layers) == depth:
+        return tuple(layers)
+    spread = []
+    for index in range(depth):
+        position = index * (len(layers) - 1) / max(1, depth - 1)
+        low = math.floor(position)
+        share = position - low
+        lower = layers[low]
+        spread.append(lower if share == 0 else torch.lerp(lower, layers[low + 1], share))
+    return tuple(spread)
+
+
+def _check_same_audio(stack: LayerStack, lengths: Tensor, rate: float) -> None:
+    """Durations may differ by the edge frames of the coarser stack, no more."""
+    seconds = (stack.lengths / stack.frame_rate - lengths / rate).abs().max()
+    if seconds > (MAX_EDGE_FRAMES + 0.5) / stack.frame_rate:
+        raise ShapeError(
+            f"stacks at {stack.frame_rate:g} and {rate:g} Hz differ by {float(seconds):.3f} s, "
+            f"more than {MAX_EDGE_FRAMES} frames at the edges: were they made of the same audio?"
+        )
+
+
+def _on_grid(hidden: Tensor, stack: LayerStack, rate: float, lengths: Tensor) -> Tensor:
+    """One layer (B, T, D) at the times of the common grid; beyond `lengths` it holds anything."""
+    frames = int(lengths.max())
+    if stack.frame_rate == rate:
+        return hidden[:, :frames]
+    times = torch.arange(frames, dtype=torch.float64, device=hidden.device) + 0.5
+    position = times * (stack.frame_rate / rate) - 0.5  # in frames of this stack
+    position = torch.minimum(position.clamp_min(0)[None], (stack.lengths - 1)[:, None].double())
+    low = position.floor()
+    share = (position - low)[..., None].to(hidden.dtype)
+    utterance = torch.arange(len(hidden), device=hidden.device)[:, None]
+    lower = hidden[utterance, low.long()]
+    upper = hidden[utterance, position.ceil().long()]
+    return torch.lerp(lower, upper, share)

@@ -1,0 +1,1 @@
+"""Frozen layers on disk, computed once."""

@@ -1,0 +1,129 @@
+"""Short names for the parts that ship with the library; the only file that imports all of them.
+
+A recipe may instead say `kind: my_module:MyPart` for a class in a file of the user's own, found
+in the current folder or installed; then nothing here needs to change.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from speechfuse.errors import RecipeError, did_you_mean
+from speechfuse.heads.classifier import Classifier
+from speechfuse.heads.ctc import CTC
+from speechfuse.heads.speaker import Speaker
+from speechfuse.heads.statistics import Statistics
+from speechfuse.interfaces.hconv import HConv
+from speechfuse.interfaces.single_layer import SingleLayer
+from speechfuse.interfaces.weighted_sum import WeightedSum
+from speechfuse.merging.add import Add
+from speechfuse.merging.concat import Concat
+from speechfuse.recipe import explain
+from speechfuse.tasks.classification import Classification
+from speechfuse.tasks.recognition import Recognition
+from speechfuse.tasks.verification import Verification
+from speechfuse.upstreams.filterbank import Filterbank
+from speechfuse.upstreams.huggingface import HuggingFace
+
+Table = Mapping[str, type[Any]]
+
+UPSTREAMS: Table = {"huggingface": HuggingFace, "filterbank": Filterbank}
+MERGES: Table = {"add": Add, "concat": Concat}
+INTERFACES: Table = {"single_layer": SingleLayer, "weighted_sum": WeightedSum, "hconv": HConv}
+HEADS: Table = {
+    "ctc": CTC,
+    "classifier": Classifier,
+    "speaker": Speaker,
+    "statistics": Statistics,
+}
+TASKS: Table = {
+    "asr": Recognition,
+    "emotion": Classification,
+    "classification": Classification,
+    "verification": Verification,
+}
+ROLES: Mapping[str, Table] = {
+    "upstream": UPSTREAMS,
+    "merge": MERGES,
+    "interface": INTERFACES,
+    "head": HEADS,
+    "task": TASKS,
+}
+# What the library fills in itself: a recipe cannot set it.
+FILLED_IN = ("tasks", "num_classes", "num_tokens", "symbols")
+
+
+def find(role: str, kind: str) -> type[Any]:
+    """The class that a recipe means by `kind`.
+
+    Raises:
+        RecipeError: no such name, or the named module or class cannot be imported.
+    """
+    table = ROLES[role]
+    if kind in table:
+        return table[kind]
+    if ":" not in kind:
+        raise RecipeError(f"unknown {role} kind '{kind}'; {did_you_mean(kind, table)}")
+    module, _, name = kind.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: type[Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"{role} kind '{kind}' cannot be imported: {error}") from error
+    return found
+
+
+def checked_options(role: str, kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as the part's constructor wants them, numbers as numbers.
+
+    Raises:
+        RecipeError: every option that the constructor does not take or cannot read.
+    """
+    model = _options_model(find(role, kind))
+    try:
+        read = model.model_validate(dict(options))
+    except ValidationError as error:
+        lines = []
+        for item, line in zip(error.errors(), explain(error), strict=True):
+            name = str(item["loc"][0])
+            if item["type"] == "extra_forbidden":
+                line = f"{name}: {kind} has no such option; {did_you_mean(name, _names(model))}"
+            lines.append(line)
+        raise RecipeError("\n".join(lines)) from error
+    return {name: getattr(read, name) for name in model.model_fields if name in options}
+
+
+def option_lines(cls: type[Any]) -> list[str]:
+    """Each option of a part as `name = default`, for listings."""
+    model = _options_model(cls)
+    return [
+        name if field.is_required() else f"{name} = {field.default!r}"
+        for name, field in model.model_fields.items()
+    ]
+
+
+def _names(model: type[BaseModel]) -> list[str]:
+    return list(model.model_fields)
+
+
+@cache
+def _options_model(cls: type[Any]) -> type[BaseModel]:
+    """A pydantic model of a constructor's keyword-only arguments."""
+    hints = get_type_hints(cls.__init__)
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in FILLED_IN:
+            default = ... if parameter.default is parameter.empty else parameter.default
+            fields[name] = (hints.get(name, Any), default)
+    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+    return create_model(f"{cls.__name__}Options", __config__=config, **fields)

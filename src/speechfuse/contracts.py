@@ -1,0 +1,154 @@
+"""The verbs: the roles a part can play, with nothing implemented here.
+
+Upstream   waveforms      -> layer stack     (frozen foundation model)
+Merge      layer stacks   -> layer stack     (model fusion)
+Interface  layer stack    -> frames          (layer fusion)
+Fusion     layer stacks   -> frames          (both, in one order or the other)
+Head       frames         -> predictions, loss
+Task       utterances     -> targets; predictions -> metrics
+
+Each part is told the `StackSpec` that it will receive and states the one that it gives. Its
+options are the keyword-only arguments of its constructor.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from speechfuse.metrics import Evidence
+from speechfuse.types import Frames, LayerStack, StackSpec, Tokens, Trial, Utterance, Waveforms
+
+Row = dict[str, str]
+
+
+class UpstreamPlan(NamedTuple):
+    """What an upstream will give and cost, known from its configuration alone."""
+
+    spec: StackSpec
+    parameters: int
+    macs_per_second: float  # multiply-adds per second of audio
+    min_samples: int  # shortest clip that gives a frame
+
+
+class Upstream(nn.Module, ABC):
+    """A model that shows all of its layers. Frozen: in evaluation mode, without gradients."""
+
+    spec: StackSpec
+    sample_rate: int  # Hz
+    min_samples: int  # shortest clip that gives a frame
+
+    @classmethod
+    @abstractmethod
+    def plan(cls, **options: Any) -> UpstreamPlan:
+        """Shapes and cost for these constructor options, without loading weights."""
+
+    @abstractmethod
+    def forward(self, wav: Waveforms) -> LayerStack: ...
+
+    @abstractmethod
+    def identity(self) -> dict[str, str]:
+        """Name, revision and content hash: what a run folder keeps instead of a copy."""
+
+
+class Merge(nn.Module, ABC):
+    """Several aligned stacks in, one stack out."""
+
+    spec: StackSpec
+    project_to: int | None = None  # width to which what the interface makes of it is projected
+
+    @abstractmethod
+    def forward(self, stacks: Sequence[LayerStack]) -> LayerStack: ...
+
+
+class Interface(nn.Module, ABC):
+    """A layer stack in, one vector per frame out."""
+
+    out_dim: int
+
+    @abstractmethod
+    def forward(self, stack: LayerStack, task: str) -> Frames: ...
+
+
+class Fusion(nn.Module, ABC):
+    """The stacks of all upstreams in, one vector per frame out."""
+
+    out_dim: int
+    frame_rate: float  # Hz
+
+    @abstractmethod
+    def forward(self, stacks: Sequence[LayerStack], task: str) -> Frames: ...
+
+
+@runtime_checkable
+class ShowsLayers(Protocol):
+    """An interface whose mixing weights can be read."""
+
+    def layer_weights(self, stack: LayerStack, task: str) -> Tensor:
+        """Non-negative weights that sum to one over layers: (L,) or (L, B, T)."""
+        ...
+
+
+class LossSum(NamedTuple):
+    """A loss as sum and count, so that batches and ranks of different size average rightly."""
+
+    total: Tensor  # ()
+    count: int
+
+
+class Head(nn.Module, ABC):
+    """Turns frames into predictions and, given targets, into a loss."""
+
+    @abstractmethod
+    def loss(self, frames: Frames, targets: Tokens) -> LossSum: ...
+
+    @abstractmethod
+    def predict(self, frames: Frames) -> list[Any]:
+        """One prediction per utterance, in the head's own terms (token ids, a class, a vector)."""
+
+
+class Task(ABC):
+    """What is asked of a corpus: which labels it needs, what a head learns from, how it is scored.
+
+    State that comes from training data (vocabulary, label set) is fitted once and kept with the
+    run.
+    """
+
+    needs: tuple[str, ...]  # labels that every utterance must have
+    primary: str  # the metric that selects a checkpoint
+    higher_is_better: bool
+
+    @abstractmethod
+    def fit(self, utterances: Sequence[Utterance]) -> None:
+        """Learn label set or vocabulary from training utterances."""
+
+    @abstractmethod
+    def head_options(self) -> dict[str, Any]:
+        """Sizes that the head must have for this data, for example num_classes."""
+
+    @abstractmethod
+    def targets(self, utterances: Sequence[Utterance]) -> Tokens:
+        """What the head learns from."""
+
+    @abstractmethod
+    def table(
+        self,
+        utterances: Sequence[Utterance],
+        predictions: Sequence[Any],
+        trials: Sequence[Trial],
+    ) -> list[Row]:
+        """References and predictions as text, one row each: what a run folder keeps."""
+
+    @abstractmethod
+    def score(self, rows: Sequence[Row]) -> dict[str, Evidence]:
+        """Metrics of such a table, by name."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What `fit` learned, as JSON."""
+
+    @abstractmethod
+    def load_state(self, state: Mapping[str, Any]) -> None: ...

@@ -1,0 +1,1 @@
+"""Corpora: manifests in, utterances and batches out."""

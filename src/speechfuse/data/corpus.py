@@ -1,0 +1,208 @@
+"""A prepared corpus: Lhotse manifests and trials in one folder, read as utterances.
+
+    recordings.jsonl  supervisions.jsonl  cuts.jsonl    Lhotse's, so that its tools read them
+    trials.tsv                                          label, enrolment, test (if there are any)
+    corpus.json                                         name and counts
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speechfuse.errors import DataError
+from speechfuse.types import Trial, Utterance
+
+if TYPE_CHECKING:
+    from lhotse.cut import Cut
+
+_LABELS = ("emotion", "split")  # what Lhotse's supervisions have no field for
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Utterances in a fixed order, and trials if the corpus has its own."""
+
+    name: str
+    folder: Path
+    utterances: tuple[Utterance, ...]
+    trials: tuple[Trial, ...] = ()
+
+    def summary(self) -> dict[str, Any]:
+        """Counts for a reader: hours, speakers, splits and classes."""
+        counted: dict[str, Any] = {
+            "name": self.name,
+            "utterances": len(self.utterances),
+            "hours": round(sum(u.duration or 0 for u in self.utterances) / 3600, 4),
+            "speakers": len({u.speaker for u in self.utterances if u.speaker}),
+            "trials": len(self.trials),
+        }
+        for label in ("split", "emotion", "language"):
+            found = Counter(getattr(u, label) for u in self.utterances)
+            found.pop(None, None)
+            if found:
+                counted[label] = dict(sorted(found.items()))
+        return counted
+
+
+def write_corpus(corpus: Corpus, rates: dict[Path, tuple[int, int, int]]) -> None:
+    """Write the folder, whole or not at all. Audio inside the folder's own `audio/` is moved in.
+
+    rates: sample rate, samples and channels of each audio file.
+    """
+    from lhotse import CutSet, RecordingSet, SupervisionSet
+
+    corpus.folder.parent.mkdir(parents=True, exist_ok=True)
+    cuts = [_cut(u, corpus.folder, rates[u.audio]) for u in corpus.utterances]
+    recordings = {cut.recording.id: cut.recording for cut in cuts}
+    with tempfile.TemporaryDirectory(dir=corpus.folder.parent, prefix=".prepare-") as temporary:
+        out = Path(temporary)
+        RecordingSet.from_recordings(recordings.values()).to_jsonl(out / "recordings.jsonl")
+        SupervisionSet.from_segments(s for c in cuts for s in c.supervisions).to_jsonl(
+            out / "supervisions.jsonl"
+        )
+        CutSet.from_cuts(cuts).to_jsonl(out / "cuts.jsonl")
+        if corpus.trials:
+            write_trials(out / "trials.tsv", corpus.trials)
+        summary = {"format": _FORMAT, **corpus.summary()}
+        (out / "corpus.json").write_text(json.dumps(summary, indent=2) + "\n")
+        corpus.folder.mkdir(exist_ok=True)
+        for path in sorted(out.iterdir(), key=lambda p: p.name == "corpus.json"):
+            shutil.move(path, corpus.folder / path.name)  # corpus.json last: it says all is there
+
+
+def read_corpus(folder: Path) -> Corpus:
+    """A folder that `write_corpus` wrote.
+
+    Raises:
+        DataError: it is no prepared corpus.
+    """
+    from lhotse import CutSet
+
+    card = folder / "corpus.json"
+    if not card.is_file():
+        raise DataError(
+            f"{folder} is no prepared corpus (no corpus.json); "
+            "make one with: speechfuse prepare MANIFEST --out FOLDER"
+        )
+    about = json.loads(card.read_text())
+    cuts = CutSet.from_jsonl(folder / "cuts.jsonl")
+    utterances = tuple(_utterance(cut, folder) for cut in cuts)
+    trials = folder / "trials.tsv"
+    found = read_trials(trials, utterances) if trials.is_file() else ()
+    return Corpus(about["name"], folder, utterances, found)
+
+
+def write_trials(path: Path, trials: Sequence[Trial]) -> None:
+    lines = [f"{int(t.same)}\t{t.enrolment}\t{t.test}" for t in trials]
+    path.write_text("\n".join(["label\tenrol\ttest", *lines]) + "\n")
+
+
+def read_trials(path: Path, utterances: Sequence[Utterance]) -> tuple[Trial, ...]:
+    """Pairs as `label enrol test`, with or without a header; names are ids or audio paths.
+
+    Raises:
+        DataError: a row is not three fields, a label not 0 or 1, a name unknown.
+    """
+    names = {u.id: u.id for u in utterances}
+    for u in utterances:
+        names.setdefault(str(u.audio), u.id)
+        names.setdefault("/".join(u.audio.parts[-3:]), u.id)
+        names.setdefault("/".join(u.audio.parts[-2:]), u.id)
+        names.setdefault(u.audio.name, u.id)
+        names.setdefault(u.audio.stem, u.id)
+    rows = [line.replace(",", " ").split() for line in path.read_text().splitlines() if line]
+    order = (0, 1, 2)
+    if rows and "label" in rows[0]:
+        head = ["enrol" if name in ("enroll", "enrolment") else name for name in rows[0]]
+        if set(head) != {"label", "enrol", "test"}:
+            raise DataError(f"{path}: columns are {head}, expected label, enrol, test")
+        order = (head.index("label"), head.index("enrol"), head.index("test"))
+        rows = rows[1:]
+    trials = []
+    for number, row in enumerate(rows, start=2 if order else 1):
+        if len(row) != 3 or row[order[0]] not in ("0", "1"):
+            raise DataError(f"{path}, line {number}: expected a label 0 or 1 and two utterances")
+        label, one, other = (row[i] for i in order)
+        for name in (one, other):
+            if name not in names:
+                raise DataError(f"{path}, line {number}: no utterance '{name}' in the manifest")
+        trials.append(Trial(names[one], names[other], label == "1"))
+    return tuple(trials)
+
+
+def write_table(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    """Rows of text as a TSV file with a header."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """A TSV file that `write_table` wrote."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def _cut(utterance: Utterance, folder: Path, about: tuple[int, int, int]) -> Cut:
+    from lhotse import MonoCut, Recording, SupervisionSegment
+    from lhotse.audio import AudioSource
+
+    rate, samples, channels = about
+    inside = utterance.audio.is_relative_to(folder)
+    path = utterance.audio.relative_to(folder) if inside else utterance.audio.resolve()
+    name = str(path.with_suffix("")) if inside else str(path)
+    recording = Recording(
+        id=name,
+        sources=[AudioSource(type="file", channels=list(range(channels)), source=str(path))],
+        sampling_rate=rate,
+        num_samples=samples,
+        duration=samples / rate,
+        channel_ids=list(range(channels)),
+    )
+    duration = utterance.duration or samples / rate - utterance.start
+    custom = {name: value for name in _LABELS if (value := getattr(utterance, name)) is not None}
+    supervision = SupervisionSegment(
+        id=utterance.id,
+        recording_id=recording.id,
+        start=0.0,
+        duration=duration,
+        text=utterance.text,
+        language=utterance.language,
+        speaker=utterance.speaker,
+        custom={**utterance.extra, **custom} or None,
+    )
+    return MonoCut(
+        id=utterance.id,
+        start=utterance.start,
+        duration=duration,
+        channel=0,
+        supervisions=[supervision],
+        recording=recording,
+    )
+
+
+def _utterance(cut: Cut, folder: Path) -> Utterance:
+    supervision = cut.supervisions[0]
+    custom = dict(supervision.custom or {})
+    return Utterance(
+        id=cut.id,
+        audio=folder / cut.recording.sources[0].source,
+        start=cut.start,
+        duration=cut.duration,
+        text=supervision.text,
+        speaker=supervision.speaker,
+        language=supervision.language,
+        emotion=custom.pop("emotion", None),
+        split=custom.pop("split", None),
+        extra=custom,
+    )

@@ -1,0 +1,197 @@
+"""Import what people have: CSV, TSV and JSONL manifests, and Kaldi folders."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from speechfuse.data.corpus import Corpus, read_trials, write_corpus
+from speechfuse.errors import DataError, did_you_mean
+from speechfuse.types import Utterance
+
+COLUMNS = (
+    "id",
+    "audio",
+    "start",
+    "duration",
+    "text",
+    "speaker",
+    "emotion",
+    "language",
+    "split",
+)
+_SAME_AS = {"path": "audio", "file": "audio"}
+SPLITS = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "test": "test"}
+Progress = Callable[[str, int, int], None]  # what, done, of
+
+
+def prepare(
+    source: Path,
+    folder: Path,
+    *,
+    trials: Path | None = None,
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> Corpus:
+    """Import a manifest or a Kaldi folder into a corpus folder.
+
+    A manifest has the columns id, audio, start, duration, text, speaker, emotion, language,
+    split; all but audio may be missing, others are kept. Audio paths are relative to it.
+
+    Raises:
+        DataError: unreadable rows, missing or empty audio, spans outside their file.
+    """
+    if not source.exists():
+        raise DataError(f"no manifest or Kaldi folder at {source}")
+    rows = _kaldi_rows(source) if source.is_dir() else _manifest_rows(source)
+    if not rows:
+        raise DataError(f"{source} has no utterances")
+    base = source if source.is_dir() else source.parent
+    rates: dict[Path, tuple[int, int, int]] = {}
+    utterances = []
+    for number, row in enumerate(rows):
+        utterances.append(_utterance(row, base, f"{source}, utterance {number + 1}", rates))
+        if progress:
+            progress("audio files checked", number + 1, len(rows))
+    twice = _first_twice([u.id for u in utterances])
+    if twice:
+        raise DataError(f"{source}: the id '{twice}' stands for two utterances")
+    found = trials
+    if found is None and source.is_file() and (source.parent / "trials.tsv").is_file():
+        found = source.parent / "trials.tsv"
+    pairs = read_trials(found, utterances) if found else ()
+    corpus = Corpus(name or folder.name, folder, tuple(utterances), pairs)
+    write_corpus(corpus, rates)
+    return corpus
+
+
+def _manifest_rows(path: Path) -> list[dict[str, str]]:
+    try:
+        if path.suffix == ".jsonl":
+            lines = [line for line in path.read_text().splitlines() if line.strip()]
+            rows = [{k: str(v) for k, v in json.loads(line).items() if v is not None} for line in lines]
+        elif path.suffix in (".csv", ".tsv"):
+            with path.open(newline="") as file:
+                reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+                rows = [{k: v for k, v in row.items() if k and v} for row in reader]
+        else:
+            raise DataError(f"{path} ends in '{path.suffix}'; a manifest is .csv, .tsv or .jsonl")
+    except (json.JSONDecodeError, UnicodeDecodeError, csv.Error, AttributeError) as error:
+        raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
+    rows = [{_SAME_AS.get(k, k): v for k, v in row.items()} for row in rows]
+    if rows and "audio" not in rows[0]:
+        raise DataError(
+            f"{path} has no column 'audio' (or 'path'), found {sorted(rows[0])}; "
+            f"{did_you_mean('audio', rows[0])}"
+        )
+    return rows
+
+
+def _kaldi_rows(folder: Path) -> list[dict[str, str]]:
+    """wav.scp with segments, text, utt2spk, utt2emotion, utt2lang and utt2split where they are."""
+    audio = _kaldi_table(folder / "wav.scp")
+    for name, path in audio.items():
+        if path.rstrip().endswith("|"):
+            raise DataError(
+                f"{folder}/wav.scp: '{name}' is a command ({path[:40]}...); commands are not run, "
+                "write the audio to files first (wav-copy scp:wav.scp ...)"
+            )
+    segments = folder / "segments"
+    if segments.is_file():
+        rows = {}
+        for name, value in _kaldi_table(segments).items():
+            recording, start, end = value.split()
+            if recording not in audio:
+                raise DataError(f"{segments}: '{name}' is of '{recording}', not in wav.scp")
+            duration = str(float(end) - float(start))
+            rows[name] = {"audio": audio[recording], "start": start, "duration": duration}
+    else:
+        rows = {name: {"audio": path} for name, path in audio.items()}
+    columns = {
+        "text": "text",
+        "utt2spk": "speaker",
+        "utt2emotion": "emotion",
+        "utt2emo": "emotion",
+        "utt2lang": "language",
+        "utt2split": "split",
+    }
+    for file, column in columns.items():
+        if (folder / file).is_file():
+            for name, value in _kaldi_table(folder / file).items():
+                if name in rows:
+                    rows[name][column] = value
+    return [{"id": name, **row} for name, row in rows.items()]
+
+
+def _kaldi_table(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        raise DataError(f"{path.parent} is no Kaldi folder: it has no {path.name}")
+    pairs = [line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip()]
+    return {pair[0]: pair[1] if len(pair) > 1 else "" for pair in pairs}
+
+
+def _utterance(
+    row: dict[str, str], base: Path, where: str, rates: dict[Path, tuple[int, int, int]]
+) -> Utterance:
+    if not row.get("audio"):
+        raise DataError(f"{where}: the audio column is empty")
+    path = (base / row["audio"]).resolve()
+    if path not in rates:
+        rates[path] = _about(path, where)
+    rate, samples, _ = rates[path]
+    try:
+        start = float(row.get("start", 0.0))
+        duration = float(row["duration"]) if "duration" in row else None
+    except ValueError as error:
+        raise DataError(f"{where}: start and duration are seconds ({error})") from error
+    whole = samples / rate
+    if not 0 <= start < whole:
+        raise DataError(f"{where}: starts at {start:g} s, {path.name} lasts {whole:.2f} s")
+    rest = whole - start
+    # A manifest rounds; a span that ends within 20 ms of the file's end is to the end.
+    span = rest if duration is None or abs(duration - rest) < 0.02 else duration
+    if not 0 < span <= rest:
+        raise DataError(f"{where}: {span:g} s from {start:g} s on, {path.name} has {rest:.2f} s")
+    split = row.get("split")
+    if split is not None and split not in SPLITS:
+        raise DataError(f"{where}: unknown split; {did_you_mean(split, SPLITS)}")
+    return Utterance(
+        id=row.get("id") or path.stem,
+        audio=path,
+        start=start,
+        duration=span,
+        text=row.get("text"),
+        speaker=row.get("speaker"),
+        emotion=row.get("emotion"),
+        language=row.get("language"),
+        split=SPLITS[split] if split else None,
+        extra={k: v for k, v in row.items() if k not in COLUMNS},
+    )
+
+
+def _about(path: Path, where: str) -> tuple[int, int, int]:
+    """Sample rate, samples and channels from a file's header."""
+    import soundfile
+
+    from speechfuse.audio import REMEDY
+
+    if not path.is_file():
+        raise DataError(f"{where}: no audio file at {path}")
+    try:
+        info = soundfile.info(path)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise DataError(f"{where}: cannot decode {path} ({error}); {REMEDY}") from error
+    if not info.frames:
+        raise DataError(f"{where}: {path} holds no samples; remove it from the manifest")
+    return info.samplerate, info.frames, info.channels
+
+
+def _first_twice(names: Sequence[str]) -> str | None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None

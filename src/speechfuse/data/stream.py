@@ -1,0 +1,107 @@
+"""Batches of one task each, drawn by Lhotse's samplers; replayed from the seed on resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from speechfuse.types import Batch, Utterance
+
+MIN_FOR_BUCKETS = 64  # utterances; fewer are batched without regard to duration
+
+
+@dataclass(frozen=True)
+class Source:
+    """The training utterances of a task, audio per batch in seconds, and share of the batches."""
+
+    utterances: Sequence[Utterance]
+    batch_seconds: float
+    share: float
+
+
+def draw_batches(sources: Mapping[str, Source], seed: int) -> Iterator[tuple[str, list[Utterance]]]:
+    """Endless (task, utterances); one batch, one task; the same for the same seed."""
+    from lhotse.dataset import RoundRobinSampler
+
+    known = {f"{task}|{u.id}": u for task, s in sources.items() for u in s.utterances}
+    samplers = [
+        _sampler(task, source, seed + index)
+        for index, (task, source) in enumerate(sources.items())
+    ]
+    total = sum(source.share for source in sources.values())
+    shares = [source.share / total for source in sources.values()]
+    mixed: Any = (
+        samplers[0]
+        if len(samplers) == 1
+        else RoundRobinSampler(*samplers, randomize=shares, seed=seed)
+    )
+    batches = iter(mixed)
+    while True:
+        cuts = next(batches)  # not `for`: a Lhotse sampler starts again on iter()
+        names = [cut.id for cut in cuts]
+        yield names[0].split("|")[0], [known[name] for name in names]
+
+
+def _sampler(task: str, source: Source, seed: int) -> Any:
+    from lhotse import CutSet, MonoCut
+    from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
+
+    cuts = CutSet.from_cuts(
+        MonoCut(id=f"{task}|{u.id}", start=0, duration=u.duration or 1.0, channel=0)
+        for u in source.utterances
+    )
+    size = len(source.utterances)
+    longest = max(u.duration or 1.0 for u in source.utterances)
+    options: dict[str, Any] = {
+        "max_duration": max(source.batch_seconds, longest),
+        "shuffle": True,
+        "seed": seed,
+        "rank": 0,
+        "world_size": 1,
+    }
+    endless = cuts.repeat(preserve_id=True)
+    if size < MIN_FOR_BUCKETS:
+        return DynamicCutSampler(endless, shuffle_buffer_size=size, **options)
+    return DynamicBucketingSampler(
+        endless,
+        num_buckets=min(10, size // 32),
+        buffer_size=size,
+        num_cuts_for_bins_estimate=size,
+        **options,
+    )
+
+
+class Stream:
+    """A run of `steps` batches whose position is one number: Lightning saves and restores it.
+
+    It has a length, so that nothing is fetched ahead and the position is exact.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[], Iterator[tuple[str, list[Utterance]]]],
+        load: Callable[[str, Sequence[Utterance]], Batch],
+        steps: int,
+    ) -> None:
+        """draw: the batches from the start. load: a batch's tensors. steps: how many in all."""
+        self._draw, self._load, self._steps = draw, load, steps
+        self._done = 0
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        drawn = self._draw()
+        for _ in range(self._done):
+            next(drawn)  # no audio and no stacks are read
+        while self._done < self._steps:
+            task, utterances = next(drawn)
+            self._done += 1
+            yield self._load(task, utterances)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": self._done}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self._done = int(state["batches"])

@@ -1,0 +1,1 @@
+"""The embedded corpus: speech synthesised by espeak-ng, with speakers, sentences and emotions."""

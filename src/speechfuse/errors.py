@@ -1,0 +1,40 @@
+"""The errors a user can cause, each saying what was found, what was expected and what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SpeechFuseError(Exception):
+    """Base of every error this library raises on purpose; the command line exits with 2 on it."""
+
+
+class ShapeError(SpeechFuseError, ValueError):
+    """Two parts of a model disagree about layers, frames or feature width."""
+
+
+class RecipeError(SpeechFuseError, ValueError):
+    """A recipe names something unknown or contradicts itself."""
+
+
+class DataError(SpeechFuseError, ValueError):
+    """A manifest, an audio file or a label is not what it has to be."""
+
+
+class UpstreamError(SpeechFuseError, ValueError):
+    """A foundation model cannot be found, read or used."""
+
+
+class RunError(SpeechFuseError, ValueError):
+    """A run folder does not hold what it should, or belongs to another recipe."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint that lists the known names and suggests the nearest one.
+
+    >>> did_you_mean("hcnov", ["hconv", "weighted_sum"])
+    "known: hconv, weighted_sum. Did you mean 'hconv'?"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return f"known: {', '.join(names) or 'none'}.{hint}"

@@ -1,0 +1,79 @@
+"""The two orders in which models and layers can be fused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from speechfuse.alignment import align
+from speechfuse.contracts import Fusion, Interface, Merge
+from speechfuse.ops import normalise
+from speechfuse.types import Frames, LayerStack
+
+
+class MergeFirst(Fusion):
+    """Merge the models layer by layer, then fuse the layers once (Shih & Harwath 2025, sec. 3).
+
+    A merge that makes features wider than any model (concat) is followed by one linear layer
+    back to that model's width, after the interface.
+    """
+
+    def __init__(self, merge: Merge, interface: Interface, *, normalize: str = "none") -> None:
+        """normalize: of every hidden state first: none, layer_norm or unit_rms, nothing learned."""
+        super().__init__()
+        self.merge, self.interface, self.normalize = merge, interface, normalize
+        width = merge.project_to
+        self.project = None if width is None else nn.Linear(interface.out_dim, width)
+        self.out_dim = width or interface.out_dim
+        self.frame_rate = merge.spec.frame_rate
+
+    def merged(self, stacks: Sequence[LayerStack]) -> LayerStack:
+        """The one stack that the interface reads."""
+        stack: LayerStack = self.merge(align(_normalised(stacks, self.normalize)))
+        return stack
+
+    def forward(self, stacks: Sequence[LayerStack], task: str) -> Frames:
+        fused: Frames = self.interface(self.merged(stacks), task)
+        if self.project is None:
+            return fused
+        return Frames(self.project(fused.hidden), fused.lengths, fused.frame_rate)
+
+
+class LayersFirst(Fusion):
+    """Fuse the layers of each model, then concatenate and project (Chiu et al. 2024, baseline)."""
+
+    def __init__(
+        self, interfaces: Sequence[Interface], frame_rate: float, *, normalize: str = "none"
+    ) -> None:
+        """normalize: of every hidden state first: none, layer_norm or unit_rms, nothing learned."""
+        super().__init__()
+        widths = [interface.out_dim for interface in interfaces]
+        self.interfaces, self.normalize = nn.ModuleList(interfaces), normalize
+        self.project = None if len(widths) == 1 else nn.Linear(sum(widths), max(widths))
+        self.out_dim, self.frame_rate = max(widths), frame_rate
+
+    def forward(self, stacks: Sequence[LayerStack], task: str) -> Frames:
+        fused: list[Frames] = [
+            interface(stack, task)
+            for interface, stack in zip(
+                self.interfaces, _normalised(stacks, self.normalize), strict=True
+            )
+        ]
+        if self.project is None:
+            return fused[0]
+        aligned = align([LayerStack((f.hidden,), f.lengths, f.frame_rate) for f in fused])
+        hidden = torch.cat([stack.layers[0] for stack in aligned], dim=-1)
+        return Frames(self.project(hidden), aligned[0].lengths, aligned[0].frame_rate)
+
+
+def _normalised(stacks: Sequence[LayerStack], kind: str) -> list[LayerStack]:
+    if kind == "none":
+        return list(stacks)
+    return [
+        LayerStack(
+            tuple(normalise(layer, kind) for layer in stack.layers), stack.lengths, stack.frame_rate
+        )
+        for stack in stacks
+    ]

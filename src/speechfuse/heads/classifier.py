@@ -1,0 +1,40 @@
+"""One class for each utterance: masked mean pooling and a linear layer (SUPERB)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from speechfuse.contracts import Head, LossSum
+from speechfuse.ops import masked_mean, masked_std
+from speechfuse.types import Frames, Tokens
+
+
+class Classifier(Head):
+    """Scores of classes from the mean over frames, for example of emotions."""
+
+    def __init__(
+        self, in_dim: int, *, num_classes: int, mean_std: bool = False, dropout: float = 0.0
+    ) -> None:
+        """mean_std: read the standard deviation over frames too. dropout: on what is pooled."""
+        super().__init__()
+        self.mean_std = mean_std
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(in_dim * (2 if mean_std else 1), num_classes)
+
+    def logits(self, frames: Frames) -> Tensor:
+        """Unnormalised class scores, (B, C)."""
+        pooled = masked_mean(frames.hidden, frames.lengths)
+        if self.mean_std:
+            pooled = torch.cat([pooled, masked_std(frames.hidden, frames.lengths)], dim=-1)
+        logits: Tensor = self.linear(self.dropout(pooled))
+        return logits
+
+    def loss(self, frames: Frames, targets: Tokens) -> LossSum:
+        total = F.cross_entropy(self.logits(frames).float(), targets.ids[:, 0], reduction="sum")
+        return LossSum(total, len(targets.ids))
+
+    def predict(self, frames: Frames) -> list[int]:
+        found: list[int] = self.logits(frames).argmax(-1).tolist()
+        return found

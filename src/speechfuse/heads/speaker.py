@@ -1,0 +1,51 @@
+"""Speaker embeddings: statistics pooling and AM-softmax (Wang et al. 2018, arXiv:1801.05599)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from speechfuse.contracts import Head, LossSum
+from speechfuse.ops import masked_mean, masked_std
+from speechfuse.types import Frames, Tokens
+
+
+class Speaker(Head):
+    """Mean and standard deviation over frames, one linear layer, cosine to each training speaker.
+
+    logits = scale * (cosine - margin at the true speaker)
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        *,
+        num_classes: int,
+        embedding_dim: int = 192,
+        scale: float = 30.0,
+        margin: float = 0.2,
+    ) -> None:
+        """embedding_dim: width of what is compared. scale, margin: of AM-softmax."""
+        super().__init__()
+        self.norm = nn.LayerNorm(2 * in_dim)
+        self.embed = nn.Linear(2 * in_dim, embedding_dim)
+        self.speakers = nn.Parameter(torch.randn(num_classes, embedding_dim) / embedding_dim**0.5)
+        self.scale, self.margin = scale, margin
+
+    def embedding(self, frames: Frames) -> Tensor:
+        """One vector per utterance, (B, embedding_dim)."""
+        mean = masked_mean(frames.hidden, frames.lengths)
+        deviation = masked_std(frames.hidden, frames.lengths)
+        vector: Tensor = self.embed(self.norm(torch.cat([mean, deviation], dim=-1)))
+        return vector
+
+    def loss(self, frames: Frames, targets: Tokens) -> LossSum:
+        vectors = F.normalize(self.embedding(frames).float(), dim=-1)
+        cosine = vectors @ F.normalize(self.speakers, dim=-1).T
+        true = F.one_hot(targets.ids[:, 0], len(self.speakers))
+        logits = self.scale * (cosine - self.margin * true)
+        return LossSum(F.cross_entropy(logits, targets.ids[:, 0], reduction="sum"), len(true))
+
+    def predict(self, frames: Frames) -> list[Tensor]:
+        return list(self.embedding(frames).float().cpu())

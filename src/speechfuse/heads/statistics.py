@@ -1,0 +1,25 @@
+"""Nothing trained: mean and standard deviation over frames as an embedding, a probe of features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from speechfuse.contracts import Head, LossSum
+from speechfuse.ops import masked_mean, masked_std
+from speechfuse.types import Frames, Tokens
+
+
+class Statistics(Head):
+    """What a fixed layer tells of a speaker before anything is learned."""
+
+    def __init__(self, in_dim: int, *, num_classes: int) -> None:
+        super().__init__()
+
+    def loss(self, frames: Frames, targets: Tokens) -> LossSum:
+        return LossSum(frames.hidden.new_zeros(()), len(targets.ids))
+
+    def predict(self, frames: Frames) -> list[Tensor]:
+        mean = masked_mean(frames.hidden, frames.lengths)
+        deviation = masked_std(frames.hidden, frames.lengths)
+        return list(torch.cat([mean, deviation], dim=-1).float().cpu())

@@ -1,0 +1,1 @@
+"""Model fusion: one file per method, each a subclass of `contracts.Merge`."""

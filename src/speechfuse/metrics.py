@@ -1,0 +1,178 @@
+"""Error rates, accuracies and equal error rate, each with an interval from resampled speakers.
+
+Every metric is a function of sums over speakers (`SpeakerSums`) or of trials between speakers
+(`SpeakerTrials`), so that one bootstrap serves all of them: speakers are drawn with replacement
+1,000 times, the metric is computed for each draw, and the interval runs from the 2.5th to the
+97.5th percentile. The draws depend on the number of speakers alone, so two systems on the same
+speakers are drawn alike and their difference is paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy import float64
+from numpy.typing import NDArray
+
+from speechfuse.types import Metric
+
+DRAWS = 1000
+Values = NDArray[float64]
+
+
+def speaker_draws(speakers: int, draws: int = DRAWS) -> Values:
+    """How often each speaker is drawn, (draws, speakers); each row sums to `speakers`."""
+    random = np.random.default_rng([speakers, 20120])
+    return random.multinomial(speakers, [1 / speakers] * speakers, size=draws).astype(float64)
+
+
+@dataclass(frozen=True)
+class SpeakerSums:
+    """A metric of sums: `rows` (speakers, K), and what a row of sums (..., K) is worth."""
+
+    speakers: Sequence[str]
+    rows: Values
+    value: Callable[[Values], Values]
+
+    def point(self) -> float:
+        return float(self.value(self.rows.sum(0)))
+
+    def drawn(self) -> Values:
+        return self.value(speaker_draws(len(self.speakers)) @ self.rows)
+
+
+@dataclass(frozen=True)
+class SpeakerTrials:
+    """Equal error rate of scored trials between speakers."""
+
+    speakers: Sequence[str]
+    enrolment: NDArray[np.int64]  # index into speakers, (N,)
+    test: NDArray[np.int64]  # index into speakers, (N,)
+    same: NDArray[np.bool_]  # (N,)
+    scores: Values  # (N,), higher is more alike
+
+    def point(self) -> float:
+        return eer(self.scores, self.same)
+
+    def drawn(self) -> Values:
+        """Speakers are drawn first, then as many of their trials as there were."""
+        random = np.random.default_rng([len(self.speakers), 20121])
+        found = []
+        for times in speaker_draws(len(self.speakers)):
+            both = times[self.enrolment] * times[self.test]
+            weights = np.where(self.same, times[self.enrolment], both)
+            if weights[self.same].sum() == 0 or weights[~self.same].sum() == 0:
+                continue
+            drawn = random.poisson(weights).astype(float64)
+            if drawn[self.same].sum() and drawn[~self.same].sum():
+                found.append(eer(self.scores, self.same, drawn))
+        return np.array(found)
+
+
+Evidence = SpeakerSums | SpeakerTrials
+
+
+def with_interval(evidence: Evidence | Sequence[Evidence]) -> Metric:
+    """The metric and its 95 % interval; several evidences are runs with other seeds, averaged."""
+    several = [evidence] if isinstance(evidence, SpeakerSums | SpeakerTrials) else list(evidence)
+    value = float(np.mean([one.point() for one in several]))
+    rows = [one.drawn() for one in several]
+    shortest = min(len(row) for row in rows)
+    low, high = _percentiles(np.mean([row[:shortest] for row in rows], axis=0))
+    return Metric(value, low, high, len(several[0].speakers))
+
+
+def paired_difference(ours: Sequence[Evidence], theirs: Sequence[Evidence]) -> Metric:
+    """Ours minus theirs on the same speakers, with the interval of the difference."""
+    value = float(np.mean([o.point() for o in ours]) - np.mean([t.point() for t in theirs]))
+    rows = [[one.drawn() for one in several] for several in (ours, theirs)]
+    shortest = min(len(row) for several in rows for row in several)
+    mine, other = (np.mean([row[:shortest] for row in several], axis=0) for several in rows)
+    low, high = _percentiles(mine - other)
+    return Metric(value, low, high, len(ours[0].speakers))
+
+
+def _percentiles(values: Values) -> tuple[float, float]:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def error_rate(
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    speakers: Sequence[str],
+    *,
+    characters: bool = False,
+) -> SpeakerSums:
+    """Word or character error rate: edits by reference units, summed before they are divided."""
+    import jiwer
+
+    names = sorted(set(speakers))
+    rows = np.zeros((len(names), 2))
+    measure = jiwer.process_characters if characters else jiwer.process_words
+    for reference, hypothesis, speaker in zip(references, hypotheses, speakers, strict=True):
+        found = measure(reference, hypothesis)
+        edits = found.substitutions + found.deletions + found.insertions
+        rows[names.index(speaker)] += edits, edits - found.insertions + found.hits
+    # Substitutions, deletions and hits are the reference's units.
+    return SpeakerSums(names, rows, lambda sums: sums[..., 0] / np.maximum(sums[..., 1], 1))
+
+
+def accuracy(truth: Sequence[str], found: Sequence[str], speakers: Sequence[str]) -> SpeakerSums:
+    """Plain accuracy, the weighted accuracy (WA) of emotion recognition."""
+    names = sorted(set(speakers))
+    rows = np.zeros((len(names), 2))
+    for reference, prediction, speaker in zip(truth, found, speakers, strict=True):
+        rows[names.index(speaker)] += reference == prediction, 1
+    return SpeakerSums(names, rows, lambda sums: sums[..., 0] / sums[..., 1])
+
+
+def balanced_accuracy(
+    truth: Sequence[str], found: Sequence[str], speakers: Sequence[str]
+) -> SpeakerSums:
+    """Mean recall of the classes that occur, the unweighted accuracy (UA)."""
+    names, classes = sorted(set(speakers)), sorted(set(truth))
+    rows = np.zeros((len(names), 2 * len(classes)))
+    for reference, prediction, speaker in zip(truth, found, speakers, strict=True):
+        row, index = rows[names.index(speaker)], classes.index(reference)
+        row[index] += reference == prediction
+        row[len(classes) + index] += 1
+
+    def value(sums: Values) -> Values:
+        right, total = sums[..., : len(classes)], sums[..., len(classes) :]
+        recall = np.divide(right, total, out=np.zeros_like(right), where=total > 0)
+        mean: Values = recall.sum(-1) / np.maximum((total > 0).sum(-1), 1)
+        return mean
+
+    return SpeakerSums(names, rows, value)
+
+
+def eer(scores: Values, same: NDArray[np.bool_], weights: Values | None = None) -> float:
+    """Equal error rate, interpolated where misses and false alarms cross.
+
+    scores: (N,), higher means the same speaker. weights: how often each trial counts.
+    """
+    weights = np.ones(len(scores)) if weights is None else weights
+    order = np.argsort(-scores, kind="stable")
+    target = np.where(same, weights, 0.0)[order].cumsum()
+    impostor = np.where(same, 0.0, weights)[order].cumsum()
+    last = np.append(np.diff(scores[order]) != 0, True)  # equal scores are accepted together
+    miss = np.concatenate([[1.0], 1 - target[last] / target[-1]])
+    alarm = np.concatenate([[0.0], impostor[last] / impostor[-1]])
+    after = int(np.argmax(alarm >= miss))
+    before = max(0, after - 1)
+    gap_before, gap_after = miss[before] - alarm[before], miss[after] - alarm[after]
+    share = gap_before / (gap_before - gap_after) if gap_before != gap_after else 0.0
+    return float(miss[before] + share * (miss[after] - miss[before]))
+
+
+def min_dcf(scores: Values, same: NDArray[np.bool_], *, p_target: float = 0.01) -> float:
+    """Least detection cost over thresholds, divided by that of deciding blindly; unit costs."""
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.diff(scores[order]) != 0, True)
+    miss = np.concatenate([[1.0], 1 - same[order].cumsum()[last] / same.sum()])
+    alarm = np.concatenate([[0.0], (~same[order]).cumsum()[last] / (~same).sum()])
+    cost = p_target * miss + (1 - p_target) * alarm
+    return float(cost.min() / min(p_target, 1 - p_target))

@@ -1,0 +1,55 @@
+"""Small tensor operations shared by several parts. Pure functions, no parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from speechfuse.errors import RecipeError, did_you_mean
+
+NORMALISATIONS = ("none", "layer_norm", "unit_rms")
+
+
+def length_mask(lengths: Tensor, size: int) -> Tensor:
+    """True where a position is valid, shape (B, size)."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+def zero_padding(hidden: Tensor, lengths: Tensor) -> Tensor:
+    """The same frames with everything beyond each utterance's length set to zero: (B, T, D)."""
+    return hidden * length_mask(lengths, hidden.shape[1])[..., None].to(hidden.dtype)
+
+
+def masked_mean(hidden: Tensor, lengths: Tensor) -> Tensor:
+    """Mean over the valid frames: (B, T, D), (B,) -> (B, D)."""
+    weights = length_mask(lengths, hidden.shape[1]).to(hidden.dtype)
+    total = torch.einsum("btd,bt->bd", hidden.masked_fill(weights[..., None] == 0, 0), weights)
+    return total / lengths.clamp_min(1)[:, None].to(hidden.dtype)
+
+
+def masked_std(hidden: Tensor, lengths: Tensor) -> Tensor:
+    """Standard deviation over the valid frames, with a small floor: (B, T, D), (B,) -> (B, D)."""
+    centred = hidden - masked_mean(hidden, lengths)[:, None]
+    return (masked_mean(centred.square(), lengths) + 1e-5).sqrt()
+
+
+def normalise(hidden: Tensor, kind: str) -> Tensor:
+    """Put hidden states of different models on one scale, frame by frame, nothing learned.
+
+    kind: none; layer_norm, zero mean and unit variance over features; unit_rms, unit root mean
+    square over features.
+    """
+    if kind == "none":
+        return hidden
+    if kind == "layer_norm":
+        return F.layer_norm(hidden, hidden.shape[-1:])
+    if kind == "unit_rms":
+        return F.rms_norm(hidden, hidden.shape[-1:])
+    raise RecipeError(f"unknown normalisation '{kind}'; {did_you_mean(kind, NORMALISATIONS)}")
+
+
+def pad_frames(frames: list[Tensor]) -> Tensor:
+    """Utterances (T_b, D) side by side, zeros on the right: (B, T, D)."""
+    return pad_sequence(frames, batch_first=True)

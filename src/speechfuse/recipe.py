@@ -1,0 +1,215 @@
+"""A recipe: one YAML file that says which parts, which tasks, which data and how to train.
+
+Its own fields are checked here; the options of a part are checked against the part's constructor
+in `catalog`. Every error is reported at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from speechfuse.errors import RecipeError, did_you_mean
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Part(BaseModel):
+    """One entry of a recipe: a kind, and options handed to its constructor."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class FusionRecipe(_Strict):
+    """How models and layers become one vector per frame."""
+
+    order: Literal["merge_first", "layers_first"] = "merge_first"
+    merge: Part = Part(kind="add")
+    interface: Part
+    normalize: Literal["none", "layer_norm", "unit_rms"] = "none"
+    per_task: bool = True  # one fusion for each task, as the papers train; false: one for all
+
+
+class SplitRecipe(_Strict):
+    """Who is trained and tested on; speakers not named stay where the corpus puts them.
+
+    Without any, the corpus's own split counts; without one, 20 % of the speakers are the test set
+    and 10 % the development set.
+    """
+
+    train_speakers: tuple[str, ...] | None = None
+    dev_speakers: tuple[str, ...] | None = None
+    test_speakers: tuple[str, ...] | None = None
+
+
+class TaskRecipe(BaseModel):
+    """One task: what is asked, of which corpus, with which head; further keys are its options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: str | None = None  # a task of the catalog; the entry's own name if left out
+    corpus: str
+    head: Part
+    split: SplitRecipe = SplitRecipe()
+    noise_snr: float | None = None  # dB of pink noise mixed into every utterance
+    batch_seconds: float | None = Field(None, gt=0)  # the training section's, if left out
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class TrainingRecipe(_Strict):
+    """AdamW with linear warm-up and decay to zero, over batches of one task each."""
+
+    steps: int = Field(2000, gt=0)  # batches of all tasks together
+    learning_rate: float = Field(1e-3, gt=0)  # peak
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: float = Field(0.1, ge=0, le=1)  # share of the steps
+    gradient_clip: float = Field(1.0, gt=0)
+    batch_seconds: float = Field(60.0, gt=0)  # audio in a batch
+    interleave: dict[str, float] = {}  # share of each task's batches; equal if left out
+    evaluate_every: int | None = Field(None, gt=0)  # steps; a fifth of all if left out
+    keep: Literal["best", "last"] = "best"  # which checkpoint is the run's, best on development
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+
+
+class StoreRecipe(_Strict):
+    """Where the frozen layers are kept."""
+
+    folder: str = "stores"
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    budget_gb: float = Field(20.0, gt=0)
+
+
+class Recipe(_Strict):
+    """Everything that decides a run; saved beside the weights it produced."""
+
+    seed: int = 0
+    upstreams: dict[str, Part] = Field(min_length=1)
+    length_policy: Literal["masked", "equal", "padded"] = "masked"
+    fusion: FusionRecipe
+    tasks: dict[str, TaskRecipe] = Field(min_length=1)
+    training: TrainingRecipe = TrainingRecipe()
+    store: StoreRecipe = StoreRecipe()
+
+
+def load_recipe(source: Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe from a file or a mapping and apply overrides like `training.steps=100`.
+
+    Raises:
+        RecipeError: all that is wrong with it, one line each.
+    """
+    name = str(source) if isinstance(source, Path) else "recipe"
+    data = read_yaml(source) if isinstance(source, Path) else _copy(source)
+    for override in overrides:
+        apply_override(data, override)
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError("\n".join(f"{name}: {line}" for line in explain(error))) from error
+    extra = sorted(set(recipe.training.interleave) - set(recipe.tasks))
+    if extra:
+        hint = did_you_mean(extra[0], recipe.tasks)
+        raise RecipeError(f"{name}: training.interleave names no task '{extra[0]}'; {hint}")
+    return recipe
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping, through the safe loader.
+
+    Raises:
+        RecipeError: no such file, not YAML, or not a mapping.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise RecipeError(f"no recipe at {path}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path} is not readable YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path} holds {type(data).__name__}, expected a mapping of sections")
+    return data
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set one value in place: `a.b.c=value`, the value read as YAML.
+
+    Raises:
+        RecipeError: not KEY=VALUE, or the key leads through something that is no section.
+    """
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"override '{override}' is not KEY=VALUE, for example training.steps=100")
+    *path, last = key.split(".")
+    node: Any = data
+    for step in path:
+        node = _child(node, step, override)
+    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = yaml.safe_load(value)
+    elif isinstance(node, dict):
+        node[last] = yaml.safe_load(value)
+    else:
+        raise RecipeError(f"override '{override}': there is no section above '{last}'")
+
+
+def _child(node: Any, step: str, override: str) -> Any:
+    if isinstance(node, list) and step.isdigit() and int(step) < len(node):
+        return node[int(step)]
+    if isinstance(node, dict):
+        if node.get(step) is None:
+            node[step] = {}
+        return node[step]
+    raise RecipeError(f"override '{override}': '{step}' is not inside a section")
+
+
+def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `change` laid over it, section by section; a part of another kind replaces."""
+    result = _copy(base)
+    for key, value in change.items():
+        old = result.get(key)
+        if isinstance(old, dict) and isinstance(value, Mapping) and "kind" not in value:
+            result[key] = merged(old, value)
+        else:
+            result[key] = _copy(value) if isinstance(value, Mapping) else value
+    return result
+
+
+def explain(error: ValidationError) -> list[str]:
+    """One line for each thing pydantic found wrong, with the nearest known name."""
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(step) for step in item["loc"])
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{where}: unknown setting; {_known_beside(item['loc'])}")
+        elif item["type"] == "missing":
+            lines.append(f"{where}: is missing")
+        else:
+            lines.append(f"{where}: {item['msg']} (found {item['input']!r})")
+    return lines
+
+
+def _known_beside(path: tuple[int | str, ...]) -> str:
+    """The names that could stand where an unknown one does."""
+    model: type[BaseModel] = Recipe
+    for step in path[:-1]:
+        field = model.model_fields.get(str(step))
+        inner = field.annotation if field else None
+        for nested in (FusionRecipe, SplitRecipe, TaskRecipe, TrainingRecipe, StoreRecipe):
+            if inner is nested or (step not in model.model_fields and nested is TaskRecipe):
+                model = nested
+    return did_you_mean(str(path[-1]), model.model_fields)
+
+
+def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _copy(v) if isinstance(v, Mapping) else v for k, v in data.items()}

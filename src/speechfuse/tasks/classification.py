@@ -1,0 +1,74 @@
+"""One class for each utterance: emotion, language or any other column of the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from speechfuse.contracts import Row, Task
+from speechfuse.errors import DataError, did_you_mean
+from speechfuse.metrics import Evidence, accuracy, balanced_accuracy
+from speechfuse.types import Tokens, Trial, Utterance
+
+
+class Classification(Task):
+    """Name the class. Classes are given, or those of the training utterances."""
+
+    primary, higher_is_better = "balanced_accuracy", True
+
+    def __init__(self, *, label: str = "emotion", labels: Sequence[str] | None = None) -> None:
+        """label: column that holds the class. labels: the classes, all others are an error."""
+        self.label, self.labels = label, sorted(labels or [])
+        self.needs = (label,)
+        self._given = labels is not None
+
+    def fit(self, utterances: Sequence[Utterance]) -> None:
+        """Raises DataError for a label outside the given set."""
+        found = {u.label(self.label) or "" for u in utterances}
+        if self._given:
+            self._check(found, self.labels)
+        else:
+            self.labels = sorted(found)
+
+    def _check(self, found: set[str], known: Sequence[str]) -> None:
+        for label in sorted(found - set(known)):
+            raise DataError(
+                f"{self.label} '{label}' is outside the label set; {did_you_mean(label, known)}"
+            )
+
+    def head_options(self) -> dict[str, Any]:
+        return {"num_classes": len(self.labels)}
+
+    def targets(self, utterances: Sequence[Utterance]) -> Tokens:
+        found = [u.label(self.label) or "" for u in utterances]
+        self._check(set(found), self.labels)
+        ids = torch.tensor([[self.labels.index(label)] for label in found])
+        return Tokens(ids, torch.ones(len(ids), dtype=torch.long))
+
+    def table(
+        self,
+        utterances: Sequence[Utterance],
+        predictions: Sequence[Any],
+        trials: Sequence[Trial],
+    ) -> list[Row]:
+        return [
+            {
+                "id": u.id,
+                "speaker": u.speaker or u.id,
+                "reference": u.label(self.label) or "",
+                "prediction": self.labels[found],
+            }
+            for u, found in zip(utterances, predictions, strict=True)
+        ]
+
+    def score(self, rows: Sequence[Row]) -> dict[str, Evidence]:
+        columns = [[row[name] for row in rows] for name in ("reference", "prediction", "speaker")]
+        return {"accuracy": accuracy(*columns), "balanced_accuracy": balanced_accuracy(*columns)}
+
+    def state(self) -> dict[str, Any]:
+        return {"labels": self.labels}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.labels = list(state["labels"])

@@ -1,0 +1,67 @@
+"""Speech recognition (ASR): texts in characters, word and character error rate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from speechfuse.contracts import Row, Task
+from speechfuse.metrics import Evidence, error_rate
+from speechfuse.text import Characters, normalise_text
+from speechfuse.types import Tokens, Trial, Utterance
+
+
+class Recognition(Task):
+    """Transcribe. The characters of the training texts are the vocabulary."""
+
+    needs = ("text",)
+    primary, higher_is_better = "wer", False
+
+    def __init__(self) -> None:
+        self.characters = Characters([])
+
+    def fit(self, utterances: Sequence[Utterance]) -> None:
+        self.characters = Characters.of(normalise_text(u.text or "") for u in utterances)
+
+    def head_options(self) -> dict[str, Any]:
+        return {"num_tokens": len(self.characters)}
+
+    def targets(self, utterances: Sequence[Utterance]) -> Tokens:
+        rows = [
+            torch.tensor(self.characters.encode(normalise_text(u.text or "")), dtype=torch.long)
+            for u in utterances
+        ]
+        lengths = torch.tensor([len(row) for row in rows])
+        return Tokens(pad_sequence(rows, batch_first=True), lengths)
+
+    def table(
+        self,
+        utterances: Sequence[Utterance],
+        predictions: Sequence[Any],
+        trials: Sequence[Trial],
+    ) -> list[Row]:
+        return [
+            {
+                "id": u.id,
+                "speaker": u.speaker or u.id,
+                "reference": normalise_text(u.text or ""),
+                "prediction": " ".join(self.characters.decode(found).split()),
+            }
+            for u, found in zip(utterances, predictions, strict=True)
+        ]
+
+    def score(self, rows: Sequence[Row]) -> dict[str, Evidence]:
+        columns = [[row[name] for row in rows] for name in ("reference", "prediction", "speaker")]
+        return {
+            "wer": error_rate(*columns),
+            "cer": error_rate(*columns, characters=True),
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {"characters": self.characters.symbols}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.characters = Characters(state["characters"])

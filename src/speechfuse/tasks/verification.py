@@ -1,0 +1,90 @@
+"""Speaker verification (SV): do two utterances have one speaker? Cosine of embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from speechfuse.contracts import Row, Task
+from speechfuse.errors import DataError
+from speechfuse.metrics import Evidence, SpeakerTrials
+from speechfuse.types import Tokens, Trial, Utterance
+
+
+class Verification(Task):
+    """Tell speakers apart. Heads learn to name the training speakers, trials have others."""
+
+    needs = ("speaker",)
+    primary, higher_is_better = "eer", False
+
+    def __init__(self) -> None:
+        self.speakers: list[str] = []
+
+    def fit(self, utterances: Sequence[Utterance]) -> None:
+        self.speakers = sorted({u.speaker or "" for u in utterances})
+
+    def head_options(self) -> dict[str, Any]:
+        return {"num_classes": len(self.speakers)}
+
+    def targets(self, utterances: Sequence[Utterance]) -> Tokens:
+        ids = torch.tensor([[self.speakers.index(u.speaker or "")] for u in utterances])
+        return Tokens(ids, torch.ones(len(ids), dtype=torch.long))
+
+    def table(
+        self,
+        utterances: Sequence[Utterance],
+        predictions: Sequence[Any],
+        trials: Sequence[Trial],
+    ) -> list[Row]:
+        """One row for each trial whose two utterances are here.
+
+        Raises:
+            DataError: no trial is, or all are of one kind.
+        """
+        speaker = {u.id: u.speaker or u.id for u in utterances}
+        vectors = {u.id: _unit(v) for u, v in zip(utterances, predictions, strict=True)}
+        here = [t for t in trials if t.enrolment in vectors and t.test in vectors]
+        if {t.same for t in here} != {True, False}:
+            raise DataError(
+                f"{len(here)} of {len(trials)} trials are among these {len(vectors)} utterances; "
+                "verification needs pairs of one speaker and of two"
+            )
+        return [
+            {
+                "enrolment": t.enrolment,
+                "test": t.test,
+                "enrolment_speaker": speaker[t.enrolment],
+                "test_speaker": speaker[t.test],
+                "same": str(int(t.same)),
+                "score": f"{vectors[t.enrolment] @ vectors[t.test]:.6f}",
+            }
+            for t in here
+        ]
+
+    def score(self, rows: Sequence[Row]) -> dict[str, Evidence]:
+        pairs = [(row["enrolment_speaker"], row["test_speaker"]) for row in rows]
+        speakers = sorted({name for pair in pairs for name in pair})
+        index = {name: i for i, name in enumerate(speakers)}
+        indices = np.array([[index[a], index[b]] for a, b in pairs])
+        trials = SpeakerTrials(
+            speakers,
+            indices[:, 0],
+            indices[:, 1],
+            np.array([row["same"] == "1" for row in rows]),
+            np.array([float(row["score"]) for row in rows]),
+        )
+        return {"eer": trials}
+
+    def state(self) -> dict[str, Any]:
+        return {"speakers": self.speakers}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.speakers = list(state["speakers"])
+
+
+def _unit(vector: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+    found: np.ndarray[Any, np.dtype[np.float64]] = vector.double().numpy()
+    return found / max(float(np.linalg.norm(found)), 1e-12)

@@ -1,0 +1,129 @@
+"""The nouns: tensors that know what their axes mean.
+
+Axis letters used everywhere: L layers, B utterances, S samples, T frames, D features, U text
+tokens, C classes. Durations are seconds, rates are hertz.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from speechfuse.errors import ShapeError
+
+
+@dataclass(frozen=True, slots=True)
+class Waveforms:
+    """A batch of mono audio, padded with zeros on the right."""
+
+    samples: Tensor  # (B, S) float32 in [-1, 1]
+    lengths: Tensor  # (B,) int64, valid samples of each utterance
+    sample_rate: int  # Hz
+
+
+@dataclass(frozen=True, slots=True)
+class StackSpec:
+    """What a layer stack will look like, known before any tensor exists."""
+
+    num_layers: int
+    dim: int
+    frame_rate: float  # Hz
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStack:
+    """Hidden states of every layer of one model, or of several merged models.
+
+    A tuple of layers, not one tensor: a weighted sum is bound by memory traffic, and stacking 13
+    to 25 layers first doubles or triples it.
+    """
+
+    layers: tuple[Tensor, ...]  # L tensors (B, T, D)
+    lengths: Tensor  # (B,) int64, valid frames
+    frame_rate: float  # Hz
+
+    def __post_init__(self) -> None:
+        shapes = {tuple(layer.shape) for layer in self.layers}
+        if len(shapes) != 1 or len(next(iter(shapes))) != 3:
+            raise ShapeError(f"a layer stack is L tensors of one shape (B, T, D), found {shapes}")
+
+    @property
+    def spec(self) -> StackSpec:
+        return StackSpec(len(self.layers), self.layers[0].shape[-1], self.frame_rate)
+
+    def stacked(self) -> Tensor:
+        """All layers in one tensor (L, B, T, D): a copy, so only where it is really needed."""
+        return torch.stack(self.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """One feature vector per frame: what a head reads. An utterance vector has T = 1."""
+
+    hidden: Tensor  # (B, T, D)
+    lengths: Tensor  # (B,) int64, valid frames
+    frame_rate: float  # Hz
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A batch of token or class ids, padded on the right."""
+
+    ids: Tensor  # (B, U) int64
+    lengths: Tensor  # (B,) int64
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One stretch of a recording and what is known about it; an unknown label is None."""
+
+    id: str
+    audio: Path
+    start: float = 0.0  # seconds into the recording
+    duration: float | None = None  # seconds; None is to the end
+    text: str | None = None
+    speaker: str | None = None
+    emotion: str | None = None
+    language: str | None = None
+    split: str | None = None  # train, dev or test
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+    def label(self, name: str) -> str | None:
+        """A label by name: text, speaker, emotion, language or a column of `extra`."""
+        if name in ("text", "speaker", "emotion", "language"):
+            value: str | None = getattr(self, name)
+            return value
+        return self.extra.get(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Two utterances, and whether the same speaker speaks in both."""
+
+    enrolment: str  # utterance id
+    test: str  # utterance id
+    same: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A number with its 95 % interval from resampled speakers."""
+
+    value: float
+    low: float
+    high: float
+    speakers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One batch, one task."""
+
+    task: str
+    utterances: Sequence[Utterance]
+    inputs: Waveforms | Sequence[LayerStack]  # audio, or one stored stack per upstream
+    targets: Tokens | None

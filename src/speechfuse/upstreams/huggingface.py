@@ -1,0 +1,291 @@
+"""Encoders in the Hugging Face layout, from a folder or from the hub at a pinned revision.
+
+A folder holds config.json, preprocessor_config.json and model.safetensors. Weights in other
+formats are pickles and are not read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from speechfuse.audio import SAMPLE_RATE
+from speechfuse.contracts import Upstream, UpstreamPlan
+from speechfuse.errors import DataError, UpstreamError, did_you_mean
+from speechfuse.ops import length_mask, zero_padding
+from speechfuse.types import LayerStack, Waveforms
+from speechfuse.upstreams import conv_transformer, w2v_bert, whisper
+
+CONV_FAMILY = ("hubert", "wavlm", "wav2vec2", "data2vec-audio")
+LENGTH_POLICIES = ("masked", "equal", "padded")
+# What a config.json may leave out, as transformers' configuration classes fill it in.
+_CONV_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "conv_dim": [512] * 7,
+    "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
+    "conv_stride": [5, 2, 2, 2, 2, 2, 2],
+    "conv_bias": False,
+    "num_conv_pos_embeddings": 128,
+    "num_conv_pos_embedding_groups": 16,
+    "feat_extract_norm": "group",
+}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "hubert": _CONV_DEFAULTS,
+    "wav2vec2": _CONV_DEFAULTS,
+    "wavlm": _CONV_DEFAULTS | {"num_buckets": 320},
+    "data2vec-audio": _CONV_DEFAULTS | {"num_conv_pos_embeddings": 5, "conv_pos_kernel_size": 19},
+    "wav2vec2-bert": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "feature_projection_input_dim": 160,
+        "conv_depthwise_kernel_size": 31,
+        "position_embeddings_type": "relative_key",
+        "left_max_position_embeddings": 64,
+        "right_max_position_embeddings": 8,
+    },
+    "whisper": {
+        "d_model": 384,
+        "encoder_layers": 4,
+        "encoder_ffn_dim": 1536,
+        "num_mel_bins": 80,
+        "max_source_positions": 1500,
+    },
+}
+_UNUSED = ("masked_spec_embed", "adapter.", "intermediate_ffn.")  # no hidden state reads them
+
+
+class HuggingFace(Upstream):
+    """HuBERT, WavLM, wav2vec 2.0, data2vec-audio, W2v-BERT 2.0 or Whisper, all hidden states.
+
+    State 0 is what the first transformer block reads; the last one is the model's
+    `last_hidden_state`, after the final norm where there is one.
+    """
+
+    sample_rate = SAMPLE_RATE
+
+    def __init__(
+        self,
+        *,
+        source: str,
+        revision: str | None = None,
+        weights: Literal["pretrained", "random"] = "pretrained",
+        seed: int = 0,
+        length_policy: Literal["masked", "equal", "padded"] = "masked",
+        whisper_pad: float | Literal["30s"] = 1.0,
+        long: Literal["window", "refuse"] = "window",
+    ) -> None:
+        """source: a folder, or a name on the hub. revision: a commit of the hub's repository.
+
+        weights: random keeps the architecture and draws the weights from `seed`, as a control.
+        length_policy: masked, exact frames in padded batches; equal, batches of one length only;
+        padded, as transformers computes a padded batch. whisper_pad: seconds of silence after
+        each clip, or 30s. long: what whisper does with clips over 30 s.
+
+        Raises:
+            UpstreamError: no such folder or repository, no safetensors, an unknown architecture.
+        """
+        super().__init__()
+        folder = _folder(source, revision)
+        config, preprocessor = _configs(folder, source)
+        plan = _plan(config, preprocessor, source, whisper_pad)
+        self.spec, self.min_samples = plan.spec, plan.min_samples
+        self.source, self.revision, self.weights, self.seed = source, revision, weights, seed
+        self.folder, self.length_policy = folder, length_policy
+        model = _load(folder, config, source, seed if weights == "random" else None)
+        kind = config["model_type"]
+        if kind == "whisper":
+            self.states: Any = whisper.WhisperStates(model, preprocessor, whisper_pad, long)
+        elif kind == "wav2vec2-bert":
+            self.states = w2v_bert.W2vBert(model, preprocessor)
+        else:
+            self.states = conv_transformer.ConvTransformer(model, preprocessor, length_policy)
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def plan(
+        cls,
+        *,
+        source: str,
+        revision: str | None = None,
+        whisper_pad: float | Literal["30s"] = 1.0,
+        **_: Any,
+    ) -> UpstreamPlan:
+        config, preprocessor = _configs(_folder(source, revision, weights=False), source)
+        return _plan(config, preprocessor, source, whisper_pad)
+
+    def train(self, mode: bool = True) -> HuggingFace:
+        """Frozen means evaluation mode, whatever the model around it does."""
+        del mode
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, wav: Waveforms) -> LayerStack:
+        """All hidden states.
+
+        Raises:
+            DataError: a clip is shorter than the encoder's receptive field.
+        """
+        shortest = int(wav.lengths.min())
+        if shortest < self.min_samples:
+            raise DataError(
+                f"a clip of {shortest} samples is shorter than the {self.min_samples} that "
+                f"{self.source} needs for one frame; remove it from the manifest"
+            )
+        silent = wav.samples * length_mask(wav.lengths, wav.samples.shape[1])
+        lengths = self.states.frames(wav.lengths)
+        states = self.states.states(Waveforms(silent, wav.lengths, wav.sample_rate))
+        layers = tuple(zero_padding(hidden, lengths) for hidden in states)
+        assert len(layers) == self.spec.num_layers, (len(layers), self.spec)
+        return LayerStack(layers, lengths, self.spec.frame_rate)
+
+    def identity(self) -> dict[str, str]:
+        found = {"source": self.source, "config_sha256": _sha256([self.folder / "config.json"])}
+        if self.revision:
+            found["revision"] = self.revision
+        if self.weights == "random":
+            return found | {"weights": f"random, seed {self.seed}"}
+        return found | {"weights_sha256": _sha256(sorted(self.folder.glob("*.safetensors")))}
+
+
+def _folder(source: str, revision: str | None, weights: bool = True) -> Path:
+    """The local folder of a source, fetched from the hub if it is not a folder here."""
+    local = Path(source)
+    if local.is_dir():
+        return local
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise UpstreamError(f"no folder at {source}; give a folder or a hub name like org/model")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    wanted = ["config.json", "preprocessor_config.json"]
+    try:
+        return Path(
+            snapshot_download(
+                source,
+                revision=revision,
+                allow_patterns=[*wanted, "*.safetensors*"] if weights else wanted,
+            )
+        )
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise UpstreamError(
+            f"cannot fetch {source} at revision {revision or 'main'} ({type(error).__name__}); "
+            "check the name and the network, or give a local folder"
+        ) from error
+
+
+def _configs(folder: Path, source: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """config.json with its class's defaults filled in, and preprocessor_config.json."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UpstreamError(f"{source} has no config.json; expected a Hugging Face model folder")
+    config = json.loads(path.read_text())
+    kind = config.get("model_type", "none")
+    known = (*CONV_FAMILY, "wav2vec2-bert", "whisper")
+    if kind not in known:
+        raise UpstreamError(
+            f"{source} is of architecture '{kind}', which speechfuse cannot read layer by layer; "
+            f"{did_you_mean(kind, known)}"
+        )
+    preprocessor_path = folder / "preprocessor_config.json"
+    preprocessor = json.loads(preprocessor_path.read_text()) if preprocessor_path.is_file() else {}
+    rate = preprocessor.get("sampling_rate", SAMPLE_RATE)
+    if rate != SAMPLE_RATE:
+        raise UpstreamError(f"{source} wants audio at {rate} Hz, speechfuse gives {SAMPLE_RATE}")
+    return config, preprocessor
+    return {**_DEFAULTS[kind], **config}, preprocessor
+
+
+def _plan(
+    config: Mapping[str, Any], preprocessor: Mapping[str, Any], source: str, pad: whisper.Pad
+) -> UpstreamPlan:
+    try:
+        if config["model_type"] == "whisper":
+            return whisper.plan(config, preprocessor, pad)
+        if config["model_type"] == "wav2vec2-bert":
+            return w2v_bert.plan(config)
+        return conv_transformer.plan(config, SAMPLE_RATE)
+    except KeyError as error:
+        raise UpstreamError(f"config.json of {source} has no {error}, which is needed") from error
+
+
+def _load(folder: Path, config: Mapping[str, Any], source: str, seed: int | None) -> nn.Module:
+    """The bare encoder in float32; drawn from `seed` if there is one, else read from the folder."""
+    import transformers
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    whisper_like = config["model_type"] == "whisper"
+    model_class: Any = WhisperEncoder if whisper_like else transformers.AutoModel
+    full = transformers.AutoConfig.from_pretrained(folder)
+    full.layerdrop = full.encoder_layerdrop = 0.0  # every block, always
+    if seed is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            random: nn.Module = (
+                WhisperEncoder(full) if whisper_like else model_class.from_config(full)
+            )
+        return random.float()
+    if not list(folder.glob("*.safetensors")):
+        pickled = " It has pickled weights, which are never read." if _pickled(folder) else ""
+        raise UpstreamError(
+            f"{source} has no *.safetensors.{pickled} Use a revision that has them (on the hub "
+            "often refs/pr/1), or save the model once with save_pretrained(folder)"
+        )
+    options: dict[str, Any] = {"config": full, "dtype": torch.float32, "use_safetensors": True}
+    if whisper_like:
+        options["key_mapping"] = {r"^(model\.)?encoder\.": ""}
+    try:
+        with _quiet():
+            model, report = model_class.from_pretrained(
+                folder, output_loading_info=True, **options
+            )
+    except Exception as error:  # the library raises many kinds for a broken file
+        raise UpstreamError(f"cannot read the weights of {source}: {error}") from error
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith(_UNUSED))
+    if missing:
+        raise UpstreamError(
+            f"the weights of {source} lack {len(missing)} tensors of the encoder, the first is "
+            f"{missing[0]}; the file is of another model or incomplete"
+        )
+    loaded: nn.Module = model
+    return loaded
+
+
+def _pickled(folder: Path) -> bool:
+    return any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+
+
+class _quiet:
+    """No load report and no progress bar on the terminal while weights are read."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self._level = logging.get_verbosity()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging
+
+        logging.set_verbosity(self._level)
+        logging.enable_progress_bar()
+
+
+def _sha256(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
