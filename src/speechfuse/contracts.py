@@ -49,8 +49,9 @@ class Upstream(nn.Module, ABC):
     @abstractmethod
     def forward(self, wav: Waveforms) -> LayerStack: ...
 
+    @classmethod
     @abstractmethod
-    def identity(self) -> dict[str, str]:
+    def identity(cls, **options: Any) -> dict[str, str]:
         """Name, revision and content hash: what a run folder keeps instead of a copy."""
 
 

@@ -6,7 +6,7 @@ tokens, C classes. Durations are seconds, rates are hertz.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from speechfuse.errors import ShapeError
+
+Progress = Callable[[str, int, int], None]  # told what is going on, how much is done, of how much
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from speechfuse.data.corpus import Corpus, read_trials, write_corpus
 from speechfuse.errors import DataError, did_you_mean
-from speechfuse.types import Utterance
+from speechfuse.types import Progress, Utterance
 
 COLUMNS = (
     "id",
@@ -24,7 +24,6 @@ COLUMNS = (
 )
 _SAME_AS = {"path": "audio", "file": "audio"}
 SPLITS = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "test": "test"}
-Progress = Callable[[str, int, int], None]  # what, done, of
 
 
 def prepare(

@@ -48,5 +48,6 @@ class Filterbank(Upstream):
         hidden = (mel.transpose(1, 2) + 4) / 4
         return LayerStack((zero_padding(hidden, lengths),), lengths, self.spec.frame_rate)
 
-    def identity(self) -> dict[str, str]:
-        return {"source": f"filterbank {self.num_mels} x {self.spec.frame_rate:g} Hz"}
+    @classmethod
+    def identity(cls, *, num_mels: int = 80, frame_rate: float = 100.0) -> dict[str, str]:
+        return {"source": f"filterbank, {num_mels} mels at {frame_rate:g} Hz"}

@@ -100,8 +100,7 @@ class HuggingFace(Upstream):
         config, preprocessor = _configs(folder, source)
         plan = _plan(config, preprocessor, source, whisper_pad)
         self.spec, self.min_samples = plan.spec, plan.min_samples
-        self.source, self.revision, self.weights, self.seed = source, revision, weights, seed
-        self.folder, self.length_policy = folder, length_policy
+        self.source = source
         model = _load(folder, config, source, seed if weights == "random" else None)
         kind = config["model_type"]
         if kind == "whisper":
@@ -149,13 +148,23 @@ class HuggingFace(Upstream):
         assert len(layers) == self.spec.num_layers, (len(layers), self.spec)
         return LayerStack(layers, lengths, self.spec.frame_rate)
 
-    def identity(self) -> dict[str, str]:
-        found = {"source": self.source, "config_sha256": _sha256([self.folder / "config.json"])}
-        if self.revision:
-            found["revision"] = self.revision
-        if self.weights == "random":
-            return found | {"weights": f"random, seed {self.seed}"}
-        return found | {"weights_sha256": _sha256(sorted(self.folder.glob("*.safetensors")))}
+    @classmethod
+    def identity(
+        cls,
+        *,
+        source: str,
+        revision: str | None = None,
+        weights: str = "pretrained",
+        seed: int = 0,
+        **_: Any,
+    ) -> dict[str, str]:
+        folder = _folder(source, revision)
+        found = {"source": source, "config_sha256": _sha256([folder / "config.json"])}
+        if revision:
+            found["revision"] = revision
+        if weights == "random":
+            return found | {"weights": f"random, seed {seed}"}
+        return found | {"weights_sha256": _sha256(sorted(folder.glob("*.safetensors")))}
 
 
 def _folder(source: str, revision: str | None, weights: bool = True) -> Path:

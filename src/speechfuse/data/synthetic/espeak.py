@@ -104,6 +104,7 @@ class _Espeak:
         )
         self._callback = kind(self._collect)  # kept alive as long as the library may call it
         self._library.espeak_SetSynthCallback(self._callback)
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # breath is noise from the clock else
 
     def _collect(self, samples: Any, count: int, events: Any) -> int:
         if samples and count:

@@ -1,0 +1,175 @@
+"""A run folder: what was asked, what was learned and what came out, and nothing unpickled.
+
+    recipe.yaml          resolved                upstreams.json    names, revisions, hashes
+    model.safetensors    trained parts           tasks.json        vocabularies and label sets
+    metrics.json         with intervals          predictions/      references and predictions
+    log.csv              step, name, value       versions.txt      of the libraries
+    checkpoints/         best and last           events.*          TensorBoard
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import load_file, save_file
+
+from speechfuse import __version__, build, catalog
+from speechfuse.data.corpus import read_table, write_table
+from speechfuse.errors import RunError
+from speechfuse.model import FusionModel
+from speechfuse.recipe import Recipe, load_recipe
+
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "lightning",
+    "lhotse",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "soundfile",
+    "soxr",
+    "jiwer",
+)
+_FREE = ("store",)  # sections that may differ when a run goes on
+
+
+class Run:
+    """One run folder; files are written whole, under their final name only when complete."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def begin(self, recipe: Recipe) -> None:
+        """Claim the folder for a recipe, or go on in it.
+
+        Raises:
+            RunError: the folder belongs to another recipe.
+        """
+        mine = recipe.model_dump(mode="json")
+        path = self.folder / "recipe.yaml"
+        if path.is_file():
+            theirs = yaml.safe_load(path.read_text())
+            changed = _changed(theirs, mine)
+            if changed:
+                raise RunError(
+                    f"{self.folder} holds a run of another recipe (differs in "
+                    f"{', '.join(changed[:5])}); choose another folder or delete this one"
+                )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, yaml.safe_dump(mine, sort_keys=False))
+        upstreams = {
+            name: catalog.find("upstream", part.kind).identity(
+                **build.upstream_options(recipe, name)
+            )
+            for name, part in recipe.upstreams.items()
+        }
+        self._write_json("upstreams.json", upstreams)
+        write_text(self.folder / "versions.txt", versions())
+
+    def recipe(self) -> Recipe:
+        """Raises RunError if there is no run here."""
+        path = self.folder / "recipe.yaml"
+        if not path.is_file():
+            raise RunError(
+                f"{self.folder} is no run folder (no recipe.yaml); "
+                "make one with: speechfuse train RECIPE --out FOLDER"
+            )
+        return load_recipe(path)
+
+    def save_tasks(self, states: Mapping[str, Any]) -> None:
+        self._write_json("tasks.json", states)
+
+    def tasks(self) -> dict[str, Any]:
+        return self._read_json("tasks.json")
+
+    def save_model(self, model: FusionModel) -> None:
+        tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+        part = self.folder / "model.part"
+        save_file(tensors, part, metadata={"format": "pt", "speechfuse": __version__})
+        part.replace(self.folder / "model.safetensors")
+
+    def load_model(self, model: FusionModel) -> None:
+        """Raises RunError if the run is not trained yet or its weights do not fit."""
+        path = self.folder / "model.safetensors"
+        if not path.is_file():
+            raise RunError(f"{self.folder} is not trained yet; run speechfuse train on it first")
+        try:
+            model.load_state_dict(load_file(path))
+        except Exception as error:
+            raise RunError(f"{path} does not fit the recipe beside it: {error}") from error
+
+    def save_metrics(self, metrics: Mapping[str, Any]) -> None:
+        self._write_json("metrics.json", metrics)
+
+    def metrics(self) -> dict[str, Any]:
+        return self._read_json("metrics.json")
+
+    @property
+    def finished(self) -> bool:
+        """Trained and evaluated."""
+        return (self.folder / "metrics.json").is_file()
+
+    def save_table(self, split: str, task: str, rows: Sequence[dict[str, str]]) -> None:
+        (self.folder / "predictions").mkdir(exist_ok=True)
+        write_table(self._table(split, task), rows)
+
+    def table(self, split: str, task: str) -> list[dict[str, str]]:
+        path = self._table(split, task)
+        if not path.is_file():
+            raise RunError(f"{self.folder} has no predictions for {task} on {split}")
+        return read_table(path)
+
+    def log(self) -> list[tuple[int, str, float]]:
+        """Every logged number as (step, name, value)."""
+        path = self.folder / "log.csv"
+        lines = path.read_text().splitlines()[1:] if path.is_file() else []
+        rows = (line.split(",") for line in lines)
+        return [(int(step), name, float(value)) for step, name, value in rows]
+
+    def _table(self, split: str, task: str) -> Path:
+        return self.folder / "predictions" / f"{split}_{task}.tsv"
+
+    def _write_json(self, name: str, data: Any) -> None:
+        write_text(self.folder / name, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        if not path.is_file():
+            raise RunError(f"{self.folder} has no {name}; is the run finished?")
+        data: dict[str, Any] = json.loads(path.read_text())
+        return data
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def versions() -> str:
+    """Python and the libraries that decide numbers, one a line."""
+    lines = [f"speechfuse {__version__}", f"python {platform.python_version()}"]
+    lines += [f"{name} {metadata.version(name)}" for name in _LIBRARIES]
+    return "\n".join([*lines, f"platform {platform.platform()}", ""])
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    """Dotted names whose values differ."""
+    found = []
+    for key in sorted(set(old) | set(new)):
+        name = f"{path}.{key}" if path else str(key)
+        one, other = old.get(key), new.get(key)
+        if name in _FREE or one == other:
+            continue
+        nested = isinstance(one, Mapping) and isinstance(other, Mapping)
+        found += _changed(one, other, name) if nested else [name]  # type: ignore[arg-type]
+    return found

@@ -1,0 +1,26 @@
+"""Put utterances of similar duration together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from speechfuse.types import Utterance
+
+
+def by_duration(
+    utterances: Iterable[Utterance], seconds: float, *, equal: bool = False
+) -> Iterator[list[Utterance]]:
+    """All utterances by falling duration, each batch at most `seconds` of padded audio.
+
+    equal: of one duration each, so that nothing is padded.
+    """
+    batch: list[Utterance] = []
+    for u in sorted(utterances, key=lambda u: (-(u.duration or 0.0), u.id)):
+        longest = (batch[0] if batch else u).duration or 0.0
+        full = longest * (len(batch) + 1) > seconds
+        if batch and (full or (equal and u.duration != longest)):
+            yield batch
+            batch = []
+        batch.append(u)
+    if batch:
+        yield batch

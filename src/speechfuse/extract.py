@@ -1,0 +1,163 @@
+"""Run frozen upstreams over a corpus once and keep every layer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from speechfuse import build, catalog
+from speechfuse.audio import SAMPLE_RATE, pad_clips, read_audio
+from speechfuse.cache.store import Store, free_bytes
+from speechfuse.contracts import Upstream
+from speechfuse.data.batching import by_duration
+from speechfuse.errors import DataError
+from speechfuse.recipe import Recipe
+from speechfuse.taskdata import TaskData
+from speechfuse.types import Progress, Utterance, Waveforms
+
+VERSION = 1  # of what is stored; raise it when the same settings give other numbers
+BATCH_SECONDS = 60.0  # audio in one forward pass, padding counted
+
+
+def open_store(recipe: Recipe, name: str, noise_snr: float | None = None) -> Store:
+    """The store of one upstream as this recipe has it; nothing is computed."""
+    options = build.upstream_options(recipe, name)
+    cls = catalog.find("upstream", recipe.upstreams[name].kind)
+    about = {
+        "version": VERSION,
+        "kind": recipe.upstreams[name].kind,
+        "options": options,
+        "identity": cls.identity(**options),
+        "noise_snr": noise_snr,
+    }
+    spec = build.plan_upstream(recipe, name).spec
+    return Store(Path(recipe.store.folder), about, spec, recipe.store.dtype)
+
+
+def fill_store(
+    recipe: Recipe,
+    name: str,
+    utterances: Sequence[Utterance],
+    *,
+    noise_snr: float | None = None,
+    progress: Progress | None = None,
+) -> Store:
+    """A store that has the stacks of these utterances; computes those that are missing.
+
+    Raises:
+        DataError: too little room for the stacks, unreadable audio, too short a clip.
+    """
+    store = open_store(recipe, name, noise_snr)
+    missing = store.missing(utterances)
+    if not missing:
+        return store
+    _check_room(recipe, store, sum(u.duration or 0.0 for u in missing))
+    upstream = build.build_upstream(recipe, name)
+    done = 0
+    with store.writer() as writer:
+        for batch in by_duration(
+            missing, BATCH_SECONDS, equal=recipe.length_policy == "equal"
+        ):
+            stack = upstream(read_batch(batch, upstream, noise_snr))
+            for row, (utterance, frames) in enumerate(
+                zip(batch, stack.lengths.tolist(), strict=True)
+            ):
+                writer.add(utterance, [layer[row, :frames] for layer in stack.layers])
+            done += len(batch)
+            if progress:
+                progress(f"layers of {name}", done, len(missing))
+    return store
+
+
+def fill_stores(
+    recipe: Recipe,
+    tasks: Mapping[str, TaskData],
+    progress: Progress | None = None,
+    splits: Sequence[str] = ("train", "dev", "test"),
+) -> dict[str, list[Store]]:
+    """The stacks of every task's utterances from every upstream, computed where missing."""
+    by_noise: dict[float | None, list[Utterance]] = defaultdict(list)
+    for data in tasks.values():
+        by_noise[data.noise_snr] += [u for split in splits for u in data.splits[split]]
+    found = {
+        (name, noise): fill_store(recipe, name, utterances, noise_snr=noise, progress=progress)
+        for noise, utterances in by_noise.items()
+        for name in recipe.upstreams
+    }
+    return {
+        task: [found[name, data.noise_snr] for name in recipe.upstreams]
+        for task, data in tasks.items()
+    }
+
+
+def read_batch(
+    utterances: Sequence[Utterance], upstream: Upstream, noise_snr: float | None = None
+) -> Waveforms:
+    """Audio of several utterances; a clip too short for the upstream is named.
+
+    Raises:
+        DataError: unreadable audio, or a clip shorter than the receptive field.
+    """
+    clips = []
+    for u in utterances:
+        samples = read_audio(u.audio, u.start, u.duration)
+        if len(samples) < upstream.min_samples:
+            raise DataError(
+                f"utterance {u.id} ({u.audio.name}) has {len(samples)} samples at "
+                f"{SAMPLE_RATE} Hz, the upstream needs {upstream.min_samples} for one frame; "
+                "remove it from the manifest"
+            )
+        if noise_snr is not None:
+            samples = _with_noise(samples, noise_snr, u.id)
+        clips.append(torch.from_numpy(samples))
+    return pad_clips(clips)
+
+
+def drift(upstream: Upstream, utterances: Sequence[Utterance]) -> float:
+    """How far frames in a padded batch are from the same frames alone, relative root mean square.
+
+    Zero but for rounding under `masked` and `equal`; what `padded` costs.
+    """
+    together = upstream(read_batch(utterances, upstream))
+    error = scale = 0.0
+    for row, utterance in enumerate(utterances):
+        alone = upstream(read_batch([utterance], upstream))
+        frames = int(alone.lengths[0])
+        for one, other in zip(alone.layers, together.layers, strict=True):
+            error += float((one[0] - other[row, :frames]).square().sum())
+            scale += float(one[0].square().sum())
+    return (error / scale) ** 0.5
+
+
+def _check_room(recipe: Recipe, store: Store, seconds: float) -> None:
+    needed = store.bytes_for(seconds)
+    budget, free = recipe.store.budget_gb * 1e9, free_bytes(store.folder)
+    if needed > budget:
+        raise DataError(
+            f"the layers of {seconds / 3600:.2f} h need {needed / 1e9:.1f} GB, store.budget_gb is "
+            f"{recipe.store.budget_gb:g}; raise it, or use fewer utterances"
+        )
+    if needed > free:
+        raise DataError(
+            f"the layers of {seconds / 3600:.2f} h need {needed / 1e9:.1f} GB, the disk of "
+            f"{store.folder} has {free / 1e9:.1f}; free some, or set store.folder elsewhere"
+        )
+
+
+def _with_noise(
+    samples: np.ndarray[tuple[int], np.dtype[np.float32]], snr: float, name: str
+) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """Pink noise mixed in, the same for the same utterance; the level of the speech stays."""
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    spectrum = np.fft.rfft(np.random.default_rng(seed).standard_normal(len(samples)))
+    spectrum[1:] /= np.sqrt(np.arange(1, len(spectrum)))
+    spectrum[0] = 0
+    noise = np.fft.irfft(spectrum, len(samples))
+    ratio = np.sqrt(np.mean(samples.astype(np.float64) ** 2) / max(np.mean(noise**2), 1e-20))
+    mixed = samples + noise * ratio * 10 ** (-snr / 20)
+    return mixed.astype(np.float32)

@@ -1,0 +1,111 @@
+"""From a recipe's tasks to utterances: find the corpora, split them, fit the tasks."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from speechfuse import build
+from speechfuse.contracts import Task
+from speechfuse.data.corpus import Corpus, read_corpus
+from speechfuse.data.manifests import prepare
+from speechfuse.data.splits import Splits, make_trials, split_utterances
+from speechfuse.data.synthetic.corpus import prepare_synthetic
+from speechfuse.errors import DataError
+from speechfuse.recipe import Recipe, TaskRecipe
+from speechfuse.types import Progress, Trial, Utterance
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """One task with its utterances by split, and the trials of each split if it needs any."""
+
+    name: str
+    task: Task
+    splits: Splits
+    trials: Mapping[str, Sequence[Trial]]
+    noise_snr: float | None
+
+
+def corpora_folder() -> Path:
+    """Where prepared corpora lie: $SPEECHFUSE_CORPORA, or `corpora` in the current folder."""
+    return Path(os.environ.get("SPEECHFUSE_CORPORA", "corpora"))
+
+
+def find_corpus(name: str, progress: Progress | None = None) -> Corpus:
+    """A prepared corpus by name or folder; `synthetic` and manifests are prepared on first use.
+
+    Raises:
+        DataError: there is none.
+    """
+    if name == "synthetic":
+        return prepare_synthetic(corpora_folder() / name, progress=progress)
+    path = Path(name)
+    if path.is_file():
+        stat = path.stat()
+        mark = hashlib.sha256(f"{path.resolve()}|{stat.st_mtime_ns}".encode()).hexdigest()[:8]
+        stem = path.parent.resolve().name if path.stem == "manifest" else path.stem
+        folder = corpora_folder() / f"{stem}-{mark}"
+        if (folder / "corpus.json").is_file():
+            return read_corpus(folder)
+        return prepare(path, folder, name=stem, progress=progress)
+    for folder in (path, corpora_folder() / name):
+        if (folder / "corpus.json").is_file():
+            return read_corpus(folder)
+    raise DataError(
+        f"no corpus '{name}': neither a prepared folder, nor in {corpora_folder()}, nor a "
+        "manifest; make it with: speechfuse prepare MANIFEST --out FOLDER"
+    )
+
+
+def load_task(
+    name: str,
+    entry: TaskRecipe,
+    corpus: Corpus,
+    state: Mapping[str, object] | None = None,
+) -> TaskData:
+    """Split one task's utterances and fit the task to the training ones, or restore `state`.
+
+    Raises:
+        DataError: no utterance has the task's labels, an unknown speaker, an empty split.
+    """
+    task = build.build_task(name, entry)
+    usable = [u for u in corpus.utterances if all(u.label(need) for need in task.needs)]
+    if not usable:
+        raise DataError(
+            f"task '{name}': none of the {len(corpus.utterances)} utterances of {corpus.name} "
+            f"has {' and '.join(task.needs)}; add the column or leave the task out"
+        )
+    splits = split_utterances(usable, entry.split, f"task '{name}' on {corpus.name}")
+    if state is None:
+        task.fit(splits["train"])
+    else:
+        task.load_state(state)
+    trials = {split: _trials(corpus, splits[split]) for split in ("dev", "test")}
+    return TaskData(name, task, splits, trials, entry.noise_snr)
+
+
+def load_tasks(
+    recipe: Recipe,
+    states: Mapping[str, Mapping[str, object]] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, TaskData]:
+    """Every task of the recipe with its data; a corpus that several use is read once."""
+    corpora: dict[str, Corpus] = {}
+    found = {}
+    for name, entry in recipe.tasks.items():
+        if entry.corpus not in corpora:
+            corpora[entry.corpus] = find_corpus(entry.corpus, progress)
+        state = states[name] if states else None
+        found[name] = load_task(name, entry, corpora[entry.corpus], state)
+    return found
+
+
+def _trials(corpus: Corpus, utterances: Sequence[Utterance]) -> Sequence[Trial]:
+    """The corpus's own trials within a split, or pairs made of it."""
+    ids = {u.id for u in utterances}
+    own = [t for t in corpus.trials if t.enrolment in ids and t.test in ids]
+    return own if {t.same for t in own} == {True, False} else make_trials(utterances)

@@ -1,0 +1,327 @@
+"""Train fusion and heads on stored layers with Lightning: one batch, one task."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from speechfuse import build
+from speechfuse.cache.store import Store
+from speechfuse.checkpoint import Run
+from speechfuse.data.batching import by_duration
+from speechfuse.data.stream import Source, Stream, draw_batches
+from speechfuse.errors import DataError
+from speechfuse.evaluate import BATCH_SECONDS, evaluate_run
+from speechfuse.extract import fill_stores
+from speechfuse.heads.ctc import CTC, frames_needed
+from speechfuse.model import FusionModel
+from speechfuse.recipe import Recipe
+from speechfuse.taskdata import TaskData, load_tasks
+from speechfuse.types import Batch, Progress, Utterance
+
+Stores = Mapping[str, Sequence[Store]]  # by task, one for each upstream
+
+
+def train_run(recipe: Recipe, folder: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Prepare, extract, train and evaluate; goes on where an earlier call stopped.
+
+    Returns the metrics that are in the run folder.
+
+    Raises:
+        SpeechFuseError: whatever is wrong with recipe, data or upstreams, before any training.
+    """
+    run = Run(folder)
+    if run.finished:
+        run.begin(recipe)
+        return run.metrics()
+    build.check_parts(recipe)
+    specs = [build.plan_upstream(recipe, name).spec for name in recipe.upstreams]
+    tasks = load_tasks(recipe, progress=progress)
+    model = build.build_model(recipe, specs, {name: data.task for name, data in tasks.items()})
+    stores = fill_stores(recipe, tasks, progress)
+    short = {name: _check_targets(name, model, tasks[name], stores[name]) for name in tasks}
+    run.begin(recipe)
+    run.save_tasks({name: data.task.state() for name, data in tasks.items()})
+    began = time.monotonic()
+    if any(p.requires_grad for p in model.parameters()):
+        _fit(recipe, model, tasks, stores, run, progress)
+    run.save_model(model)
+    about = {
+        "seed": recipe.seed,
+        "seconds": round(time.monotonic() - began, 1),
+        "parameters": {name: model.parameters_of(name) for name in tasks},
+        "targets_longer_than_frames": {name: count for name, count in short.items() if count},
+    }
+    return evaluate_run(run, model=model, tasks=tasks, stores=stores, about=about)
+
+
+def load_batch(
+    data: TaskData, stores: Sequence[Store], utterances: Sequence[Utterance], *, targets: bool
+) -> Batch:
+    """Stored stacks of some utterances, and what the head learns from."""
+    wanted = data.task.targets(utterances) if targets else None
+    return Batch(data.name, utterances, [store.batch(utterances) for store in stores], wanted)
+
+
+def _check_targets(
+    name: str, model: FusionModel, data: TaskData, stores: Sequence[Store]
+) -> int:
+    """Training targets that need more frames than there are; more than 1 % is an error."""
+    head, rate = model.head_of(name), model.fusion_of(name).frame_rate
+    if not isinstance(head, CTC):
+        return 0
+    finest = [store for store in stores if store.spec.frame_rate == rate]
+    utterances = data.splits["train"]
+    frames = torch.tensor([min(store.frames(u) for store in finest) for u in utterances])
+    targets = data.task.targets(utterances)
+    rows = zip(targets.ids.tolist(), targets.lengths.tolist(), strict=True)
+    needed = torch.tensor([frames_needed(ids[:size]) for ids, size in rows])
+    short = int((needed > head.lengths(frames)).sum())
+    if short > 0.01 * len(utterances):
+        raise DataError(
+            f"task '{name}': {short} of {len(utterances)} training texts are longer than their "
+            f"frames at {rate / head.join:g} Hz, CTC cannot learn them; use a finer upstream, "
+            "join fewer frames, or mend the texts"
+        )
+    return short
+
+
+def _fit(
+    recipe: Recipe,
+    model: FusionModel,
+    tasks: Mapping[str, TaskData],
+    stores: Stores,
+    run: Run,
+    progress: Progress | None,
+) -> None:
+    training = recipe.training
+    sources = {
+        name: Source(
+            data.splits["train"],
+            recipe.tasks[name].batch_seconds or training.batch_seconds,
+            training.interleave.get(name, 0.0 if training.interleave else 1.0),
+        )
+        for name, data in tasks.items()
+    }
+    stream = Stream(
+        lambda: draw_batches({n: s for n, s in sources.items() if s.share}, recipe.seed),
+        lambda task, members: load_batch(tasks[task], stores[task], members, targets=True),
+        training.steps,
+    )
+    every = min(training.evaluate_every or max(1, training.steps // 5), training.steps)
+    best, last = (
+        ModelCheckpoint(
+            run.folder / "checkpoints",
+            filename=name,
+            monitor="dev/error" if name == "best" else None,
+            save_weights_only=name == "best",
+            enable_version_counter=False,
+            every_n_train_steps=every if name == "last" else None,
+        )
+        for name in ("best", "last")
+    )
+    callbacks: list[Callback] = [_StepSeed(recipe.seed), best, last]
+    if progress:
+        callbacks.append(_Progress(progress))
+    with _quiet():
+        trainer = Trainer(
+            accelerator="auto",
+            devices=1,
+            max_steps=training.steps,
+            val_check_interval=every,
+            check_val_every_n_epoch=None,
+            precision=training.precision,
+            gradient_clip_val=training.gradient_clip,
+            logger=[LongCSV(run.folder / "log.csv"), TensorBoardLogger(run.folder, "", "")],
+            callbacks=callbacks,
+            log_every_n_steps=max(1, training.steps // 100),
+            num_sanity_val_steps=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        module = FusionTraining(recipe, model, tasks)
+        resume = run.folder / "checkpoints" / "last.ckpt"
+        trainer.fit(
+            module,
+            train_dataloaders=stream,
+            val_dataloaders=_Development(tasks, stores),
+            ckpt_path=resume if resume.is_file() else None,
+        )
+        if training.keep == "best" and best.best_model_path:
+            state = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
+            module.load_state_dict(state["state_dict"])
+    model.cpu()
+
+
+class FusionTraining(LightningModule):
+    """What Lightning drives: loss of a batch, optimiser, scores on the development split."""
+
+    def __init__(
+        self, recipe: Recipe, model: FusionModel, tasks: Mapping[str, TaskData]
+    ) -> None:
+        super().__init__()
+        self.recipe, self.model, self.tasks = recipe, model, tasks
+        self._found: dict[str, list[tuple[Utterance, Any]]] = defaultdict(list)
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        assert batch.targets is not None
+        loss = self.model.loss(batch.inputs, batch.task, batch.targets)  # type: ignore[arg-type]
+        mean = loss.total / max(1, loss.count)
+        self.log(f"train/{batch.task}/loss", mean.detach(), batch_size=len(batch.utterances))
+        return mean
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        predictions = self.model.predict(batch.inputs, batch.task)  # type: ignore[arg-type]
+        self._found[batch.task] += zip(batch.utterances, predictions, strict=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log every metric, and the mean of the tasks' errors, which selects the checkpoint."""
+        errors = []
+        for name, found in self._found.items():
+            data = self.tasks[name]
+            utterances, predictions = zip(*found, strict=True)
+            scores = data.task.score(data.task.table(utterances, predictions, data.trials["dev"]))
+            for metric, evidence in scores.items():
+                self.log(f"dev/{name}/{metric}", evidence.point())
+            primary = scores[data.task.primary].point()
+            errors.append(1 - primary if data.task.higher_is_better else primary)
+        self._found.clear()
+        self.log("dev/error", sum(errors) / len(errors))
+
+    def configure_optimizers(self) -> Any:
+        training = self.recipe.training
+        optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
+        )
+        warm = max(1, round(training.warmup * training.steps))
+
+        def scale(step: int) -> float:
+            falling = (training.steps - step) / max(1, training.steps - warm)
+            return min((step + 1) / warm, max(0.0, falling))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def transfer_batch_to_device(self, batch: Batch, device: Any, _: int) -> Batch:
+        from dataclasses import replace
+
+        def move(item: Any) -> Any:
+            if isinstance(item, Tensor):
+                return item.to(device, non_blocking=True)
+            if isinstance(item, tuple | list):
+                return type(item)(move(one) for one in item)
+            fields = getattr(item, "__dataclass_fields__", {})
+            return replace(item, **{name: move(getattr(item, name)) for name in fields})
+
+        if device.type == "cpu":
+            return batch
+        targets = None if batch.targets is None else move(batch.targets)
+        return replace(batch, inputs=move(batch.inputs), targets=targets)
+
+
+class _Development:
+    """All development utterances, task after task."""
+
+    def __init__(self, tasks: Mapping[str, TaskData], stores: Stores) -> None:
+        self._batches = [
+            (data, stores[name], batch)
+            for name, data in tasks.items()
+            for batch in by_duration(data.splits["dev"], BATCH_SECONDS)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Any:
+        for data, stores, utterances in self._batches:
+            yield load_batch(data, stores, utterances, targets=False)
+
+
+class _StepSeed(Callback):
+    """Dropout repeats after a resume: each step is seeded from its number."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        torch.manual_seed((self._seed << 32) + trainer.global_step)
+
+
+class _Progress(Callback):
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._progress("training steps", trainer.global_step, int(trainer.max_steps))
+
+
+class LongCSV(Logger):
+    """step,name,value in one growing file, so that a resumed run keeps its curves."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    @property
+    def name(self) -> str:
+        return "log"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> None:
+        return None
+
+    @rank_zero_only
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """Nothing: the recipe is beside the log."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        new = not self._path.is_file()
+        with self._path.open("a") as file:
+            if new:
+                file.write("step,name,value\n")
+            for name, value in metrics.items():
+                if name != "epoch":
+                    file.write(f"{step},{name},{value:.6g}\n")
+
+
+class _quiet:
+    """Keep Lightning's remarks off the terminal; what matters is in the progress and the log."""
+
+    def __enter__(self) -> None:
+        self._loggers = [logging.getLogger(n) for n in ("lightning.pytorch", "lightning.fabric")]
+        self._levels = [logger.level for logger in self._loggers]
+        for logger in self._loggers:
+            logger.setLevel(logging.ERROR)
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        warnings.filterwarnings("ignore", module="lightning")
+
+    def __exit__(self, *error: Any) -> None:
+        self._warnings.__exit__(*error)
+        for logger, level in zip(self._loggers, self._levels, strict=True):
+            logger.setLevel(level)
