@@ -6,6 +6,11 @@ Two rounds. The first predicts 100 clusters of MFCCs, the second 256 clusters of
 block 5. Clusters come from clean speech and the model hears the same speech in a room with noise
 (as in WavLM's denoising, Chen et al. 2022), so that it learns to listen through them. A frame is
 25 ms: the strides multiply to 400 samples.
+
+With the usual first convolution of 10 samples and random weights, all of a small budget goes into
+learning what a spectrum is. So the first convolution is long and starts as a bank of mel-spaced
+Gabor filters (Zeghidour et al. 2018, arXiv:1711.01161), and before the first round the
+convolutions alone learn to predict the log-mel spectrum of what they hear.
 """
 
 from __future__ import annotations
@@ -24,7 +29,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import HubertConfig, HubertModel
 
-HOP = 400  # samples a frame
+from speechfuse.audio import log_mel
+
+HOP, FIELD = 400, 606  # samples a frame, and those that it sees
 CROP = 64000  # samples, 4 s
 MASK_LENGTH, MASK_START = 8, 0.08  # frames, chance that a frame starts a mask
 CONFIG = HubertConfig(
@@ -32,9 +39,11 @@ CONFIG = HubertConfig(
     num_hidden_layers=8,
     num_attention_heads=4,
     intermediate_size=576,
-    conv_dim=(64, 96, 128, 160, 192, 192),
-    conv_kernel=(10, 3, 3, 3, 3, 5),
-    conv_stride=(5, 2, 2, 2, 2, 5),
+    conv_dim=(160, 192, 192, 192),
+    conv_kernel=(256, 2, 2, 2),
+    conv_stride=(50, 2, 2, 2),
+    conv_bias=True,
+    feat_extract_norm="layer",
     num_conv_pos_embeddings=48,
     num_conv_pos_embedding_groups=16,
     hidden_dropout=0.0,
@@ -47,27 +56,13 @@ CONFIG = HubertConfig(
 )
 
 
-class Clusters(nn.Module):
-    """Scores of every cluster: cosine with its embedding over a temperature of 0.1."""
-
-    def __init__(self, dim: int, count: int, width: int = 128) -> None:
-        super().__init__()
-        self.project = nn.Linear(dim, width)
-        self.embeddings = nn.Parameter(torch.randn(count, width))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        projected = F.normalize(self.project(hidden.float()), dim=-1)
-        return projected @ F.normalize(self.embeddings, dim=-1).T / 0.1
-
-
 def mfcc(samples: Tensor) -> Tensor:
     """13 cepstra of 40 ms windows, mean of three neighbours, one row every HOP samples: (T, 13).
 
     Energies are floored: what lies 50 dB under full scale is silence, whatever its exact level.
     """
-    from speechfuse.audio import log_mel
-
-    mel = log_mel(F.pad(samples, (120, 640))[None], 40, window=640, hop=HOP)[0]  # (40, T)
+    padded = F.pad(samples, (320 - FIELD // 2, 640))  # windows on the middle of a frame's field
+    mel = log_mel(padded[None], 40, window=640, hop=HOP)[0]  # (40, T)
     index = torch.arange(40)
     basis = torch.cos(torch.pi / 40 * (index[None] + 0.5) * torch.arange(13)[:, None])
     return F.avg_pool1d(basis @ mel.clamp_min(-5.0), 3, stride=1, padding=1).T
@@ -85,7 +80,7 @@ def features(speech: Speech, model: HubertModel | None, block: int) -> NDArray[n
         if model is None:
             rows = mfcc(samples)
         else:
-            padded = F.pad(samples, (0, 80))[None]  # the receptive field is 480 samples
+            padded = F.pad(samples, (0, FIELD - HOP))[None]
             with torch.autocast("cpu", torch.bfloat16):
                 rows = model(padded, output_hidden_states=True).hidden_states[block][0].float()
         found.append(rows[at - first : at - first + min(piece, total - at)].numpy())
@@ -105,6 +100,72 @@ def cluster(rows: NDArray[np.float16], count: int, seed: int) -> NDArray[np.int6
     return np.concatenate(ids).astype(np.int64)
 
 
+def gabor_filters(filters: int = 40, length: int = 256) -> Tensor:
+    """Mel-spaced cosines under Gaussians, in four phases each: (4 * filters, 1, length)."""
+    mel = torch.linspace(0.0, 2595 * float(np.log10(1 + 7600 / 700)), filters + 2)
+    edges = 700 * (10 ** (mel / 2595) - 1)  # Hz
+    middle, width = edges[1:-1] + 60, (edges[2:] - edges[:-2]).clamp_min(90)
+    time = (torch.arange(length) - length / 2) / 16000
+    envelope = torch.exp(-0.5 * (time * width[:, None] * 2.0) ** 2)
+    phases = torch.arange(4) * torch.pi / 2
+    waves = torch.cos(2 * torch.pi * middle[:, None, None] * time + phases[:, None])
+    bank = waves * envelope[:, None]
+    scaled: Tensor = bank / bank.norm(dim=-1, keepdim=True)
+    return scaled.reshape(4 * filters, 1, length)
+
+
+def frontend_model() -> HubertModel:
+    """A new model whose convolutions start as a filterbank that is pooled over time."""
+    model: HubertModel = HubertModel(CONFIG).train()
+    for index in range(len(CONFIG.conv_dim)):
+        weight = model.get_parameter(f"feature_extractor.conv_layers.{index}.conv.weight").data
+        if index == 0:
+            weight.copy_(gabor_filters())
+            continue
+        weight.mul_(0.3)
+        for out in range(len(weight)):
+            read = torch.arange(4) + 4 * (out % 40) if index == 1 else torch.tensor([out])
+            weight[out, read] += 0.5 / len(read)
+    return model
+
+
+def learn_spectrum(speech: Speech, model: HubertModel, steps: int, seed: int) -> float:
+    """Teach the convolutions to predict log-mel spectra; the error that is left, variance one."""
+    torch.manual_seed(seed)
+    convolutions = model.feature_extractor
+    read = nn.Sequential(nn.LayerNorm(CONFIG.conv_dim[-1]), nn.Linear(CONFIG.conv_dim[-1], 40))
+    optimizer = torch.optim.AdamW([*convolutions.parameters(), *read.parameters()])
+    random = torch.Generator().manual_seed(seed)
+    frames = (CROP - FIELD) // HOP + 1
+    recent = []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, 3e-3)
+        clips = draw(speech, range(len(speech.noisy) // HOP - frames - 2), 16, random)[0]
+        spectrum = log_mel(F.pad(clips, (320 - FIELD // 2, 640)), 40, window=640, hop=HOP)
+        wanted = spectrum[..., :frames].transpose(1, 2)
+        wanted = (wanted - wanted.mean((0, 1))) / wanted.std((0, 1))
+        with torch.autocast("cpu", torch.bfloat16):
+            heard = convolutions(clips)
+        loss = F.mse_loss(read(heard.float().transpose(1, 2)), wanted)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        recent.append(float(loss.detach()))
+        if (step + 1) % 100 == 0:
+            print(f"spectrum {step + 1}/{steps} error {np.mean(recent[-100:]):.3f}", flush=True)
+    return float(np.mean(recent[-100:]))
+
+
+def draw(
+    speech: Speech, starts: range, size: int, random: torch.Generator
+) -> tuple[Tensor, list[int]]:
+    """Crops of noisy speech, zero mean and unit variance, and the frames at which they start."""
+    at = torch.randint(starts.start, starts.stop, (size,), generator=random).tolist()
+    clips = torch.stack([speech.clip(a * HOP, CROP) for a in at])
+    return (clips - clips.mean(1, keepdim=True)) / (clips.std(1, keepdim=True) + 1e-5), at
+
+
 def masks(batch: int, frames: int, random: torch.Generator) -> Tensor:
     """True where a frame is hidden: spans of MASK_LENGTH, about half of all frames."""
     starts = torch.rand(batch, frames, generator=random) < MASK_START
@@ -115,31 +176,30 @@ def masks(batch: int, frames: int, random: torch.Generator) -> Tensor:
 
 
 def train(
-    speech: Speech, ids: NDArray[np.int64], model: HubertModel, options: argparse.Namespace,
-    steps: int, seed: int,
+    speech: Speech,
+    ids: NDArray[np.int64],
+    model: HubertModel,
+    options: argparse.Namespace,
+    steps: int,
+    seed: int,
 ) -> dict[str, float]:
     torch.manual_seed(seed)
-    head = Clusters(CONFIG.hidden_size, int(ids.max()) + 1)
+    head = nn.Linear(CONFIG.hidden_size, int(ids.max()) + 1)
     parameters = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.01)
     random = torch.Generator().manual_seed(seed)
-    frames = (CROP - 480) // HOP + 1
+    frames = (CROP - FIELD) // HOP + 1
     last = speech.rows[-HELD_OUT]["start"] // HOP - frames - 1
-    end = len(ids) - frames - 2
     labels = torch.from_numpy(ids)
     history, began = [], time.time()
 
-    def batch(low: int, high: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        at = torch.randint(low, high, (size,), generator=random).tolist()
-        clips = torch.stack([speech.clip(a * HOP, CROP) for a in at])
+    def loss(starts: range, size: int) -> tuple[Tensor, float]:
+        clips, at = draw(speech, starts, size, random)
         targets = torch.stack([labels[a : a + frames] for a in at])
-        return clips, targets, masks(size, frames, random)
-
-    def loss(clips: Tensor, targets: Tensor, hidden: Tensor) -> tuple[Tensor, float]:
-        clips = (clips - clips.mean(1, keepdim=True)) / (clips.std(1, keepdim=True) + 1e-5)
+        hidden = masks(size, frames, random)
         with torch.autocast("cpu", torch.bfloat16):
             states = model(clips, mask_time_indices=hidden).last_hidden_state
-        scores = head(states)
+        scores = head(states.float())
         right = (scores.argmax(-1) == targets)[hidden].float().mean()
         masked = F.cross_entropy(scores[hidden], targets[hidden])
         seen = F.cross_entropy(scores[~hidden], targets[~hidden])
@@ -148,7 +208,7 @@ def train(
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, options.learning_rate)
-        value, accuracy = loss(*batch(0, last, options.batch))
+        value, accuracy = loss(range(last), options.batch)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -163,7 +223,7 @@ def train(
             )
     model.eval()
     with torch.no_grad():
-        held = [loss(*batch(last + frames, end, 16)) for _ in range(10)]
+        held = [loss(range(last + frames, len(ids) - frames - 2), 16) for _ in range(10)]
     model.train()
     return {
         "loss": float(np.mean([float(v) for v, _ in held])),
@@ -193,9 +253,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, nargs=2, default=[4000, 8000])
     parser.add_argument("--clusters", type=int, nargs=2, default=[100, 256])
+    parser.add_argument("--warm", type=int, default=2500, help="steps of the convolutions alone")
     parser.add_argument("--block", type=int, default=5)
     parser.add_argument("--batch", type=int, default=24)
-    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--seen", type=float, default=0.5, help="weight of visible frames")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -205,14 +266,16 @@ def main() -> None:
         "options": {k: str(v) for k, v in vars(options).items()},
     }
     torch.manual_seed(options.seed)
+    first = frontend_model()
+    record["spectrum_error"] = learn_spectrum(speech, first, options.warm, options.seed)
+    spectrum = first.feature_extractor.state_dict()
     model: HubertModel | None = None
     for turn, (steps, count) in enumerate(zip(options.steps, options.clusters, strict=True)):
         ids = cluster(features(speech, model, options.block), count, options.seed)
         print(f"round {turn + 1}: {count} clusters", flush=True)
-        model = HubertModel(CONFIG).train()
-        record[f"round_{turn + 1}"] = train(
-            speech, ids, model, options, steps, options.seed + turn
-        )
+        model = frontend_model()
+        model.feature_extractor.load_state_dict(spectrum)
+        record[f"round_{turn + 1}"] = train(speech, ids, model, options, steps, options.seed + turn)
         print(record[f"round_{turn + 1}"], flush=True)
         torch.save(model.state_dict(), options.data / f"hubert-round-{turn + 1}.pt")
     assert model is not None

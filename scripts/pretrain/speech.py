@@ -38,7 +38,8 @@ def make_part(part: int, folder: Path) -> Path:
     known = words()
     # Between equal and natural frequency, so that rare words are learned and common ones lead.
     chance = 1 / np.arange(5, len(known) + 5) ** 0.5
-    jobs, rows = [], []
+    jobs: list[espeak.Job] = []
+    rows: list[dict[str, str | int]] = []
     for index in range(PART):
         speaker = speakers[index * len(speakers) // PART]  # one after the other
         emotion = voices.EMOTIONS[random.integers(len(voices.EMOTIONS))]

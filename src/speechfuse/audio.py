@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +22,7 @@ SAMPLE_RATE = 16000  # Hz, inside the library
 REMEDY = "convert it with: ffmpeg -i IN -ar 16000 -ac 1 OUT.flac"
 
 
-def read_audio(
-    path: Path, start: float = 0.0, duration: float | None = None
-) -> NDArray[float32]:
+def read_audio(path: Path, start: float = 0.0, duration: float | None = None) -> NDArray[float32]:
     """Mono samples at 16 kHz of any file that libsndfile reads (WAV, FLAC, OGG, MP3, ...).
 
     Channels are averaged and other rates resampled with soxr. start, duration: seconds.
@@ -86,6 +85,11 @@ def mel_filters(num_mels: int, num_bins: int) -> Tensor:
         mel_scale="slaney",
     )
     return torch.from_numpy(filters).float()
+
+
+def mel_macs(num_mels: int, window: int = 400) -> float:
+    """Multiply-adds of one spectrogram frame: an FFT (5/2 n log2 n) and the filters."""
+    return 2.5 * window * math.log2(window) + (window // 2 + 1) * num_mels
 
 
 def log_mel(samples: Tensor, num_mels: int, window: int = 400, hop: int = 160) -> Tensor:

@@ -4,44 +4,57 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from speechfuse import catalog
 from speechfuse.alignment import aligned_specs
-from speechfuse.contracts import Fusion, Head, Interface, Merge, Task, Upstream, UpstreamPlan
+from speechfuse.contracts import Fusion, Head, Interface, Merge, Task, Upstream
 from speechfuse.errors import RecipeError
 from speechfuse.fusion import LayersFirst, MergeFirst
 from speechfuse.model import SHARED, FusionModel
-from speechfuse.recipe import Part, Recipe, TaskRecipe
+from speechfuse.recipe import Part, Recipe, TaskRecipe, load_recipe
 from speechfuse.types import StackSpec
 
 
-def check_parts(recipe: Recipe) -> None:
-    """Resolve every part and read every option, without making anything.
+def read_recipe(source: Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe whose parts and options are all known.
 
     Raises:
-        RecipeError: all unknown parts and options at once, one line each.
+        RecipeError: all that is wrong with it, one line each.
     """
+    return load_recipe(source, overrides, check=_wrong_parts)
+
+
+def _wrong_parts(data: Mapping[str, Any]) -> list[str]:
+    """Unknown parts and options of a recipe as it was read, well-formed or not."""
     wrong: list[str] = []
 
-    def look(where: str, role: str, kind: str, options: Mapping[str, Any]) -> None:
+    def look(where: str, role: str, entry: Any, kind: str | None = None, skip: Any = ()) -> None:
+        if not isinstance(entry, Mapping):
+            return
+        kind = entry.get("kind", kind)
+        options = {k: v for k, v in entry.items() if k != "kind" and k not in skip}
         try:
-            catalog.checked_options(role, kind, options)
+            catalog.checked_options(role, str(kind), options)
         except RecipeError as error:
             wrong.extend(f"{where}: {line}" for line in str(error).splitlines())
 
-    for name, part in recipe.upstreams.items():
-        look(f"upstreams.{name}", "upstream", part.kind, part.options)
-    look("fusion.merge", "merge", recipe.fusion.merge.kind, recipe.fusion.merge.options)
-    interface = recipe.fusion.interface
-    look("fusion.interface", "interface", interface.kind, interface.options)
-    for name, task in recipe.tasks.items():
-        look(f"tasks.{name}", "task", task.kind or name, task.options)
-        look(f"tasks.{name}.head", "head", task.head.kind, task.head.options)
-    if wrong:
-        raise RecipeError("\n".join(wrong))
+    def section(of: Any, name: str) -> Mapping[str, Any]:
+        found = of.get(name) if isinstance(of, Mapping) else None
+        return found if isinstance(found, Mapping) else {}
+
+    for name, part in section(data, "upstreams").items():
+        look(f"upstreams.{name}", "upstream", part)
+    fusion = section(data, "fusion")
+    look("fusion.merge", "merge", fusion.get("merge"))
+    look("fusion.interface", "interface", fusion.get("interface"))
+    for name, task in section(data, "tasks").items():
+        look(f"tasks.{name}", "task", task, kind=name, skip=TaskRecipe.model_fields)
+        look(f"tasks.{name}.head", "head", section(section(data, "tasks"), name).get("head"))
+    return wrong
 
 
 def upstream_options(recipe: Recipe, name: str) -> dict[str, Any]:
@@ -54,18 +67,16 @@ def upstream_options(recipe: Recipe, name: str) -> dict[str, Any]:
     return options
 
 
-def plan_upstream(recipe: Recipe, name: str) -> UpstreamPlan:
-    """Shapes and cost of one upstream, without its weights."""
-    cls = catalog.find("upstream", recipe.upstreams[name].kind)
-    plan: UpstreamPlan = cls.plan(**upstream_options(recipe, name))
-    return plan
-
-
 def build_upstream(recipe: Recipe, name: str) -> Upstream:
-    """One upstream with its weights, frozen."""
+    """One upstream: its shapes and cost are known, its weights not yet read."""
     cls = catalog.find("upstream", recipe.upstreams[name].kind)
     upstream: Upstream = cls(**upstream_options(recipe, name))
-    return upstream.eval().requires_grad_(False)
+    return upstream
+
+
+def stack_specs(recipe: Recipe) -> list[StackSpec]:
+    """The shape of each upstream's stack, in recipe order."""
+    return [build_upstream(recipe, name).plan.spec for name in recipe.upstreams]
 
 
 def build_task(name: str, entry: TaskRecipe) -> Task:
@@ -104,9 +115,7 @@ def build_head(entry: TaskRecipe, in_dim: int, sizes: Mapping[str, Any]) -> Head
     missing = [
         name
         for name in catalog.FILLED_IN
-        if name in taken
-        and name not in sizes
-        and taken[name].default is inspect.Parameter.empty
+        if name in taken and name not in sizes and taken[name].default is inspect.Parameter.empty
     ]
     if missing:
         raise RecipeError(

@@ -10,7 +10,6 @@ import importlib
 import inspect
 import sys
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -116,7 +115,6 @@ def _names(model: type[BaseModel]) -> list[str]:
     return list(model.model_fields)
 
 
-@cache
 def _options_model(cls: type[Any]) -> type[BaseModel]:
     """A pydantic model of a constructor's keyword-only arguments."""
     hints = get_type_hints(cls.__init__)

@@ -1,10 +1,10 @@
 """A run folder: what was asked, what was learned and what came out, and nothing unpickled.
 
-    recipe.yaml          resolved                upstreams.json    names, revisions, hashes
-    model.safetensors    trained parts           tasks.json        vocabularies and label sets
-    metrics.json         with intervals          predictions/      references and predictions
-    log.csv              step, name, value       versions.txt      of the libraries
-    checkpoints/         best and last           events.*          TensorBoard
+recipe.yaml          resolved                upstreams.json    names, revisions, hashes
+model.safetensors    trained parts           tasks.json        vocabularies and label sets
+metrics.json         with intervals          predictions/      references and predictions
+log.csv              step, name, value       versions.txt      of the libraries
+checkpoints/         best and last           events.*          TensorBoard
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from safetensors.torch import load_file, save_file
 
-from speechfuse import __version__, build, catalog
+from speechfuse import __version__, build
 from speechfuse.data.corpus import read_table, write_table
 from speechfuse.errors import RunError
 from speechfuse.model import FusionModel
@@ -66,10 +66,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(path, yaml.safe_dump(mine, sort_keys=False))
         upstreams = {
-            name: catalog.find("upstream", part.kind).identity(
-                **build.upstream_options(recipe, name)
-            )
-            for name, part in recipe.upstreams.items()
+            name: build.build_upstream(recipe, name).identity() for name in recipe.upstreams
         }
         self._write_json("upstreams.json", upstreams)
         write_text(self.folder / "versions.txt", versions())

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -35,23 +36,23 @@ class UpstreamPlan(NamedTuple):
 
 
 class Upstream(nn.Module, ABC):
-    """A model that shows all of its layers. Frozen: in evaluation mode, without gradients."""
+    """A model that shows all of its layers. Frozen: in evaluation mode, without gradients.
 
-    spec: StackSpec
+    Constructing it reads its configuration only; weights come with `load`, or when they are
+    first needed.
+    """
+
+    plan: UpstreamPlan
     sample_rate: int  # Hz
-    min_samples: int  # shortest clip that gives a frame
 
-    @classmethod
-    @abstractmethod
-    def plan(cls, **options: Any) -> UpstreamPlan:
-        """Shapes and cost for these constructor options, without loading weights."""
+    def load(self) -> None:
+        """Read the weights, if there are any and they are not here yet."""
 
     @abstractmethod
     def forward(self, wav: Waveforms) -> LayerStack: ...
 
-    @classmethod
     @abstractmethod
-    def identity(cls, **options: Any) -> dict[str, str]:
+    def identity(self) -> dict[str, str]:
         """Name, revision and content hash: what a run folder keeps instead of a copy."""
 
 
@@ -93,7 +94,8 @@ class ShowsLayers(Protocol):
         ...
 
 
-class LossSum(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LossSum:
     """A loss as sum and count, so that batches and ranks of different size average rightly."""
 
     total: Tensor  # ()

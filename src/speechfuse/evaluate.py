@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,12 +12,14 @@ import torch
 from speechfuse import build
 from speechfuse.cache.store import Store
 from speechfuse.checkpoint import Run
-from speechfuse.contracts import Row
+from speechfuse.contracts import Row, Task
 from speechfuse.data.batching import by_duration
+from speechfuse.extract import fill_stores
 from speechfuse.metrics import Evidence, with_interval
 from speechfuse.model import FusionModel
-from speechfuse.taskdata import TaskData
-from speechfuse.types import Utterance
+from speechfuse.recipe import Recipe
+from speechfuse.taskdata import TaskData, load_tasks
+from speechfuse.types import Progress, Utterance
 
 BATCH_SECONDS = 120.0  # audio in one pass
 
@@ -41,6 +44,39 @@ def evaluate_run(
             }
     run.save_metrics(metrics)
     return metrics
+
+
+def evaluate_again(folder: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Score a finished run anew, from its weights and the stored layers.
+
+    Raises:
+        RunError: no run there, or not trained yet.
+    """
+    run, model, tasks, stores = open_run(folder, progress)
+    about = {k: v for k, v in run.metrics().items() if k not in ("dev", "test")}
+    return evaluate_run(run, model=model, tasks=tasks, stores=stores, about=about)
+
+
+def open_run(
+    folder: Path, progress: Progress | None = None
+) -> tuple[Run, FusionModel, dict[str, TaskData], dict[str, list[Store]]]:
+    """A trained run with its model, tasks and stored layers.
+
+    Raises:
+        RunError: no run there, or not trained yet.
+    """
+    run = Run(folder)
+    recipe = run.recipe()
+    tasks = load_tasks(recipe, run.tasks(), progress)
+    model = load_model(run, recipe, {name: data.task for name, data in tasks.items()})
+    return run, model, tasks, fill_stores(recipe, tasks, progress)
+
+
+def load_model(run: Run, recipe: Recipe, tasks: Mapping[str, Task]) -> FusionModel:
+    """A run's trained part, in evaluation mode."""
+    model = build.build_model(recipe, build.stack_specs(recipe), tasks)
+    run.load_model(model)
+    return model.eval()
 
 
 @torch.no_grad()

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy import float32
+from numpy.typing import NDArray
 
-from speechfuse import build, catalog
+from speechfuse import build
 from speechfuse.audio import SAMPLE_RATE, pad_clips, read_audio
 from speechfuse.cache.store import Store, free_bytes
 from speechfuse.contracts import Upstream
@@ -24,19 +26,18 @@ VERSION = 1  # of what is stored; raise it when the same settings give other num
 BATCH_SECONDS = 60.0  # audio in one forward pass, padding counted
 
 
-def open_store(recipe: Recipe, name: str, noise_snr: float | None = None) -> Store:
+def open_store(
+    recipe: Recipe, name: str, upstream: Upstream, noise_snr: float | None = None
+) -> Store:
     """The store of one upstream as this recipe has it; nothing is computed."""
-    options = build.upstream_options(recipe, name)
-    cls = catalog.find("upstream", recipe.upstreams[name].kind)
     about = {
         "version": VERSION,
         "kind": recipe.upstreams[name].kind,
-        "options": options,
-        "identity": cls.identity(**options),
+        "options": build.upstream_options(recipe, name),
+        "identity": upstream.identity(),
         "noise_snr": noise_snr,
     }
-    spec = build.plan_upstream(recipe, name).spec
-    return Store(Path(recipe.store.folder), about, spec, recipe.store.dtype)
+    return Store(Path(recipe.store.folder), about, upstream.plan.spec, recipe.store.dtype)
 
 
 def fill_store(
@@ -52,17 +53,16 @@ def fill_store(
     Raises:
         DataError: too little room for the stacks, unreadable audio, too short a clip.
     """
-    store = open_store(recipe, name, noise_snr)
+    upstream = build.build_upstream(recipe, name)
+    store = open_store(recipe, name, upstream, noise_snr)
     missing = store.missing(utterances)
     if not missing:
         return store
     _check_room(recipe, store, sum(u.duration or 0.0 for u in missing))
-    upstream = build.build_upstream(recipe, name)
+    upstream.load()
     done = 0
     with store.writer() as writer:
-        for batch in by_duration(
-            missing, BATCH_SECONDS, equal=recipe.length_policy == "equal"
-        ):
+        for batch in by_duration(missing, BATCH_SECONDS, equal=recipe.length_policy == "equal"):
             stack = upstream(read_batch(batch, upstream, noise_snr))
             for row, (utterance, frames) in enumerate(
                 zip(batch, stack.lengths.tolist(), strict=True)
@@ -106,10 +106,10 @@ def read_batch(
     clips = []
     for u in utterances:
         samples = read_audio(u.audio, u.start, u.duration)
-        if len(samples) < upstream.min_samples:
+        if len(samples) < upstream.plan.min_samples:
             raise DataError(
                 f"utterance {u.id} ({u.audio.name}) has {len(samples)} samples at "
-                f"{SAMPLE_RATE} Hz, the upstream needs {upstream.min_samples} for one frame; "
+                f"{SAMPLE_RATE} Hz, the upstream needs {upstream.plan.min_samples} for one frame; "
                 "remove it from the manifest"
             )
         if noise_snr is not None:
@@ -131,7 +131,7 @@ def drift(upstream: Upstream, utterances: Sequence[Utterance]) -> float:
         for one, other in zip(alone.layers, together.layers, strict=True):
             error += float((one[0] - other[row, :frames]).square().sum())
             scale += float(one[0].square().sum())
-    return (error / scale) ** 0.5
+    return float((error / scale) ** 0.5)
 
 
 def _check_room(recipe: Recipe, store: Store, seconds: float) -> None:
@@ -149,15 +149,14 @@ def _check_room(recipe: Recipe, store: Store, seconds: float) -> None:
         )
 
 
-def _with_noise(
-    samples: np.ndarray[tuple[int], np.dtype[np.float32]], snr: float, name: str
-) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def _with_noise(samples: NDArray[float32], snr: float, name: str) -> NDArray[float32]:
     """Pink noise mixed in, the same for the same utterance; the level of the speech stays."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     spectrum = np.fft.rfft(np.random.default_rng(seed).standard_normal(len(samples)))
     spectrum[1:] /= np.sqrt(np.arange(1, len(spectrum)))
     spectrum[0] = 0
     noise = np.fft.irfft(spectrum, len(samples))
-    ratio = np.sqrt(np.mean(samples.astype(np.float64) ** 2) / max(np.mean(noise**2), 1e-20))
-    mixed = samples + noise * ratio * 10 ** (-snr / 20)
-    return mixed.astype(np.float32)
+    power = float(np.mean(samples.astype(np.float64) ** 2)), float(np.mean(noise**2))
+    gain = (power[0] / max(power[1], 1e-20)) ** 0.5 * 10 ** (-snr / 20)
+    mixed: NDArray[float32] = (samples + gain * noise).astype(np.float32)
+    return mixed

@@ -6,7 +6,9 @@ in `catalog`. Every error is reported at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,8 +106,14 @@ class Recipe(_Strict):
     store: StoreRecipe = StoreRecipe()
 
 
-def load_recipe(source: Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    source: Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    check: Callable[[Mapping[str, Any]], list[str]] | None = None,
+) -> Recipe:
     """Read a recipe from a file or a mapping and apply overrides like `training.steps=100`.
+
+    `${NAME}` in a text stands for an environment variable. check: finds what else is wrong.
 
     Raises:
         RecipeError: all that is wrong with it, one line each.
@@ -114,14 +122,19 @@ def load_recipe(source: Path | Mapping[str, Any], overrides: Sequence[str] = ())
     data = read_yaml(source) if isinstance(source, Path) else _copy(source)
     for override in overrides:
         apply_override(data, override)
+    wrong: list[str] = []
+    data = _expanded(data, wrong)
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError("\n".join(f"{name}: {line}" for line in explain(error))) from error
-    extra = sorted(set(recipe.training.interleave) - set(recipe.tasks))
-    if extra:
-        hint = did_you_mean(extra[0], recipe.tasks)
-        raise RecipeError(f"{name}: training.interleave names no task '{extra[0]}'; {hint}")
+        wrong += explain(error)
+    else:
+        for extra in sorted(set(recipe.training.interleave) - set(recipe.tasks)):
+            hint = did_you_mean(extra, recipe.tasks)
+            wrong.append(f"training.interleave.{extra}: no such task; {hint}")
+    wrong += check(data) if check else []
+    if wrong:
+        raise RecipeError("\n".join(f"{name}: {line}" for line in wrong))
     return recipe
 
 
@@ -201,14 +214,29 @@ def explain(error: ValidationError) -> list[str]:
 
 def _known_beside(path: tuple[int | str, ...]) -> str:
     """The names that could stand where an unknown one does."""
-    model: type[BaseModel] = Recipe
-    for step in path[:-1]:
-        field = model.model_fields.get(str(step))
-        inner = field.annotation if field else None
-        for nested in (FusionRecipe, SplitRecipe, TaskRecipe, TrainingRecipe, StoreRecipe):
-            if inner is nested or (step not in model.model_fields and nested is TaskRecipe):
-                model = nested
+    sections: dict[str, type[BaseModel]] = {
+        "fusion": FusionRecipe,
+        "training": TrainingRecipe,
+        "store": StoreRecipe,
+        "split": SplitRecipe,
+    }
+    model = sections.get(str(path[-2]), Recipe) if len(path) > 1 else Recipe
     return did_you_mean(str(path[-1]), model.model_fields)
+
+
+def _expanded(value: Any, wrong: list[str]) -> Any:
+    """Environment variables in texts, at any depth; those that are not set go to `wrong`."""
+    if isinstance(value, Mapping):
+        return {key: _expanded(inner, wrong) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_expanded(inner, wrong) for inner in value]
+    if isinstance(value, str):
+        for variable in re.findall(r"\$\{(\w+)\}", value):
+            found = os.environ.get(variable)
+            if found is None:
+                wrong.append(f"'{value}' needs the environment variable {variable}; export it")
+            value = value.replace(f"${{{variable}}}", found or "")
+    return value
 
 
 def _copy(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,9 +17,7 @@ def normalise_text(text: str) -> str:
     'der lappen liegt auf dem eisschrank'
     """
     lowered = unicodedata.normalize("NFKC", text).replace("\u2019", "'").lower()
-    kept = "".join(
-        c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in lowered
-    )
+    kept = "".join(c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in lowered)
     return " ".join(kept.split())
 
 

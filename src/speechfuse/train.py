@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
@@ -47,10 +47,10 @@ def train_run(recipe: Recipe, folder: Path, progress: Progress | None = None) ->
     if run.finished:
         run.begin(recipe)
         return run.metrics()
-    build.check_parts(recipe)
-    specs = [build.plan_upstream(recipe, name).spec for name in recipe.upstreams]
     tasks = load_tasks(recipe, progress=progress)
-    model = build.build_model(recipe, specs, {name: data.task for name, data in tasks.items()})
+    model = build.build_model(
+        recipe, build.stack_specs(recipe), {name: data.task for name, data in tasks.items()}
+    )
     stores = fill_stores(recipe, tasks, progress)
     short = {name: _check_targets(name, model, tasks[name], stores[name]) for name in tasks}
     run.begin(recipe)
@@ -76,9 +76,7 @@ def load_batch(
     return Batch(data.name, utterances, [store.batch(utterances) for store in stores], wanted)
 
 
-def _check_targets(
-    name: str, model: FusionModel, data: TaskData, stores: Sequence[Store]
-) -> int:
+def _check_targets(name: str, model: FusionModel, data: TaskData, stores: Sequence[Store]) -> int:
     """Training targets that need more frames than there are; more than 1 % is an error."""
     head, rate = model.head_of(name), model.fusion_of(name).frame_rate
     if not isinstance(head, CTC):
@@ -170,9 +168,7 @@ def _fit(
 class FusionTraining(LightningModule):
     """What Lightning drives: loss of a batch, optimiser, scores on the development split."""
 
-    def __init__(
-        self, recipe: Recipe, model: FusionModel, tasks: Mapping[str, TaskData]
-    ) -> None:
+    def __init__(self, recipe: Recipe, model: FusionModel, tasks: Mapping[str, TaskData]) -> None:
         super().__init__()
         self.recipe, self.model, self.tasks = recipe, model, tasks
         self._found: dict[str, list[tuple[Utterance, Any]]] = defaultdict(list)
@@ -290,7 +286,6 @@ class LongCSV(Logger):
         return ""
 
     @property
-    @rank_zero_experiment
     def experiment(self) -> None:
         return None
 

@@ -48,7 +48,9 @@ class Store:
             try:
                 handle = safe_open(path, "pt")
             except (SafetensorError, OSError) as error:
-                raise RunError(f"{path} is damaged ({error}); delete it, it is made again") from error
+                raise RunError(
+                    f"{path} is damaged ({error}); delete it, it is made again"
+                ) from error
             self._handles[path] = handle
             for name in handle.keys():  # noqa: SIM118  (a handle is no mapping)
                 self._where.setdefault(name, path)

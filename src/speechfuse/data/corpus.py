@@ -1,8 +1,8 @@
 """A prepared corpus: Lhotse manifests and trials in one folder, read as utterances.
 
-    recordings.jsonl  supervisions.jsonl  cuts.jsonl    Lhotse's, so that its tools read them
-    trials.tsv                                          label, enrolment, test (if there are any)
-    corpus.json                                         name and counts
+recordings.jsonl  supervisions.jsonl  cuts.jsonl    Lhotse's, so that its tools read them
+trials.tsv                                          label, enrolment, test (if there are any)
+corpus.json                                         name and counts
 """
 
 from __future__ import annotations
@@ -102,6 +102,7 @@ def read_corpus(folder: Path) -> Corpus:
 
 
 def write_trials(path: Path, trials: Sequence[Trial]) -> None:
+    """Pairs as `label enrol test`, with a header."""
     lines = [f"{int(t.same)}\t{t.enrolment}\t{t.test}" for t in trials]
     path.write_text("\n".join(["label\tenrol\ttest", *lines]) + "\n")
 

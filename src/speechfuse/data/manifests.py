@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from speechfuse.data.corpus import Corpus, read_trials, write_corpus
+from speechfuse.data.joining import join_clips
 from speechfuse.errors import DataError, did_you_mean
 from speechfuse.types import Progress, Utterance
 
@@ -32,9 +33,13 @@ def prepare(
     *,
     trials: Path | None = None,
     name: str | None = None,
+    join: int = 1,
     progress: Progress | None = None,
 ) -> Corpus:
     """Import a manifest or a Kaldi folder into a corpus folder.
+
+    join: put so many clips of a speaker one after the other into new audio files, with their
+    texts, to make connected speech of single words.
 
     A manifest has the columns id, audio, start, duration, text, speaker, emotion, language,
     split; all but audio may be missing, others are kept. Audio paths are relative to it.
@@ -62,6 +67,8 @@ def prepare(
         found = source.parent / "trials.tsv"
     pairs = read_trials(found, utterances) if found else ()
     corpus = Corpus(name or folder.name, folder, tuple(utterances), pairs)
+    if join > 1:
+        return join_clips(corpus, join, progress)
     write_corpus(corpus, rates)
     return corpus
 
@@ -70,7 +77,9 @@ def _manifest_rows(path: Path) -> list[dict[str, str]]:
     try:
         if path.suffix == ".jsonl":
             lines = [line for line in path.read_text().splitlines() if line.strip()]
-            rows = [{k: str(v) for k, v in json.loads(line).items() if v is not None} for line in lines]
+            rows = [
+                {k: str(v) for k, v in json.loads(line).items() if v is not None} for line in lines
+            ]
         elif path.suffix in (".csv", ".tsv"):
             with path.open(newline="") as file:
                 reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")

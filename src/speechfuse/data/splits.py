@@ -26,7 +26,8 @@ def split_utterances(utterances: Sequence[Utterance], choice: SplitRecipe, where
     """
     speakers = sorted({u.speaker or u.id for u in utterances})
     named = {
-        split: tuple(getattr(choice, f"{split}_speakers") or ()) for split in ("train", "dev", "test")
+        split: tuple(getattr(choice, f"{split}_speakers") or ())
+        for split in ("train", "dev", "test")
     }
     for split, names in named.items():
         for name in names:

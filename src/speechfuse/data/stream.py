@@ -26,8 +26,7 @@ def draw_batches(sources: Mapping[str, Source], seed: int) -> Iterator[tuple[str
 
     known = {f"{task}|{u.id}": u for task, s in sources.items() for u in s.utterances}
     samplers = [
-        _sampler(task, source, seed + index)
-        for index, (task, source) in enumerate(sources.items())
+        _sampler(task, source, seed + index) for index, (task, source) in enumerate(sources.items())
     ]
     total = sum(source.share for source in sources.values())
     shares = [source.share / total for source in sources.values()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -96,7 +97,7 @@ class CTC(Head):
 
 def frames_needed(ids: Sequence[int]) -> int:
     """Frames that CTC needs for a target: one a token, and a blank between equal neighbours."""
-    return len(ids) + sum(a == b for a, b in zip(ids, ids[1:], strict=False))
+    return len(ids) + sum(a == b for a, b in pairwise(ids))
 
 
 class BidirectionalLSTM(nn.Module):

@@ -45,7 +45,8 @@ def prefix_beam(log_probs: Tensor, beam_size: int = 16, floor: float = -8.0) -> 
                     grown[longer][1] = _add(grown[longer][1], both + p)
         best = sorted(grown.items(), key=lambda item: -_add(*item[1]))[:beam_size]
         beam = {prefix: (b, t) for prefix, (b, t) in best}
-    return list(max(beam, key=lambda prefix: _add(*beam[prefix])))
+    best_prefix = max(beam.items(), key=lambda item: _add(*item[1]))[0]
+    return list(best_prefix)
 
 
 def _add(a: float, b: float) -> float:

@@ -1,4 +1,4 @@
-"""Hierarchical convolution over the layer axis (Shih & Harwath 2024, sec. 2.3, arXiv:2406.12209)."""
+"""Hierarchical convolution over the layer axis (Shih & Harwath 2024, arXiv:2406.12209)."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ class HConv(Interface):
 
     def _convolve(self, layers: Sequence[Tensor], conv: nn.Module) -> list[Tensor]:
         """One convolution with ReLU over L tensors (N, D), as products of (N, D) and (D, D')."""
-        assert isinstance(conv, nn.Conv1d) and conv.bias is not None
+        assert isinstance(conv, nn.Conv1d)
+        assert conv.bias is not None
         taps = conv.weight.permute(2, 1, 0).contiguous()  # (kernel, D, D')
         half = len(taps) // 2
         positions = (len(layers) + 2 * half - len(taps)) // self.stride + 1

@@ -47,7 +47,7 @@ class _Mix(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weights, *layers = ctx.saved_tensors
         by_weight = torch.stack([torch.dot(grad.flatten(), layer.flatten()) for layer in layers])

@@ -18,7 +18,6 @@ def attention_mask(config: Any, hidden: Tensor, lengths: Tensor) -> Tensor | Non
     valid = length_mask(lengths, hidden.shape[1])
     if bool(valid.all()):
         return None
-    mask: Tensor | None = create_bidirectional_mask(
-        config=config, inputs_embeds=hidden, attention_mask=valid
-    )
+    make: Any = create_bidirectional_mask
+    mask: Tensor | None = make(config=config, inputs_embeds=hidden, attention_mask=valid)
     return mask

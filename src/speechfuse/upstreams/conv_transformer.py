@@ -107,8 +107,8 @@ class ConvTransformer(nn.Module):
         yield hidden
         blocks = self._wavlm_blocks if self.config.model_type == "wavlm" else self._blocks
         last = len(encoder.layers) - 1
-        for index, hidden in enumerate(blocks(hidden, lengths)):
-            yield encoder.layer_norm(hidden) if stable and index == last else hidden
+        for index, state in enumerate(blocks(hidden, lengths)):
+            yield encoder.layer_norm(state) if stable and index == last else state
 
     def _normalized(self, wav: Waveforms) -> Tensor:
         """Zero mean and unit variance over the valid samples, if the model was trained so."""
@@ -144,9 +144,9 @@ class ConvTransformer(nn.Module):
                 positions: Tensor = embed(hidden)
                 return positions
             hidden = zero_padding(norm(hidden.transpose(1, 2)).transpose(1, 2), lengths)
-            return embed.activation(embed.padding(embed.conv(hidden.transpose(1, 2)))).transpose(
-                1, 2
-            )
+            convolved: Tensor = embed.padding(embed.conv(hidden.transpose(1, 2)))
+            activated: Tensor = embed.activation(convolved)
+            return activated.transpose(1, 2)
         for layer in embed.layers:
             hidden = layer(hidden.transpose(1, 2)).transpose(1, 2)
             hidden = hidden if self.padded else zero_padding(hidden, lengths)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from speechfuse.audio import SAMPLE_RATE, log_mel
+from speechfuse.audio import SAMPLE_RATE, log_mel, mel_macs
 from speechfuse.contracts import Upstream, UpstreamPlan
 from speechfuse.ops import zero_padding
 from speechfuse.types import LayerStack, StackSpec, Waveforms
@@ -27,16 +27,9 @@ class Filterbank(Upstream):
         super().__init__()
         self.hop = round(SAMPLE_RATE / frame_rate)
         self.num_mels = num_mels
-        self.spec = StackSpec(1, num_mels, SAMPLE_RATE / self.hop)
-        self.min_samples = (self.hop + 1) // 2
-
-    @classmethod
-    def plan(cls, *, num_mels: int = 80, frame_rate: float = 100.0) -> UpstreamPlan:
-        hop = round(SAMPLE_RATE / frame_rate)
-        bins = _WINDOW // 2 + 1
-        spectrum = 2.5 * _WINDOW * 8.6  # an FFT of 400 points: 5/2 n log2 n
-        macs = SAMPLE_RATE / hop * (spectrum + bins * num_mels)
-        return UpstreamPlan(StackSpec(1, num_mels, SAMPLE_RATE / hop), 0, macs, (hop + 1) // 2)
+        spec = StackSpec(1, num_mels, SAMPLE_RATE / self.hop)
+        macs = spec.frame_rate * mel_macs(num_mels, _WINDOW)
+        self.plan = UpstreamPlan(spec, 0, macs, (self.hop + 1) // 2)
 
     @torch.no_grad()
     def forward(self, wav: Waveforms) -> LayerStack:
@@ -46,8 +39,8 @@ class Filterbank(Upstream):
         samples = F.pad(wav.samples, (edge, max(0, needed - edge - wav.samples.shape[1])))
         mel = log_mel(samples, self.num_mels, _WINDOW, self.hop)[..., : int(lengths.max())]
         hidden = (mel.transpose(1, 2) + 4) / 4
-        return LayerStack((zero_padding(hidden, lengths),), lengths, self.spec.frame_rate)
+        return LayerStack((zero_padding(hidden, lengths),), lengths, self.plan.spec.frame_rate)
 
-    @classmethod
-    def identity(cls, *, num_mels: int = 80, frame_rate: float = 100.0) -> dict[str, str]:
-        return {"source": f"filterbank, {num_mels} mels at {frame_rate:g} Hz"}
+    def identity(self) -> dict[str, str]:
+        rate = self.plan.spec.frame_rate
+        return {"source": f"filterbank, {self.num_mels} mels at {rate:g} Hz"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from speechfuse.audio import SAMPLE_RATE
 from speechfuse.contracts import Upstream, UpstreamPlan
 from speechfuse.errors import DataError, UpstreamError, did_you_mean
 from speechfuse.ops import length_mask, zero_padding
+from speechfuse.resources import resource
 from speechfuse.types import LayerStack, Waveforms
 from speechfuse.upstreams import conv_transformer, w2v_bert, whisper
 
@@ -85,7 +86,8 @@ class HuggingFace(Upstream):
         whisper_pad: float | Literal["30s"] = 1.0,
         long: Literal["window", "refuse"] = "window",
     ) -> None:
-        """source: a folder, or a name on the hub. revision: a commit of the hub's repository.
+        """source: a folder, a name on the hub, or synthetic-hubert or synthetic-whisper, which
+        ship with the library. revision: a commit of the hub's repository.
 
         weights: random keeps the architecture and draws the weights from `seed`, as a control.
         length_policy: masked, exact frames in padded batches; equal, batches of one length only;
@@ -96,32 +98,34 @@ class HuggingFace(Upstream):
             UpstreamError: no such folder or repository, no safetensors, an unknown architecture.
         """
         super().__init__()
-        folder = _folder(source, revision)
-        config, preprocessor = _configs(folder, source)
-        plan = _plan(config, preprocessor, source, whisper_pad)
-        self.spec, self.min_samples = plan.spec, plan.min_samples
-        self.source = source
-        model = _load(folder, config, source, seed if weights == "random" else None)
-        kind = config["model_type"]
-        if kind == "whisper":
-            self.states: Any = whisper.WhisperStates(model, preprocessor, whisper_pad, long)
-        elif kind == "wav2vec2-bert":
-            self.states = w2v_bert.W2vBert(model, preprocessor)
-        else:
-            self.states = conv_transformer.ConvTransformer(model, preprocessor, length_policy)
-        self.requires_grad_(False).eval()
+        self.source, self.revision = source, revision
+        self.random_seed = seed if weights == "random" else None
+        self.length_policy, self.whisper_pad, self.long = length_policy, whisper_pad, long
+        folder = _folder(source, revision, weights=False)
+        self.config, self.preprocessor = _configs(folder, source)
+        self.plan = _plan(self.config, self.preprocessor, source, whisper_pad)
+        self.states: Any = None
 
-    @classmethod
-    def plan(
-        cls,
-        *,
-        source: str,
-        revision: str | None = None,
-        whisper_pad: float | Literal["30s"] = 1.0,
-        **_: Any,
-    ) -> UpstreamPlan:
-        config, preprocessor = _configs(_folder(source, revision, weights=False), source)
-        return _plan(config, preprocessor, source, whisper_pad)
+    def load(self) -> None:
+        """Read the weights.
+
+        Raises:
+            UpstreamError: no safetensors, a broken file, or one of another model.
+        """
+        if self.states is not None:
+            return
+        folder = _folder(self.source, self.revision)
+        model = _load(folder, self.config, self.source, self.random_seed)
+        kind = self.config["model_type"]
+        if kind == "whisper":
+            pad, long = self.whisper_pad, self.long
+            self.states = whisper.WhisperStates(model, self.preprocessor, pad, long)
+        elif kind == "wav2vec2-bert":
+            self.states = w2v_bert.W2vBert(model, self.preprocessor)
+        else:
+            policy = self.length_policy
+            self.states = conv_transformer.ConvTransformer(model, self.preprocessor, policy)
+        self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> HuggingFace:
         """Frozen means evaluation mode, whatever the model around it does."""
@@ -135,35 +139,27 @@ class HuggingFace(Upstream):
         Raises:
             DataError: a clip is shorter than the encoder's receptive field.
         """
+        self.load()
         shortest = int(wav.lengths.min())
-        if shortest < self.min_samples:
+        if shortest < self.plan.min_samples:
             raise DataError(
-                f"a clip of {shortest} samples is shorter than the {self.min_samples} that "
+                f"a clip of {shortest} samples is shorter than the {self.plan.min_samples} that "
                 f"{self.source} needs for one frame; remove it from the manifest"
             )
         silent = wav.samples * length_mask(wav.lengths, wav.samples.shape[1])
         lengths = self.states.frames(wav.lengths)
         states = self.states.states(Waveforms(silent, wav.lengths, wav.sample_rate))
         layers = tuple(zero_padding(hidden, lengths) for hidden in states)
-        assert len(layers) == self.spec.num_layers, (len(layers), self.spec)
-        return LayerStack(layers, lengths, self.spec.frame_rate)
+        assert len(layers) == self.plan.spec.num_layers, (len(layers), self.plan.spec)
+        return LayerStack(layers, lengths, self.plan.spec.frame_rate)
 
-    @classmethod
-    def identity(
-        cls,
-        *,
-        source: str,
-        revision: str | None = None,
-        weights: str = "pretrained",
-        seed: int = 0,
-        **_: Any,
-    ) -> dict[str, str]:
-        folder = _folder(source, revision)
-        found = {"source": source, "config_sha256": _sha256([folder / "config.json"])}
-        if revision:
-            found["revision"] = revision
-        if weights == "random":
-            return found | {"weights": f"random, seed {seed}"}
+    def identity(self) -> dict[str, str]:
+        folder = _folder(self.source, self.revision)
+        found = {"source": self.source, "config_sha256": _sha256([folder / "config.json"])}
+        if self.revision:
+            found["revision"] = self.revision
+        if self.random_seed is not None:
+            return found | {"weights": f"random, seed {self.random_seed}"}
         return found | {"weights_sha256": _sha256(sorted(folder.glob("*.safetensors")))}
 
 
@@ -172,6 +168,9 @@ def _folder(source: str, revision: str | None, weights: bool = True) -> Path:
     local = Path(source)
     if local.is_dir():
         return local
+    shipped = resource("models", source) if "/" not in source else None
+    if shipped is not None:
+        return shipped
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise UpstreamError(f"no folder at {source}; give a folder or a hub name like org/model")
     from huggingface_hub import snapshot_download
@@ -255,9 +254,7 @@ def _load(folder: Path, config: Mapping[str, Any], source: str, seed: int | None
         options["key_mapping"] = {r"^(model\.)?encoder\.": ""}
     try:
         with _quiet():
-            model, report = model_class.from_pretrained(
-                folder, output_loading_info=True, **options
-            )
+            model, report = model_class.from_pretrained(folder, output_loading_info=True, **options)
     except Exception as error:  # the library raises many kinds for a broken file
         raise UpstreamError(f"cannot read the weights of {source}: {error}") from error
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(_UNUSED))
@@ -280,15 +277,14 @@ class _quiet:
     def __enter__(self) -> None:
         from transformers.utils import logging
 
+        self._logging: Any = logging
         self._level = logging.get_verbosity()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        self._logging.set_verbosity_error()
+        self._logging.disable_progress_bar()
 
     def __exit__(self, *_: object) -> None:
-        from transformers.utils import logging
-
-        logging.set_verbosity(self._level)
-        logging.enable_progress_bar()
+        self._logging.set_verbosity(self._level)
+        self._logging.enable_progress_bar()
 
 
 def _sha256(paths: list[Path]) -> str:

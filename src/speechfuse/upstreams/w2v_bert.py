@@ -1,4 +1,4 @@
-"""W2v-BERT 2.0: a conformer over stacked filterbank frames (Barrault et al. 2023, arXiv:2312.05187).
+"""W2v-BERT 2.0: a conformer over stacked filterbank frames (arXiv:2312.05187).
 
 The features are those of transformers' own extractor, clip by clip, so that they equal what the
 model was trained on; two frames of 10 ms make one of 20 ms.
@@ -53,14 +53,15 @@ class W2vBert(nn.Module):
     """One loaded model and how to read its hidden states."""
 
     def __init__(self, model: nn.Module, preprocessor: Mapping[str, Any]) -> None:
-        from transformers import SeamlessM4TFeatureExtractor
+        import transformers
 
         super().__init__()
         self.model: Any = model
         self.config: Any = model.config
         known = {"feature_size", "num_mel_bins", "padding_value", "stride"}
         options = {key: value for key, value in preprocessor.items() if key in known}
-        self.extractor: Any = SeamlessM4TFeatureExtractor(**options)
+        make: Any = transformers.SeamlessM4TFeatureExtractor
+        self.extractor: Any = make(**options)
 
     def frames(self, samples: Tensor) -> Tensor:
         """Exact number of frames for these numbers of samples."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechfuse.audio import log_mel
+from speechfuse.audio import log_mel, mel_macs
 from speechfuse.contracts import UpstreamPlan
 from speechfuse.errors import DataError
 from speechfuse.ops import length_mask, pad_frames, zero_padding
@@ -39,7 +39,7 @@ def plan(config: Mapping[str, Any], preprocessor: Mapping[str, Any], pad: Pad) -
     parameters = 3 * mels * dim + dim + 3 * dim * dim + dim + positions * dim + 2 * dim
     parameters += depth * (4 * dim * dim + 3 * dim + 2 * dim * ffn + ffn + dim + 4 * dim)
     seconds = positions / rate if pad == "30s" else ATTENTION_SECONDS + pad
-    macs = 2 * rate * (2.5 * window * 8.6 + (window // 2 + 1) * mels)  # FFT and filters
+    macs = 2 * rate * mel_macs(mels, window)
     macs += 2 * rate * 3 * mels * dim + rate * 3 * dim * dim
     macs += rate * depth * (4 * dim * dim + 2 * dim * ffn + 2 * rate * seconds * dim)
     return UpstreamPlan(
@@ -61,7 +61,8 @@ class WhisperStates(nn.Module):
         self.stride = 2 * self.hop  # samples a frame
         self.sample_rate = int(preprocessor.get("sampling_rate", 16000))
         self.pad, self.long = pad, long
-        self.limit = self.config.max_source_positions * self.stride  # samples, pad included
+        positions = int(encoder.config.max_source_positions)  # type: ignore[union-attr, arg-type]
+        self.limit = positions * self.stride  # samples, pad included
         silence = 0 if pad == "30s" else -(-round(pad * self.sample_rate) // self.stride)
         self.silence = silence * self.stride  # samples
         if self.silence >= self.limit:

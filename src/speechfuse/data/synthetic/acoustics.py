@@ -35,7 +35,8 @@ def record(
     noise *= _rms(wet) / _rms(noise) * 10 ** (-random.uniform(*snr) / 20)
     heard = wet + noise
     heard *= min(1.0, 0.99 / float(np.abs(heard).max()))
-    return heard.astype(np.float32)
+    recorded: NDArray[float32] = heard.astype(np.float32)
+    return recorded
 
 
 def _rms(signal: NDArray[np.floating]) -> float:

@@ -91,7 +91,7 @@ class _Espeak:
     """The library itself. Lives in the child only."""
 
     def __init__(self, variants: Mapping[str, str], folder: Path) -> None:
-        import espeakng_loader  # type: ignore[import-untyped]
+        import espeakng_loader
 
         data = _data_folder(Path(espeakng_loader.get_data_path()), variants, folder)
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())

@@ -1,0 +1,131 @@
+"""How much each layer of each model counts for each task.
+
+Two answers, because mixing weights mislead where layers differ in size, and some methods have
+none:
+
+* the interface's own weights, and weights times the root mean square of the layer;
+* ablation: the rise of the loss when one layer of one model is replaced by its mean over time,
+  so that nothing can be read from it, on training utterances (verification has no loss on
+  unknown speakers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from speechfuse.cache.store import Store
+from speechfuse.contracts import Interface, ShowsLayers
+from speechfuse.fusion import LayersFirst, MergeFirst
+from speechfuse.model import FusionModel
+from speechfuse.ops import length_mask, masked_mean
+from speechfuse.taskdata import TaskData
+from speechfuse.types import LayerStack, Tokens
+
+SAMPLE = 48  # training utterances looked at
+
+
+@dataclass(frozen=True)
+class LayerUse:
+    """One task's use of the layers of one model, or of the merged stack."""
+
+    task: str
+    model: str
+    weights: list[float] | None  # the interface's own, if it has any
+    scaled: list[float] | None  # weights times the layer's size, made to sum to one
+    ablation: list[float] | None  # rise of the loss without each layer
+
+
+@torch.no_grad()
+def layer_use(
+    model: FusionModel,
+    tasks: Mapping[str, TaskData],
+    stores: Mapping[str, Sequence[Store]],
+    names: Sequence[str],
+    *,
+    ablation: bool = True,
+) -> list[LayerUse]:
+    """Every task's use of every layer. names: of the upstreams, in recipe order."""
+    model.eval()
+    found: list[LayerUse] = []
+    for name, data in tasks.items():
+        members = data.splits["train"]
+        sample = members[:: max(1, len(members) // SAMPLE)][:SAMPLE]
+        stacks = [store.batch(sample) for store in stores[name]]
+        found += _weights(model, name, stacks, names)
+        if ablation:
+            targets = data.task.targets(sample)
+            found += _ablations(model, name, stacks, names, targets)
+    return found
+
+
+def _weights(
+    model: FusionModel, task: str, stacks: Sequence[LayerStack], names: Sequence[str]
+) -> list[LayerUse]:
+    """Where the interfaces have weights: one entry for each stack that an interface reads."""
+    fusion = model.fusion_of(task)
+    read: list[tuple[str, Interface, LayerStack]] = []
+    if isinstance(fusion, LayersFirst):
+        for name, interface, stack in zip(names, fusion.interfaces, stacks, strict=True):
+            assert isinstance(interface, Interface)
+            read.append((name, interface, stack))
+    elif isinstance(fusion, MergeFirst):
+        read.append((" + ".join(names), fusion.interface, fusion.merged(stacks)))
+    found = []
+    for name, interface, stack in read:
+        if isinstance(interface, ShowsLayers):
+            weights = _mean_weights(interface.layer_weights(stack, task), stack)
+            scaled = weights * _sizes(stack)
+            shares = (scaled / scaled.sum()).tolist()
+            found.append(LayerUse(task, name, weights.tolist(), shares, None))
+    return found
+
+
+def _ablations(
+    model: FusionModel,
+    task: str,
+    stacks: Sequence[LayerStack],
+    names: Sequence[str],
+    targets: Tokens,
+) -> list[LayerUse]:
+    def loss(changed: Sequence[LayerStack]) -> float:
+        value = model.loss(changed, task, targets)
+        return float(value.total) / max(1, value.count)
+
+    whole = loss(stacks)
+    found = []
+    for index, (name, stack) in enumerate(zip(names, stacks, strict=True)):
+        rises = []
+        for layer in range(len(stack.layers)):
+            changed = [*stacks]
+            changed[index] = _without(stack, layer)
+            rises.append(loss(changed) - whole)
+        found.append(LayerUse(task, name, None, None, rises))
+    return found
+
+
+def _without(stack: LayerStack, layer: int) -> LayerStack:
+    """The stack with one layer replaced by its mean over all valid frames."""
+    hidden = stack.layers[layer]
+    counts = stack.lengths[:, None].to(hidden.dtype)
+    mean = (masked_mean(hidden, stack.lengths) * counts).sum(0) / counts.sum()
+    layers = list(stack.layers)
+    layers[layer] = mean.expand_as(hidden).contiguous()
+    return replace(stack, layers=tuple(layers))
+
+
+def _mean_weights(weights: Tensor, stack: LayerStack) -> Tensor:
+    """Weights of each frame averaged over the valid ones: (L,) or (L, B, T) -> (L,)."""
+    if weights.dim() == 1:
+        return weights
+    mask = length_mask(stack.lengths, weights.shape[2])
+    return (weights * mask).sum((1, 2)) / mask.sum()
+
+
+def _sizes(stack: LayerStack) -> Tensor:
+    """Root mean square of each layer over valid frames, (L,)."""
+    squares = [masked_mean(layer.square(), stack.lengths).mean() for layer in stack.layers]
+    return torch.stack(squares).sqrt()

@@ -1,0 +1,270 @@
+"""The command line. Only this file prints and chooses exit codes; 2 is the user's error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from speechfuse.errors import SpeechFuseError
+
+# Everything heavy is imported inside the commands: --help answers before torch is loaded.
+app = typer.Typer(
+    help="Fuse the layers of several speech foundation models and train small heads on the result.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Changes to the recipe, like training.steps=100.")
+]
+RecipePath = Annotated[Path, typer.Argument(help="A recipe, a YAML file.")]
+RunFolder = Annotated[Path, typer.Argument(help="A run folder made by train.")]
+
+
+def main() -> None:
+    """Run a command; the user's errors become one message and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except SpeechFuseError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder for runs, table and report.")] = Path(
+        "runs/quickstart"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row, with other seeds.")] = 1,
+) -> None:
+    """Make synthetic speech, fuse two small encoders in six ways, print a table, write a report."""
+    from speechfuse.experiments.quickstart import quickstart_sweep
+
+    _run_sweep(quickstart_sweep(seeds), out, rows=None)
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A sweep: rows, conditions, folds and seeds.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for runs, table and report.")] = None,
+    row: Annotated[list[str] | None, typer.Option(help="Only this row; may be repeated.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes, like recipe.training.steps=100.")
+    ] = None,
+) -> None:
+    """Run every row of a sweep and print its table; finished runs are not repeated."""
+    from speechfuse.experiments.sweep import read_sweep
+
+    read = read_sweep(file, overrides or ())
+    _run_sweep(read, out or Path("runs") / read.name, row)
+
+
+@app.command()
+def plan(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Shapes, parameters, multiply-adds and memory of a recipe; no weights are read."""
+    from speechfuse.build import read_recipe
+    from speechfuse.plan import plan_recipe
+
+    for title, columns, rows in plan_recipe(read_recipe(recipe, overrides or ())):
+        _table(title, columns, rows)
+
+
+@app.command()
+def prepare(
+    source: Annotated[str, typer.Argument(help="synthetic, a manifest, or a Kaldi folder.")],
+    out: Annotated[Path | None, typer.Option(help="Corpus folder to write.")] = None,
+    trials: Annotated[Path | None, typer.Option(help="Pairs as `label enrol test`.")] = None,
+    join: Annotated[
+        int, typer.Option(min=1, help="Join so many clips of a speaker into one utterance.")
+    ] = 1,
+) -> None:
+    """Import a corpus: recordings, transcripts, speakers, emotions and splits."""
+    from speechfuse.data.manifests import prepare as prepare_corpus
+    from speechfuse.data.synthetic.corpus import prepare_synthetic
+    from speechfuse.taskdata import corpora_folder
+
+    with _progress() as progress:
+        if source == "synthetic":
+            corpus = prepare_synthetic(out or corpora_folder() / source, progress=progress)
+        else:
+            path = Path(source)
+            name = path.name if path.is_dir() or path.stem != "manifest" else path.parent.name
+            folder = out or corpora_folder() / Path(name).stem
+            corpus = prepare_corpus(path, folder, trials=trials, join=join, progress=progress)
+    for key, value in corpus.summary().items():
+        typer.echo(f"{key}: {value}")
+    typer.echo(f"folder: {corpus.folder}")
+
+
+@app.command()
+def train(
+    recipe: RecipePath,
+    out: Annotated[Path, typer.Option(help="Run folder to write, or to go on in.")],
+    overrides: Overrides = None,
+) -> None:
+    """Extract layers, train, evaluate; goes on where an earlier call stopped."""
+    from speechfuse.build import read_recipe
+
+    read = read_recipe(recipe, overrides or ())
+    from speechfuse.train import train_run
+
+    with _progress() as progress:
+        metrics = train_run(read, out, progress)
+    _print_metrics(metrics)
+    typer.echo(f"run: {out}")
+
+
+@app.command()
+def evaluate(run: RunFolder) -> None:
+    """Score a run again from its weights; the numbers are those that training gave."""
+    from speechfuse.evaluate import evaluate_again
+
+    with _progress() as progress:
+        metrics = evaluate_again(run, progress)
+    _print_metrics(metrics)
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    audio: Annotated[list[Path], typer.Argument(help="Audio files.")],
+    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
+) -> None:
+    """Transcribe, name the emotion, compare speakers: one line for each file and task."""
+    from speechfuse.predict import predict_files
+
+    for line in predict_files(run, audio, task):
+        typer.echo(line)
+
+
+@app.command()
+def weights(
+    run: RunFolder,
+    picture: Annotated[Path | None, typer.Option(help="Write a picture (SVG or PNG).")] = None,
+) -> None:
+    """How much each layer of each model counts for each task."""
+    from speechfuse.experiments.layers import draw_layer_use, run_layer_use
+
+    with _progress() as progress:
+        uses = run_layer_use(run, progress)
+    for use in uses:
+        columns = ["layer", *(str(i) for i in range(len(use.weights or use.ablation or ())))]
+        named = {
+            "weight": use.weights,
+            "weight x size": use.scaled,
+            "loss without": use.ablation,
+        }
+        rows = [[name, *(f"{v:.3f}" for v in row)] for name, row in named.items() if row]
+        _table(f"{use.task}, {use.model}", columns, rows)
+    if picture:
+        draw_layer_use(uses, picture)
+        typer.echo(f"picture: {picture}")
+
+
+@app.command()
+def parts(
+    role: Annotated[str | None, typer.Argument(help="upstream, interface, ...")] = None,
+) -> None:
+    """What a recipe can name, with every option and its default."""
+    from speechfuse import catalog
+    from speechfuse.errors import RecipeError, did_you_mean
+
+    if role is not None and role not in catalog.ROLES:
+        raise RecipeError(f"no role '{role}'; {did_you_mean(role, catalog.ROLES)}")
+    for name, table in catalog.ROLES.items():
+        if role in (None, name):
+            rows = [[kind, ", ".join(catalog.option_lines(cls))] for kind, cls in table.items()]
+            _table(name, ["kind", "options"], rows)
+
+
+def _run_sweep(read: Any, out: Path, rows: list[str] | None) -> None:
+    from speechfuse.experiments.report import result_tables, write_report
+    from speechfuse.experiments.runner import run_sweep
+
+    with _progress() as progress:
+        done = run_sweep(read, out, rows=rows, progress=progress)
+    for title, columns, cells in result_tables(read, done):
+        _table(title, columns, cells)
+    typer.echo(f"report: {write_report(read, done, out)}")
+
+
+def _print_metrics(metrics: dict[str, Any]) -> None:
+    rows = [
+        [
+            task,
+            split,
+            metric,
+            f"{m['value']:.3f}",
+            f"{m['low']:.3f} to {m['high']:.3f}",
+            str(m["speakers"]),
+        ]
+        for split in ("dev", "test")
+        for task, scores in metrics[split].items()
+        for metric, m in scores.items()
+    ]
+    _table("", ["task", "split", "metric", "value", "95 % interval", "speakers"], rows)
+
+
+def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Bars on a terminal; elsewhere a line when something begins and when it is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    if not sys.stderr.isatty():
+        begun: set[str] = set()
+
+        def say(what: str, done: int, total: int) -> None:
+            if what not in begun:
+                begun.add(what)
+                print(f"{what} ...", file=sys.stderr, flush=True)
+            if done == total:
+                begun.discard(what)
+                print(f"{what}: {total}", file=sys.stderr, flush=True)
+
+        yield say
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        known: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in known:
+                known[what] = bars.add_task(what, total=total)
+            bars.update(known[what], completed=done, total=total)
+            if done == total:
+                known.pop(what)
+
+        yield show
+
+
+if __name__ == "__main__":
+    main()

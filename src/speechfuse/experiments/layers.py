@@ -1,0 +1,75 @@
+"""Layer use of a run: which layers each task reads, as numbers and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from speechfuse.analyse import LayerUse, layer_use
+from speechfuse.evaluate import open_run
+from speechfuse.types import Progress
+
+
+def run_layer_use(
+    folder: Path, progress: Progress | None = None, *, ablation: bool = True
+) -> list[LayerUse]:
+    """Weights and ablations of a trained run."""
+    run, model, tasks, stores = open_run(folder, progress)
+    return layer_use(model, tasks, stores, list(run.recipe().upstreams), ablation=ablation)
+
+
+def draw_layer_use(uses: Sequence[LayerUse], path: Path) -> None:
+    """Write the picture; its kind follows from the file's name."""
+    figure = layer_figure(uses)
+    figure.savefig(path, bbox_inches="tight", dpi=150)
+
+
+def layer_figure(uses: Sequence[LayerUse]) -> Any:
+    """A heat map for each kind of answer: rows are tasks and models, columns are layers."""
+    from matplotlib.figure import Figure
+
+    kinds = [
+        ("weight of each layer", [(u, u.weights) for u in uses if u.weights]),
+        ("rise of the loss without the layer", [(u, u.ablation) for u in uses if u.ablation]),
+    ]
+    shown = [(title, rows) for title, rows in kinds if rows]
+    heights = [len(rows) for _, rows in shown]
+    figure = Figure(figsize=(8, 0.9 * len(shown) + 0.42 * sum(heights)), layout="constrained")
+    axes = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axis, (title, rows) in zip(axes, shown, strict=True):
+        _heat_map(axis, title, rows)
+    return figure
+
+
+def _heat_map(axis: Any, title: str, rows: Sequence[tuple[LayerUse, Sequence[float]]]) -> None:
+    import numpy as np
+
+    width = max(len(values) for _, values in rows)
+    grid = np.full((len(rows), width), np.nan)
+    for index, (_, values) in enumerate(rows):
+        grid[index, : len(values)] = values
+    # Each row on its own scale: tasks have losses of different size.
+    top = np.nanmax(np.abs(grid), axis=1, keepdims=True)
+    shade = np.clip(grid, 0, None) / np.where(top > 0, top, 1)
+    axis.imshow(shade, cmap="Blues", vmin=0, vmax=1.15, aspect="auto")
+    for (row, column), value in np.ndenumerate(grid):
+        if not np.isnan(value):
+            dark = shade[row, column] > 0.6
+            text = f"{value:.2f}".replace("-0.00", "0.00")
+            axis.text(
+                column,
+                row,
+                text,
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if dark else "#333333",
+            )
+    axis.set_yticks(range(len(rows)), [f"{use.task}, {use.model}" for use, _ in rows], fontsize=8)
+    axis.set_xticks(range(width), [str(i) for i in range(width)], fontsize=8)
+    axis.set_xlabel("layer (0 is what the first block reads)", fontsize=8)
+    axis.set_title(title, fontsize=9, loc="left")
+    axis.tick_params(length=0)
+    for spine in axis.spines.values():
+        spine.set_visible(False)

@@ -1,0 +1,155 @@
+"""The report of a sweep: one self-contained HTML file with tables, curves and layer pictures."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from speechfuse.checkpoint import Run, write_text
+from speechfuse.experiments.layers import layer_figure, run_layer_use
+from speechfuse.experiments.sweep import Cell, Result, SweepFile, summarise
+from speechfuse.types import Metric
+
+# Shown name of a metric, and whether less is better.
+NAMES = {
+    "wer": ("WER", True),
+    "cer": ("CER", True),
+    "accuracy": ("accuracy (WA)", False),
+    "balanced_accuracy": ("balanced accuracy (UA)", False),
+    "eer": ("EER", True),
+}
+Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
+
+
+def result_tables(sweep: SweepFile, done: Sequence[Cell]) -> list[Table]:
+    """One table for each condition: a row for each system, a column for each metric."""
+    return [
+        _table(
+            sweep, done, condition, [r for r in summarise(sweep, done) if r.condition == condition]
+        )
+        for condition in sweep.conditions
+    ]
+
+
+def _table(
+    sweep: SweepFile, done: Sequence[Cell], condition: str, results: Sequence[Result]
+) -> Table:
+    keys = list(dict.fromkeys((r.task, r.metric) for r in results))
+    columns = ["", *(NAMES[metric][0] for _, metric in keys), "trained parameters", "seconds"]
+    rows = []
+    for row in dict.fromkeys(r.row for r in results):
+        mine = {(r.task, r.metric): r for r in results if r.row == row}
+        cells = [row]
+        for key in keys:
+            result = mine[key]
+            text = _percent(result.value)
+            if result.difference is not None:
+                text += f"\n{_signed(result.difference)}"
+            cells.append(text)
+        rows.append([*cells, *_cost(done, row, condition)])
+    speakers = max((r.value.speakers for r in results), default=0)
+    seeds = max((r.seeds for r in results), default=0)
+    title = f"{sweep.title or sweep.name}{': ' if condition else ''}{condition}"
+    title += f"\n% with 95 % interval; {speakers} test speakers, {_count(seeds, 'seed')}"
+    if sweep.baseline:
+        title += f"; second line: minus '{sweep.baseline}', paired"
+    return title, columns, rows
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _percent(metric: Metric) -> str:
+    return f"{100 * metric.value:.1f} [{100 * metric.low:.1f}, {100 * metric.high:.1f}]"
+
+
+def _signed(metric: Metric) -> str:
+    return f"{100 * metric.value:+.1f} [{100 * metric.low:+.1f}, {100 * metric.high:+.1f}]"
+
+
+def _cost(done: Sequence[Cell], row: str, condition: str) -> list[str]:
+    metrics = [Run(c.folder).metrics() for c in done if c.row == row and c.condition == condition]
+    if not metrics:
+        return ["", ""]
+    parameters = sum(metrics[0]["parameters"].values())
+    return [f"{parameters:,}", f"{sum(m['seconds'] for m in metrics) / len(metrics):.0f}"]
+
+
+def write_report(sweep: SweepFile, done: Sequence[Cell], out: Path) -> Path:
+    """Write OUT/report.html from what is in the run folders."""
+    from jinja2 import Environment, PackageLoader, select_autoescape
+
+    environment = Environment(
+        loader=PackageLoader("speechfuse.experiments"), autoescape=select_autoescape()
+    )
+    first = done[0].recipe
+    page = environment.get_template("report.html.j2").render(
+        title=sweep.title or sweep.name,
+        tables=result_tables(sweep, done),
+        curves=[_svg(figure) for figure in _curve_figures(done)],
+        layers=[(title, _svg(figure)) for title, figure in _layer_figures(done)],
+        tasks=list(first.tasks),
+        baseline=sweep.baseline,
+        versions=(done[0].folder / "versions.txt").read_text().splitlines(),
+        runs=[(c.row, c.condition, c.seed, c.folder.relative_to(out)) for c in done],
+        upstreams=Run(done[0].folder).recipe().upstreams,
+    )
+    path = out / "report.html"
+    write_text(path, page)
+    return path
+
+
+def _curve_figures(done: Sequence[Cell]) -> Iterator[Any]:
+    """Development metric over steps, one figure for each task; first fold, condition and seed."""
+    from matplotlib.figure import Figure
+
+    from speechfuse import build
+
+    shown = [c for c in done if (c.condition, c.fold, c.seed) == _first_place(done)]
+    for task, entry in shown[0].recipe.tasks.items():
+        metric = build.build_task(task, entry).primary
+        figure = Figure(figsize=(4.2, 2.8), layout="constrained")
+        axis = figure.subplots()
+        for cell in shown:
+            points = [
+                (s, v) for s, name, v in Run(cell.folder).log() if name == f"dev/{task}/{metric}"
+            ]
+            if points:
+                steps, values = zip(*points, strict=True)
+                axis.plot(steps, [100 * v for v in values], label=cell.row, linewidth=1.3)
+        axis.set_title(f"{task}: {NAMES[metric][0]} on development, %", fontsize=9, loc="left")
+        axis.set_xlabel("step", fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.3, linewidth=0.5)
+        axis.spines[["top", "right"]].set_visible(False)
+        if axis.lines and len(axis.lines) <= 8:
+            axis.legend(fontsize=6.5, frameon=False)
+        yield figure
+
+
+def _first_place(done: Sequence[Cell]) -> tuple[str, int, int]:
+    return done[0].condition, done[0].fold, done[0].seed
+
+
+def _layer_figures(done: Sequence[Cell]) -> Iterator[tuple[str, Any]]:
+    """Layer use of every row of the first condition, fold and seed that has more than one layer."""
+    for cell in done:
+        if (cell.condition, cell.fold, cell.seed) != _first_place(done) or len(done) > 40:
+            continue
+        uses = run_layer_use(cell.folder)
+        if any(len(use.weights or use.ablation or ()) > 1 for use in uses):
+            yield cell.row, layer_figure(uses)
+
+
+def _svg(figure: Any) -> str:
+    """A figure as inline SVG, text as text."""
+    from matplotlib import rc_context
+
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "speechfuse"}):
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

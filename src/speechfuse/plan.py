@@ -1,0 +1,109 @@
+"""What a recipe will build and cost, before anything is loaded, extracted or trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from speechfuse import build
+from speechfuse.cache.store import DTYPES
+from speechfuse.contracts import UpstreamPlan
+from speechfuse.fusion import MergeFirst
+from speechfuse.recipe import Recipe
+from speechfuse.taskdata import corpora_folder
+from speechfuse.types import LayerStack, StackSpec
+from speechfuse.upstreams.attention import ATTENTION_SECONDS
+
+ASSUMED = {"num_tokens": 29, "num_classes": 4}  # sizes of heads; the data decides
+Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
+
+
+def plan_recipe(recipe: Recipe) -> list[Table]:
+    """Tables: upstreams, the trained part of each task, and what is stored.
+
+    Raises:
+        SpeechFuseError: unknown parts or options, upstreams that cannot be fused.
+    """
+    upstreams = {name: build.build_upstream(recipe, name).plan for name in recipe.upstreams}
+    specs = [plan.spec for plan in upstreams.values()]
+    return [
+        _upstream_table(upstreams),
+        _trained_table(recipe, specs),
+        _store_table(recipe, upstreams),
+    ]
+
+
+def _upstream_table(upstreams: Mapping[str, UpstreamPlan]) -> Table:
+    rows = [
+        [
+            name,
+            f"{p.spec.num_layers} x {p.spec.dim}",
+            f"{p.spec.frame_rate:g} Hz",
+            f"{p.parameters:,}",
+            f"{p.macs_per_second / 1e9:.3f} G",
+        ]
+        for name, p in upstreams.items()
+    ]
+    columns = ["upstream", "layers x width", "frames", "parameters", "multiply-adds / s of audio"]
+    return f"Frozen upstreams (attention over clips of {ATTENTION_SECONDS:g} s)", columns, rows
+
+
+def _trained_table(recipe: Recipe, specs: list[StackSpec]) -> Table:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    rows = []
+    for name, entry in recipe.tasks.items():
+        fusion = build.build_fusion(recipe, specs, [name])
+        head = build.build_head(entry, fusion.out_dim, ASSUMED)
+        counter: Any = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            fusion([_second(spec) for spec in specs], name)
+        macs = counter.get_total_flops() / 2
+        read = [fusion.merge.spec] if isinstance(fusion, MergeFirst) else specs
+        shapes = " + ".join(f"{spec.num_layers} x {spec.dim}" for spec in read)
+        rows.append(
+            [
+                name,
+                f"{shapes} -> {fusion.out_dim} at {fusion.frame_rate:g} Hz",
+                f"{sum(p.numel() for p in fusion.parameters()):,}",
+                f"{macs / 1e9:.4f} G",
+                f"{sum(p.numel() for p in head.parameters()):,}",
+            ]
+        )
+    columns = ["task", "fusion", "parameters", "multiply-adds / s", "head's parameters"]
+    shared = "" if recipe.fusion.per_task else ", one fusion for all tasks"
+    known = f"{ASSUMED['num_tokens']} tokens or {ASSUMED['num_classes']} classes assumed"
+    return f"Trained{shared} ({known})", columns, rows
+
+
+def _store_table(recipe: Recipe, upstreams: Mapping[str, UpstreamPlan]) -> Table:
+    width = torch.finfo(DTYPES[recipe.store.dtype]).bits // 8
+    hours = {e.corpus: _hours(e.corpus) for e in recipe.tasks.values()}
+    known = sum(h for h in hours.values() if h)
+    rows = []
+    for name, plan in upstreams.items():
+        spec = plan.spec
+        each = 3600 * spec.frame_rate * spec.num_layers * spec.dim * width
+        total = f"{known * each / 1e9:.2f} GB" if known else "corpus not prepared"
+        rows.append([name, f"{each / 1e9:.2f} GB", total])
+    title = f"Stored layers ({recipe.store.dtype}, budget {recipe.store.budget_gb:g} GB)"
+    return title, ["upstream", "for an hour of audio", "for these corpora"], rows
+
+
+def _second(spec: StackSpec) -> LayerStack:
+    """A stack of one second of silence, to count products on."""
+    frames = round(spec.frame_rate)
+    layer = torch.zeros(1, frames, spec.dim)
+    return LayerStack((layer,) * spec.num_layers, torch.tensor([frames]), spec.frame_rate)
+
+
+def _hours(corpus: str) -> float | None:
+    """Hours of a prepared corpus, None if it is not prepared yet."""
+    for folder in (Path(corpus), corpora_folder() / corpus):
+        if (folder / "corpus.json").is_file():
+            return float(json.loads((folder / "corpus.json").read_text())["hours"])
+    return None

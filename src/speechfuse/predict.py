@@ -1,0 +1,62 @@
+"""Answer for audio files: run the upstreams, then every task's head on one pass over them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from speechfuse import build
+from speechfuse.checkpoint import Run
+from speechfuse.contracts import Task
+from speechfuse.errors import RunError, did_you_mean
+from speechfuse.evaluate import load_model
+from speechfuse.extract import read_batch
+from speechfuse.types import Utterance
+
+
+@torch.no_grad()
+def predict_files(
+    folder: Path, files: Sequence[Path], only: Sequence[str] | None = None
+) -> Iterator[str]:
+    """One line for each file and task; verification compares every pair of files.
+
+    Raises:
+        RunError: no trained run, or no such task.
+        DataError: a file that cannot be read, before anything is answered.
+    """
+    run = Run(folder)
+    recipe = run.recipe()
+    for name in only or ():
+        if name not in recipe.tasks:
+            raise RunError(f"{folder} has no task '{name}'; {did_you_mean(name, recipe.tasks)}")
+    tasks: dict[str, Task] = {}
+    for name, state in run.tasks().items():
+        tasks[name] = build.build_task(name, recipe.tasks[name])
+        tasks[name].load_state(state)
+    model = load_model(run, recipe, tasks)
+    upstreams = [build.build_upstream(recipe, name) for name in recipe.upstreams]
+    utterances = [Utterance(id=str(path), audio=path) for path in files]
+    read = [[read_batch([u], upstream) for upstream in upstreams] for u in utterances]
+    answers: dict[str, list[Any]] = {name: [] for name in (only or tasks)}
+    for clips in read:
+        stacks = [upstream(clip) for upstream, clip in zip(upstreams, clips, strict=True)]
+        for name, found in answers.items():
+            found += model.predict(stacks, name)
+    for name, found in answers.items():
+        yield from _lines(tasks[name], name, utterances, found)
+
+
+def _lines(
+    task: Task, name: str, utterances: Sequence[Utterance], found: Sequence[Any]
+) -> Iterator[str]:
+    if isinstance(found[0], torch.Tensor):
+        for i, one in enumerate(utterances):
+            for j in range(i + 1, len(utterances)):
+                score = torch.cosine_similarity(found[i], found[j], dim=0)
+                yield f"{one.id}\t{utterances[j].id}\t{name}\t{float(score):.3f}"
+        return
+    for row in task.table(utterances, found, []):
+        yield f"{row['id']}\t{name}\t{row['prediction']}"
