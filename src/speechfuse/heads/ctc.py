@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from speechfuse.contracts import Head, LossSum
 from speechfuse.heads.ctc_search import FlashlightSearch, greedy, prefix_beam
-from speechfuse.ops import zero_padding
+from speechfuse.ops import length_mask, zero_padding
 from speechfuse.types import Frames, Tokens
 
 
@@ -77,12 +77,18 @@ class CTC(Head):
     def loss(self, frames: Frames, targets: Tokens) -> LossSum:
         """Negative log-likelihood, counted in characters; impossible targets count for nothing."""
         log_probs, lengths = self.log_probs(frames)
-        each = F.ctc_loss(
-            log_probs.transpose(0, 1), targets.ids, lengths, targets.lengths, reduction="none"
+        total = F.ctc_loss(
+            log_probs.transpose(0, 1),
+            targets.ids,
+            lengths,
+            targets.lengths,
+            reduction="sum",
+            zero_infinity=True,
         )
-        possible = torch.isfinite(each.detach())
-        total = torch.where(possible, each, torch.zeros_like(each)).sum()
-        return LossSum(total, int(targets.lengths[possible].sum()))
+        ids, sizes = targets.ids, targets.lengths
+        twice = (ids[:, 1:] == ids[:, :-1]) & length_mask(sizes - 1, ids.shape[1] - 1)
+        possible = sizes + twice.sum(1) <= lengths
+        return LossSum(total, int(sizes[possible].sum()))
 
     def predict(self, frames: Frames) -> list[list[int]]:
         """Token ids without blanks and repetitions."""

@@ -114,8 +114,10 @@ class ConvTransformer(nn.Module):
         """Zero mean and unit variance over the valid samples, if the model was trained so."""
         if not self.do_normalize:
             return wav.samples
-        count = wav.lengths[:, None].to(wav.samples.dtype)
-        mask = length_mask(wav.lengths, wav.samples.shape[1])
+        size = wav.samples.shape[1]
+        lengths = torch.full_like(wav.lengths, size) if self.attends_padding else wav.lengths
+        count = lengths[:, None].to(wav.samples.dtype)
+        mask = length_mask(lengths, size)
         mean = (wav.samples * mask).sum(1, keepdim=True) / count
         centred = (wav.samples - mean) * mask
         variance = centred.square().sum(1, keepdim=True) / count

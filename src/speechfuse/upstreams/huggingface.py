@@ -37,12 +37,11 @@ _CONV_DEFAULTS: dict[str, Any] = {
     "conv_bias": False,
     "num_conv_pos_embeddings": 128,
     "num_conv_pos_embedding_groups": 16,
-    "feat_extract_norm": "group",
 }
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "hubert": _CONV_DEFAULTS,
-    "wav2vec2": _CONV_DEFAULTS,
-    "wavlm": _CONV_DEFAULTS | {"num_buckets": 320},
+    "hubert": _CONV_DEFAULTS | {"feat_extract_norm": "group"},
+    "wav2vec2": _CONV_DEFAULTS | {"feat_extract_norm": "group"},
+    "wavlm": _CONV_DEFAULTS | {"feat_extract_norm": "group", "num_buckets": 320},
     "data2vec-audio": _CONV_DEFAULTS | {"num_conv_pos_embeddings": 5, "conv_pos_kernel_size": 19},
     "wav2vec2-bert": {
         "hidden_size": 1024,

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+import soundfile
+
+from speechfuse.audio import read_audio
+from speechfuse.errors import DataError
+
+
+def tone(rate, seconds=0.5, channels=1):
+    time = np.arange(int(rate * seconds)) / rate
+    return np.stack([0.5 * np.sin(2 * np.pi * 440 * time)] * channels, axis=1)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000])
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_any_rate_and_channel_count_becomes_16_khz_mono(tmp_path, rate, channels):
+    path = tmp_path / "tone.wav"
+    soundfile.write(path, tone(rate, channels=channels), rate)
+    samples = read_audio(path)
+    assert samples.dtype == np.float32
+    assert abs(len(samples) - 8000) <= 1
+    middle = slice(1000, 7000)
+    time = np.arange(len(samples)) / 16000
+    np.testing.assert_allclose(
+        samples[middle], 0.5 * np.sin(2 * np.pi * 440 * time)[middle], atol=2e-3
+    )
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "ogg", "mp3"])
+def test_formats_of_libsndfile(tmp_path, kind):
+    path = tmp_path / f"tone.{kind}"
+    soundfile.write(path, tone(16000), 16000)
+    assert np.abs(read_audio(path)).max() == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_span_is_cut_out(tmp_path):
+    path = tmp_path / "ramp.wav"
+    soundfile.write(path, np.linspace(-1, 1, 16000), 16000, subtype="FLOAT")
+    part = read_audio(path, start=0.25, duration=0.5)
+    assert len(part) == 8000
+    assert part[0] == pytest.approx(-0.5, abs=1e-3)
+
+
+def test_bad_files_are_named_with_a_remedy(tmp_path):
+    with pytest.raises(DataError, match="no audio file at"):
+        read_audio(tmp_path / "missing.wav")
+    (tmp_path / "text.wav").write_text("this is not audio")
+    with pytest.raises(DataError, match=r"cannot decode .*text.wav.*ffmpeg"):
+        read_audio(tmp_path / "text.wav")
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
+    with pytest.raises(DataError, match="holds no samples"):
+        read_audio(tmp_path / "empty.wav")
+    samples = np.zeros(100)
+    samples[7] = np.nan
+    soundfile.write(tmp_path / "nan.wav", samples, 16000, subtype="FLOAT")
+    with pytest.raises(DataError, match="holds 1 NaN or infinite samples"):
+        read_audio(tmp_path / "nan.wav")
+    soundfile.write(tmp_path / "short.wav", np.zeros(100), 16000)
+    with pytest.raises(DataError, match="holds no samples from 9 s on"):
+        read_audio(tmp_path / "short.wav", start=9.0)

@@ -1,0 +1,92 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from speechfuse.interfaces.hconv import HConv, layer_path
+from speechfuse.types import LayerStack, StackSpec
+
+
+def parameters(layers, dim, compat="floor"):
+    with torch.device("meta"):
+        part = HConv(StackSpec(layers, dim, 50.0), tasks=["asr"], compat=compat)
+    return part, sum(p.numel() for p in part.parameters())
+
+
+# Published counts: 13 x 768 in Shih & Harwath 2024, Table 1; the others follow its code.
+@pytest.mark.parametrize(
+    ("layers", "dim", "path", "out_dim", "count"),
+    [
+        (13, 768, [13, 5, 2], 768, 4_424_832),
+        (25, 1024, [25, 9, 3], 1023, 6_990_165),
+        (33, 1280, [33, 11, 4, 2], 1280, 20_483_200),
+        (49, 1280, [49, 17, 6, 2], 1280, 20_483_200),
+        (7, 512, [7, 3], 510, 435_370),
+        (5, 384, [5, 2], 384, 368_832),
+        (13, 1536, [13, 5, 2], 1536, 17_697_024),
+    ],
+)
+def test_layer_path_and_parameters_are_the_published_ones(layers, dim, path, out_dim, count):
+    assert layer_path(layers) == path
+    part, found = parameters(layers, dim)
+    assert found == count
+    assert part.out_dim == out_dim
+
+
+def test_the_default_keeps_the_width_for_every_encoder():
+    for layers, dim in [(25, 1024), (7, 512), (1, 80), (2, 33), (243, 10)]:
+        part, _ = parameters(layers, dim, "ceil")
+        assert part.out_dim == dim
+
+
+def test_depth_is_counted_in_integers():
+    assert math.log(243) / math.log(3) < 5  # what floating point makes of it
+    assert len(layer_path(243)) == 1 + 5
+
+
+def test_a_large_stack_works(stack):
+    part = HConv(StackSpec(25, 1024, 50.0), tasks=["asr"])
+    out = part(stack(layers=25, dim=1024, lengths=(3, 2), garbage=0.0), "asr")
+    assert out.hidden.shape == (2, 3, 1024)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 7, 13, 25])
+def test_equals_the_published_stack_of_convolutions(stack, layers):
+    """The public code permutes to (B * T, D, L), runs nn.Conv1d and ReLU, and flattens."""
+    dim = 12
+    part = HConv(StackSpec(layers, dim, 50.0), tasks=["asr"], compat="floor")
+    path = layer_path(layers)
+    convs = nn.Sequential()
+    for index in range(len(path) - 1):
+        last = index == len(path) - 2
+        convs.append(nn.Conv1d(dim, dim // path[-1] if last else dim, 5, 3, 2))
+        convs.append(nn.ReLU())
+    part.convs.load_state_dict(
+        {f"{int(k.split('.')[0]) // 2}.{k.split('.')[1]}": v for k, v in convs.state_dict().items()}
+    )
+    given = stack(layers=layers, dim=dim, garbage=0.5)
+    hidden = given.stacked().permute(1, 2, 3, 0).reshape(-1, dim, layers)
+    expected = convs(hidden).reshape(2, 7, -1)
+    torch.testing.assert_close(part(given, "asr").hidden, expected)
+
+
+def test_equals_a_loop_over_python_floats():
+    torch.manual_seed(3)
+    layers, dim = 4, 2
+    part = HConv(StackSpec(layers, dim, 50.0), tasks=["asr"])
+    given = LayerStack(tuple(torch.randn(layers, 1, 1, dim)), torch.tensor([1]), 50.0)
+    weight, bias = part.convs[0].weight.tolist(), part.convs[0].bias.tolist()
+    columns = [layer[0, 0].tolist() for layer in given.layers]
+    outputs = []
+    for channel in range(len(bias)):
+        for position in range(layer_path(layers)[1]):
+            total = bias[channel]
+            for tap in range(5):
+                index = 3 * position + tap - 2
+                if 0 <= index < layers:
+                    row = weight[channel]
+                    total += sum(row[d][tap] * columns[index][d] for d in range(dim))
+            outputs.append(max(0.0, total))
+    found = part(given, "asr").hidden[0, 0]
+    torch.testing.assert_close(found, torch.tensor(outputs[: part.out_dim]))

@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+
+from speechfuse.metrics import (
+    SpeakerTrials,
+    accuracy,
+    balanced_accuracy,
+    eer,
+    error_rate,
+    min_dcf,
+    paired_difference,
+    speaker_draws,
+    with_interval,
+)
+
+
+def levenshtein(a, b):
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        row, above = [i], row
+        for j, y in enumerate(b, 1):
+            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (x != y)))
+    return row[-1]
+
+
+REFERENCES = ["the cat sat", "a dog", "on the mat now", "hello"]
+HYPOTHESES = ["the cat sit", "a big dog", "on mat", ""]
+SPEAKERS = ["a", "b", "a", "c"]
+
+
+def test_error_rates_are_edits_by_reference_units():
+    edits = sum(
+        levenshtein(r.split(), h.split()) for r, h in zip(REFERENCES, HYPOTHESES, strict=True)
+    )
+    words = sum(len(r.split()) for r in REFERENCES)
+    assert error_rate(REFERENCES, HYPOTHESES, SPEAKERS).point() == pytest.approx(edits / words)
+    edits = sum(levenshtein(r, h) for r, h in zip(REFERENCES, HYPOTHESES, strict=True))
+    found = error_rate(REFERENCES, HYPOTHESES, SPEAKERS, characters=True).point()
+    assert found == pytest.approx(edits / sum(map(len, REFERENCES)))
+
+
+def test_balanced_accuracy_is_the_mean_recall_of_classes_that_occur():
+    truth, found = list("aaabbc"), list("aabbdc")
+    speakers = list("111222")
+    assert accuracy(truth, found, speakers).point() == pytest.approx(4 / 6)
+    expected = (2 / 3 + 1 / 2 + 1) / 3
+    assert balanced_accuracy(truth, found, speakers).point() == pytest.approx(expected)
+
+
+class TestEER:
+    def test_separated_scores_have_none(self):
+        assert eer(np.array([0.1, 0.2, 0.8, 0.9]), np.array([False, False, True, True])) == 0.0
+        assert eer(np.array([0.9, 0.8, 0.1]), np.array([False, False, True])) == 1.0
+
+    def test_equal_scores_are_a_coin(self):
+        assert eer(np.zeros(6), np.array([True, False] * 3)) == pytest.approx(0.5)
+
+    def test_a_case_made_by_hand(self):
+        """Targets 4, 3, 1; impostors 2, 0, 0, 0: accepting from 2 on misses 1/3, alarms 1/4."""
+        scores = np.array([4.0, 3, 1, 2, 0, 0, 0])
+        same = np.array([True] * 3 + [False] * 4)
+        # From (miss 1/3, alarm 0) to (1/3, 1/4) to (0, 1/4): they cross at 1/4 on the last step.
+        assert eer(scores, same) == pytest.approx(1 / 4)
+
+    def test_crossing_is_interpolated(self):
+        """Between (1/2, 0) and, all equal scores accepted together, (0, 1/2)."""
+        assert eer(np.array([2.0, 1, 1, 0]), np.array([True, True, False, False])) == 0.25
+
+    def test_weights_count_like_copies(self):
+        random = np.random.default_rng(0)
+        scores, same = random.normal(size=40), random.random(40) < 0.4
+        times = random.integers(0, 4, 40)
+        copied = eer(np.repeat(scores, times), np.repeat(same, times))
+        assert eer(scores, same, times.astype(float)) == pytest.approx(copied)
+
+
+def test_min_dcf_by_hand():
+    """At p = 0.5: thresholds cost 0.5 * (miss + alarm); the best is 0.5 * (1/3 + 0)."""
+    scores = np.array([4.0, 3, 1, 2, 0])
+    same = np.array([True, True, True, False, False])
+    assert min_dcf(scores, same, p_target=0.5) == pytest.approx((1 / 3) / 2 / 0.5)
+    assert min_dcf(np.zeros(4), np.array([True, False] * 2)) == pytest.approx(1.0)
+
+
+class TestIntervals:
+    def test_draws_keep_the_number_of_speakers(self):
+        draws = speaker_draws(7)
+        assert draws.shape == (1000, 7)
+        assert (draws.sum(1) == 7).all()
+        assert np.array_equal(draws, speaker_draws(7))
+
+    def test_the_interval_holds_the_value_and_grows_with_spread(self):
+        random = np.random.default_rng(1)
+        speakers = [f"s{i}" for i in range(20) for _ in range(10)]
+        even = ["y" if random.random() < 0.8 else "n" for _ in speakers]
+        odd = ["y" if int(s[1:]) % 5 else "n" for s in speakers]  # all or nothing by speaker
+        truth = ["y"] * len(speakers)
+        narrow, wide = (with_interval(accuracy(truth, f, speakers)) for f in (even, odd))
+        for metric in (narrow, wide):
+            assert metric.low < metric.value < metric.high
+            assert metric.speakers == 20
+        assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+
+    def test_coverage_is_about_95_percent(self):
+        """Of speakers with accuracies around 0.7, the interval holds the true mean as promised."""
+        random = np.random.default_rng(2)
+        held = 0
+        for _ in range(200):
+            found, speakers = [], []
+            for speaker in range(25):
+                chance = random.beta(7, 3)
+                found += ["y" if random.random() < chance else "n" for _ in range(12)]
+                speakers += [str(speaker)] * 12
+            metric = with_interval(accuracy(["y"] * len(found), found, speakers))
+            held += metric.low <= 0.7 <= metric.high
+        assert 0.88 <= held / 200 <= 0.99
+
+    def test_a_paired_difference_is_tighter_than_two_intervals(self):
+        speakers = [f"s{i}" for i in range(15) for _ in range(8)]
+        truth = ["y"] * len(speakers)
+        ours = ["y" if int(s[1:]) > 3 else "n" for s in speakers]
+        theirs = ["n" if i % 40 == 39 else f for i, f in enumerate(ours)]
+        one, two = accuracy(truth, ours, speakers), accuracy(truth, theirs, speakers)
+        difference = paired_difference([one], [two])
+        assert difference.value == pytest.approx(one.point() - two.point())
+        assert difference.low >= 0.0
+        apart = with_interval(one)
+        assert difference.high - difference.low < (apart.high - apart.low) / 2
+        same = paired_difference([one], [one])
+        assert (same.low, same.high) == (0.0, 0.0)
+
+    def test_trials_are_drawn_by_speaker(self):
+        random = np.random.default_rng(3)
+        enrolment, test = random.integers(0, 10, 400), random.integers(0, 10, 400)
+        same = enrolment == test
+        scores = same + random.normal(size=400)
+        trials = SpeakerTrials([str(i) for i in range(10)], enrolment, test, same, scores)
+        metric = with_interval(trials)
+        assert metric.low < metric.value < metric.high
+        assert metric.value == pytest.approx(eer(scores, same))

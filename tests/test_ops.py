@@ -1,0 +1,39 @@
+import pytest
+import torch
+
+from speechfuse.errors import RecipeError
+from speechfuse.ops import length_mask, masked_mean, masked_std, normalise, zero_padding
+
+
+def test_length_mask_is_true_where_a_position_is_valid():
+    assert length_mask(torch.tensor([2, 0]), 3).tolist() == [[True, True, False], [False] * 3]
+
+
+def test_masked_mean_and_std_equal_those_of_the_valid_frames_alone():
+    hidden = torch.randn(2, 6, 3)
+    hidden[1, 4:] = torch.nan  # padding may hold anything
+    lengths = torch.tensor([6, 4])
+    mean = masked_mean(hidden, lengths)
+    torch.testing.assert_close(mean[1], hidden[1, :4].mean(0))
+    clean = hidden.nan_to_num(0)
+    std = masked_std(clean, lengths)
+    expected = (clean[1, :4].var(0, correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(std[1], expected)
+
+
+def test_zero_padding_leaves_valid_frames():
+    hidden = torch.ones(2, 3, 2)
+    out = zero_padding(hidden, torch.tensor([3, 1]))
+    assert out[0].sum() == 6
+    assert out[1].tolist() == [[1, 1], [0, 0], [0, 0]]
+
+
+def test_normalise_gives_unit_scale():
+    hidden = 5 + 3 * torch.randn(2, 4, 64)
+    normed = normalise(hidden, "layer_norm")
+    torch.testing.assert_close(normed.mean(-1), torch.zeros(2, 4), atol=1e-5, rtol=0)
+    rms = normalise(hidden, "unit_rms").square().mean(-1)
+    torch.testing.assert_close(rms, torch.ones(2, 4), atol=1e-4, rtol=0)
+    assert normalise(hidden, "none") is hidden
+    with pytest.raises(RecipeError, match="Did you mean 'layer_norm'"):
+        normalise(hidden, "layernorm")

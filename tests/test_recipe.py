@@ -1,0 +1,120 @@
+import pytest
+import yaml
+
+from speechfuse.build import read_recipe
+from speechfuse.errors import RecipeError
+from speechfuse.recipe import apply_override, load_recipe, merged
+
+RECIPE = {
+    "upstreams": {"mel": {"kind": "filterbank"}},
+    "fusion": {"interface": {"kind": "hconv", "stride": 3}},
+    "tasks": {"asr": {"corpus": "synthetic", "head": {"kind": "ctc"}}},
+}
+
+
+def wrong(overrides, base=RECIPE):
+    with pytest.raises(RecipeError) as error:
+        read_recipe(base, overrides)
+    return str(error.value).splitlines()
+
+
+def test_defaults_are_filled_in():
+    recipe = read_recipe(RECIPE)
+    assert recipe.training.steps == 2000
+    assert recipe.fusion.merge.kind == "add"
+    assert recipe.tasks["asr"].split.test_speakers is None
+
+
+def test_overrides_set_any_value():
+    recipe = read_recipe(
+        RECIPE,
+        [
+            "training.learning_rate=1e-3",
+            "upstreams.mel.num_mels=40",
+            "fusion.interface.kind=weighted_sum",
+            "fusion.interface={kind: single_layer, layer: 0}",
+            "tasks.emotion={corpus: synthetic, head: {kind: classifier}, labels: [a, b]}",
+        ],
+    )
+    assert recipe.training.learning_rate == 0.001
+    assert recipe.upstreams["mel"].options == {"num_mels": 40}
+    assert recipe.fusion.interface.options == {"layer": 0}
+    assert recipe.tasks["emotion"].options == {"labels": ["a", "b"]}
+
+
+def test_overrides_reach_into_lists():
+    data = {"a": [{"b": 1}, {"b": 2}]}
+    apply_override(data, "a.1.b=5")
+    assert data == {"a": [{"b": 1}, {"b": 5}]}
+    for bad in ("a.7.b=1", "a.0.b.c=1"):
+        with pytest.raises(RecipeError, match="override"):
+            apply_override(data, bad)
+    with pytest.raises(RecipeError, match="not KEY=VALUE"):
+        apply_override(data, "a.b")
+
+
+def test_every_error_is_told_at_once_with_the_nearest_name():
+    lines = wrong(
+        [
+            "training.stesp=3",
+            "training.learning_rate=fast",
+            "fusion.order=sideways",
+            "fusion.interface.strid=2",
+            "upstreams.two={kind: huggingfaec}",
+            "tasks.asr.head.lstm_layers=x",
+            "tasks.asr.head.num_tokens=5",
+            "tasks.emotion={corpus: synthetic, lables: [a], head: {kind: classifier}}",
+        ]
+    )
+    text = "\n".join(lines)
+    assert len(lines) == 8
+    assert "Did you mean 'steps'" in text
+    assert "training.learning_rate" in text
+    assert "fusion.order" in text
+    assert "hconv has no such option; known: compat, kernel_size, stride. Did you mean" in text
+    assert "Did you mean 'huggingface'" in text
+    assert "Did you mean 'labels'" in text
+
+
+def test_shares_are_of_tasks_that_exist():
+    (line,) = wrong(["training.interleave={asr: 1, emotoin: 2}"])
+    assert "training.interleave.emotoin: no such task" in line
+
+
+def test_variables_are_filled_in_or_named(monkeypatch):
+    changed = merged(RECIPE, {"tasks": {"asr": {"corpus": "${SOME_DATA}/emodb"}}})
+    assert "needs the environment variable SOME_DATA" in wrong([], changed)[0]
+    monkeypatch.setenv("SOME_DATA", "/data")
+    assert read_recipe(changed).tasks["asr"].corpus == "/data/emodb"
+
+
+def test_a_file_that_is_no_recipe(tmp_path):
+    for text, message in (("- 1\n", "expected a mapping"), ("a: [", "not readable YAML")):
+        (tmp_path / "r.yaml").write_text(text)
+        with pytest.raises(RecipeError, match=message):
+            load_recipe(tmp_path / "r.yaml")
+    with pytest.raises(RecipeError, match="no recipe at"):
+        load_recipe(tmp_path / "missing.yaml")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(RecipeError, match="not readable YAML"):
+        load_recipe(tmp_path / "bytes.yaml")
+
+
+def test_yaml_tags_run_nothing(tmp_path):
+    path = tmp_path / "evil.yaml"
+    path.write_text("upstreams: !!python/object/apply:os.system ['echo no']\n")
+    with pytest.raises(RecipeError, match="not readable YAML"):
+        load_recipe(path)
+
+
+def test_a_resolved_recipe_reads_back_the_same():
+    recipe = read_recipe(RECIPE)
+    again = load_recipe(yaml.safe_load(yaml.safe_dump(recipe.model_dump(mode="json"))))
+    assert again == recipe
+
+
+def test_merged_replaces_parts_of_another_kind():
+    base = {"fusion": {"order": "merge_first", "interface": {"kind": "hconv", "stride": 2}}}
+    out = merged(base, {"fusion": {"interface": {"kind": "weighted_sum"}}})
+    assert out == {"fusion": {"order": "merge_first", "interface": {"kind": "weighted_sum"}}}
+    assert base["fusion"]["interface"]["stride"] == 2
