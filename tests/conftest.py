@@ -72,7 +72,7 @@ def stack() -> Callable[..., LayerStack]:
 
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A manifest of tones: 6 speakers (pitch), 2 emotions (loudness), texts of two words.
+    """A manifest of tones: 8 speakers (pitch), 2 emotions (loudness), texts of two words.
 
     Each word is a burst of one frequency, so that recognition can be learned in seconds.
     """
@@ -80,7 +80,7 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random = np.random.default_rng(0)
     words = {"low": 300.0, "mid": 900.0, "top": 2400.0}
     rows = []
-    for speaker in range(6):
+    for speaker in range(8):
         for index in range(8):
             text = [list(words)[i] for i in random.integers(0, 3, size=2)]
             emotion = ("calm", "loud")[index % 2]
@@ -94,7 +94,7 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
             samples = level * np.concatenate(pieces) + 0.002 * random.standard_normal(6400)
             name = f"s{speaker}-{index}"
             soundfile.write(folder / f"{name}.wav", samples, 16000)
-            split = "train" if speaker < 3 else "dev" if speaker == 3 else "test"
+            split = "train" if speaker < 4 else "dev" if speaker < 6 else "test"
             row = {"id": name, "audio": f"{name}.wav", "text": " ".join(text), "split": split}
             rows.append(row | {"speaker": f"s{speaker}", "emotion": emotion})
     lines = "\n".join(json.dumps(row) for row in rows)

@@ -123,6 +123,7 @@ class Task(ABC):
     needs: tuple[str, ...]  # labels that every utterance must have
     primary: str  # the metric that selects a checkpoint
     higher_is_better: bool
+    min_speakers: int = 1  # that a split must have to be scored
 
     @abstractmethod
     def fit(self, utterances: Sequence[Utterance]) -> None:

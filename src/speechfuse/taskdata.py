@@ -79,7 +79,8 @@ def load_task(
             f"task '{name}': none of the {len(corpus.utterances)} utterances of {corpus.name} "
             f"has {' and '.join(task.needs)}; add the column or leave the task out"
         )
-    splits = split_utterances(usable, entry.split, f"task '{name}' on {corpus.name}")
+    where = f"task '{name}' on {corpus.name}"
+    splits = split_utterances(usable, entry.split, where, task.min_speakers)
     if state is None:
         task.fit(splits["train"])
     else:

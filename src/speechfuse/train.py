@@ -127,9 +127,8 @@ def _fit(
             monitor="dev/error" if name == "best" else None,
             save_weights_only=name == "best",
             enable_version_counter=False,
-            every_n_train_steps=every if name == "last" else None,
         )
-        for name in ("best", "last")
+        for name in ("best", "last")  # last after best, so that it knows which the best one is
     )
     callbacks: list[Callback] = [_StepSeed(recipe.seed), best, last]
     if progress:

@@ -121,15 +121,15 @@ def read_trials(path: Path, utterances: Sequence[Utterance]) -> tuple[Trial, ...
         names.setdefault(u.audio.name, u.id)
         names.setdefault(u.audio.stem, u.id)
     rows = [line.replace(",", " ").split() for line in path.read_text().splitlines() if line]
-    order = (0, 1, 2)
+    order, first = (0, 1, 2), 1
     if rows and "label" in rows[0]:
         head = ["enrol" if name in ("enroll", "enrolment") else name for name in rows[0]]
         if set(head) != {"label", "enrol", "test"}:
             raise DataError(f"{path}: columns are {head}, expected label, enrol, test")
         order = (head.index("label"), head.index("enrol"), head.index("test"))
-        rows = rows[1:]
+        rows, first = rows[1:], 2
     trials = []
-    for number, row in enumerate(rows, start=2 if order else 1):
+    for number, row in enumerate(rows, start=first):
         if len(row) != 3 or row[order[0]] not in ("0", "1"):
             raise DataError(f"{path}, line {number}: expected a label 0 or 1 and two utterances")
         label, one, other = (row[i] for i in order)

@@ -89,7 +89,7 @@ def _manifest_rows(path: Path) -> list[dict[str, str]]:
     except (json.JSONDecodeError, UnicodeDecodeError, csv.Error, AttributeError) as error:
         raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
     rows = [{_SAME_AS.get(k, k): v for k, v in row.items()} for row in rows]
-    if rows and "audio" not in rows[0]:
+    if rows and not any("audio" in row for row in rows):
         raise DataError(
             f"{path} has no column 'audio' (or 'path'), found {sorted(rows[0])}; "
             f"{did_you_mean('audio', rows[0])}"

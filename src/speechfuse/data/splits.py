@@ -15,14 +15,18 @@ MAX_SAME_PAIRS = 4000
 Splits = dict[str, list[Utterance]]
 
 
-def split_utterances(utterances: Sequence[Utterance], choice: SplitRecipe, where: str) -> Splits:
+def split_utterances(
+    utterances: Sequence[Utterance], choice: SplitRecipe, where: str, min_speakers: int = 1
+) -> Splits:
     """Utterances by split: train, dev and test.
 
     Named speakers come first; without any, the corpus's own split column; without one, 20 % of
     the speakers are the test set. A missing development set is 10 % of the training speakers.
 
+    min_speakers: that each split must have.
+
     Raises:
-        DataError: an unknown speaker, one in two splits, or a split without utterances.
+        DataError: an unknown speaker, one in two splits, or a split with too few.
     """
     speakers = sorted({u.speaker or u.id for u in utterances})
     named = {
@@ -41,18 +45,20 @@ def split_utterances(utterances: Sequence[Utterance], choice: SplitRecipe, where
     elif any(u.split for u in utterances):
         found = {s: [u for u in utterances if u.split == s] for s in ("train", "dev", "test")}
     else:
-        test = _some(speakers, 0.2)
+        test = _some(speakers, 0.2, min_speakers)
         found = _by_speaker(utterances, {"train": (), "dev": (), "test": tuple(test)})
     if not found["dev"]:
         training = sorted({u.speaker or u.id for u in found["train"]})
-        chosen = set(_some(training, 0.1)) if len(training) > 1 else set()
+        chosen = set(_some(training, 0.1, min_speakers)) if len(training) > 1 else set()
         found["dev"] = [u for u in found["train"] if (u.speaker or u.id) in chosen]
         found["train"] = [u for u in found["train"] if (u.speaker or u.id) not in chosen]
     for split, members in found.items():
-        if not members:
+        here = {u.speaker or u.id for u in members}
+        if len(here) < min_speakers:
             raise DataError(
-                f"{where}: the {split} split has no utterances ({len(speakers)} speakers in all); "
-                f"name split.{split}_speakers or add a split column"
+                f"{where}: the {split} split has {len(members)} utterances of {len(here)} "
+                f"speakers, at least {min_speakers} needed; name split.{split}_speakers or mend "
+                "the corpus's split column"
             )
     return found
 
@@ -91,8 +97,8 @@ def _by_speaker(utterances: Sequence[Utterance], named: dict[str, tuple[str, ...
     return found
 
 
-def _some(speakers: Sequence[str], share: float) -> list[str]:
-    """A share of the speakers, at least one, the same each time."""
-    count = max(1, round(share * len(speakers)))
+def _some(speakers: Sequence[str], share: float, least: int) -> list[str]:
+    """A share of the speakers, at least so many, the same each time."""
+    count = max(least, round(share * len(speakers)))
     chosen = np.random.default_rng(len(speakers)).permutation(len(speakers))[:count]
     return [speakers[i] for i in sorted(chosen)]

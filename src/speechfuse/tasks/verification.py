@@ -19,6 +19,7 @@ class Verification(Task):
 
     needs = ("speaker",)
     primary, higher_is_better = "eer", False
+    min_speakers = 2  # pairs of two speakers are needed
 
     def __init__(self) -> None:
         self.speakers: list[str] = []

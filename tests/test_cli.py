@@ -1,0 +1,143 @@
+"""What a user meets: help at once, one clear message for an error, exit code 2."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from speechfuse import cli
+
+
+@pytest.fixture
+def run(workspace):
+    """Run the command line in this process: (exit code, output, errors)."""
+
+    def call(*arguments):
+        errors = []
+        runner = CliRunner()
+        result = runner.invoke(cli.app, [str(a) for a in arguments], catch_exceptions=True)
+        if isinstance(result.exception, cli.SpeechFuseError):
+            errors.append(str(result.exception))
+            return 2, result.stdout, "\n".join(errors)
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.stdout, result.stderr
+
+    return call
+
+
+def written(recipe, path):
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def test_help_answers_without_torch():
+    code = (
+        "import sys; from speechfuse import cli;"
+        "heavy = {'torch', 'numpy', 'transformers', 'lightning', 'lhotse'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_command_has_help(run):
+    commands = [c.callback.__name__ for c in cli.app.registered_commands]
+    assert {"plan", "prepare", "train", "evaluate", "predict", "weights", "parts"} <= set(commands)
+    for name in commands:
+        status, out, _ = run(name, "--help")
+        assert status == 0
+        assert "Usage" in out
+
+
+def test_the_installed_command_exits_with_2_and_one_message(workspace, tone_recipe):
+    path = written(tone_recipe, workspace / "r.yaml")
+    command = Path(sys.executable).parent / "speechfuse"
+    done = subprocess.run(
+        [command, "plan", path, "fusion.interface.kind=hcnov"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert "Did you mean 'hconv'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_plan_prints_shapes_without_weights(run, workspace, encoder):
+    recipe = {
+        "upstreams": {
+            "a": {"kind": "huggingface", "source": str(encoder("wavlm"))},
+            "b": {"kind": "huggingface", "source": str(encoder("whisper"))},
+        },
+        "fusion": {"interface": {"kind": "hconv"}},
+        "tasks": {"asr": {"corpus": "nothing-yet", "head": {"kind": "ctc"}}},
+    }
+    status, out, _ = run("plan", written(recipe, workspace / "r.yaml"))
+    assert status == 0
+    assert "4 x 32 -> 32 at 50 Hz" in out
+    assert "corpus not prepared" in out
+    assert "GB" in out
+
+
+def test_plan_refuses_upstreams_that_cannot_be_fused(run, workspace, encoder):
+    recipe = {
+        "upstreams": {
+            "a": {"kind": "huggingface", "source": str(encoder("wavlm"))},
+            "b": {"kind": "filterbank"},
+        },
+        "fusion": {"interface": {"kind": "hconv"}},
+        "tasks": {"asr": {"corpus": "x", "head": {"kind": "ctc"}}},
+    }
+    status, _, errors = run("plan", written(recipe, workspace / "r.yaml"))
+    assert status == 2
+    assert "[32, 80]; use merge kind 'concat'" in errors
+
+
+def test_the_whole_way_from_a_manifest(run, workspace, tone_recipe, tiny_corpus):
+    status, out, _ = run("prepare", tiny_corpus, "--out", "corpora/tones")
+    assert status == 0
+    assert "speakers: 8" in out
+    for task in tone_recipe["tasks"].values():
+        task["corpus"] = "tones"
+    path = written(tone_recipe, workspace / "r.yaml")
+    assert run("plan", path)[0] == 0
+    status, trained, _ = run("train", path, "--out", "runs/a")
+    assert status == 0
+    status, evaluated, _ = run("evaluate", "runs/a")
+    assert status == 0
+    assert [r for r in trained.splitlines() if "test" in r] == [
+        r for r in evaluated.splitlines() if "test" in r
+    ]
+    status, out, _ = run("predict", "runs/a", tiny_corpus.parent / "s7-0.wav", "--task", "emotion")
+    assert status == 0
+    assert out.split("\t")[1] == "emotion"
+    status, out, _ = run("weights", "runs/a", "--picture", "layers.svg")
+    assert status == 0
+    assert "loss without" in out
+    assert (workspace / "layers.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "missing.yaml", "--out", "x"], "no recipe at missing.yaml"),
+        (["evaluate", "nowhere"], "is no run folder"),
+        (["predict", "nowhere", "a.wav"], "is no run folder"),
+        (["prepare", "nowhere.csv"], "no manifest or Kaldi folder"),
+        (["parts", "interfaces"], "Did you mean 'interface'"),
+        (["sweep", "missing.yaml"], "no recipe at missing.yaml"),
+    ],
+)
+def test_errors_say_what_was_found(run, arguments, message):
+    status, _, errors = run(*arguments)
+    assert status == 2
+    assert message in errors
+
+
+def test_parts_lists_every_option(run):
+    status, out, _ = run("parts", "interface")
+    assert status == 0
+    assert "compat = 'ceil'" in out
+    assert "ctc" not in out

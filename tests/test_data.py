@@ -1,0 +1,257 @@
+"""Corpora: import, folder, splits, trials and joining."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechfuse.data.batching import by_duration
+from speechfuse.data.corpus import read_corpus, read_trials
+from speechfuse.data.manifests import prepare
+from speechfuse.data.splits import make_trials, split_utterances
+from speechfuse.errors import DataError
+from speechfuse.recipe import SplitRecipe
+from speechfuse.types import Utterance
+
+
+@pytest.fixture
+def audio(tmp_path):
+    """Four one-second files, one of them in stereo at 8 kHz."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        soundfile.write(folder / f"{name}.wav", 0.1 * np.ones(16000), 16000)
+    soundfile.write(folder / "d.wav", 0.1 * np.ones((8000, 2)), 8000)
+    return folder
+
+
+def manifest(folder: Path, text: str, name: str = "manifest.csv") -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+class TestManifests:
+    def test_csv_tsv_and_jsonl_give_the_same_corpus(self, audio, tmp_path):
+        rows = [
+            {"path": "a.wav", "text": "one", "speaker": "x", "mood": "fine"},
+            {"path": "d.wav", "start": "0.25", "duration": "0.5", "speaker": "y"},
+        ]
+        columns = ["path", "start", "duration", "text", "speaker", "mood"]
+        lines = [[r.get(c, "") for c in columns] for r in rows]
+        found = []
+        for name, separator in (("m.csv", ","), ("m.tsv", "\t")):
+            body = "\n".join(separator.join(line) for line in [columns, *lines])
+            found.append(prepare(manifest(audio, body, name), tmp_path / name).utterances)
+        body = "\n".join(json.dumps(row) for row in rows)
+        found.append(prepare(manifest(audio, body, "m.jsonl"), tmp_path / "j").utterances)
+        assert found[0] == found[1] == found[2]
+        one, two = found[0]
+        assert (one.id, one.duration, one.text, one.extra) == ("a", 1.0, "one", {"mood": "fine"})
+        assert (two.id, two.start, two.duration, two.text) == ("d", 0.25, 0.5, None)
+
+    def test_a_prepared_folder_reads_back_and_lhotse_reads_it(self, audio, tmp_path):
+        from lhotse import CutSet, RecordingSet, SupervisionSet
+
+        body = "audio,speaker,emotion,split\na.wav,x,happy,train\nd.wav,y,sad,validation\n"
+        made = prepare(manifest(audio, body), tmp_path / "corpus")
+        again = read_corpus(tmp_path / "corpus")
+        assert again.utterances == made.utterances
+        assert [u.split for u in again.utterances] == ["train", "dev"]
+        assert again.summary()["emotion"] == {"happy": 1, "sad": 1}
+        assert len(RecordingSet.from_file(tmp_path / "corpus" / "recordings.jsonl")) == 2
+        assert len(SupervisionSet.from_file(tmp_path / "corpus" / "supervisions.jsonl")) == 2
+        cut = CutSet.from_jsonl(tmp_path / "corpus" / "cuts.jsonl")["d"]
+        assert cut.recording.sampling_rate == 8000
+        assert cut.supervisions[0].custom["emotion"] == "sad"
+
+    @pytest.mark.parametrize(
+        ("body", "message"),
+        [
+            ("name,text\nx,y\n", "no column 'audio'"),
+            ("audio\nmissing.wav\n", "no audio file at"),
+            ("audio\nbroken.wav\n", "cannot decode"),
+            ("audio\nempty.wav\n", "holds no samples"),
+            ("audio,start\na.wav,1.5\n", "starts at 1.5 s"),
+            ("audio,duration\na.wav,2\n", "2 s from 0 s on"),
+            ("audio,start\na.wav,soon\n", "start and duration are seconds"),
+            ("audio,split\na.wav,tset\n", "Did you mean 'test'"),
+            ("audio\na.wav\na.wav\n", "'a' stands for two utterances"),
+            ("audio\n", "has no utterances"),
+            ("id,audio\nx,\ny,a.wav\n", "utterance 1: the audio column is empty"),
+        ],
+    )
+    def test_a_bad_row_is_named_and_nothing_is_left(self, audio, tmp_path, body, message):
+        (audio / "broken.wav").write_text("no sound")
+        soundfile.write(audio / "empty.wav", np.zeros(0), 16000)
+        with pytest.raises(DataError, match=message):
+            prepare(manifest(audio, body), tmp_path / "out" / "corpus")
+        assert not (tmp_path / "out").exists()
+
+    def test_other_files_are_refused(self, audio, tmp_path):
+        with pytest.raises(DataError, match=r"a manifest is \.csv, \.tsv or \.jsonl"):
+            prepare(manifest(audio, "x", "m.txt"), tmp_path / "c")
+        with pytest.raises(DataError, match="cannot be read as jsonl"):
+            prepare(manifest(audio, "{not json", "m.jsonl"), tmp_path / "c")
+        with pytest.raises(DataError, match="no manifest or Kaldi folder"):
+            prepare(tmp_path / "nowhere.csv", tmp_path / "c")
+
+
+class TestKaldi:
+    def folder(self, audio, **files):
+        for name, text in files.items():
+            (audio / name.replace("_", ".")).write_text(text)
+        return audio
+
+    def test_segments_and_labels(self, audio, tmp_path):
+        self.folder(
+            audio,
+            wav_scp="rec1 a.wav\nrec2 d.wav\n",
+            segments="u1 rec1 0.0 0.5\nu2 rec1 0.5 1.0\nu3 rec2 0.1 0.9\n",
+            text="u1 hello there\nu2 again\nu3 yes\n",
+            utt2spk="u1 s1\nu2 s1\nu3 s2\n",
+            utt2emotion="u1 calm\nu2 loud\nu3 calm\n",
+        )
+        corpus = prepare(audio, tmp_path / "corpus")
+        found = [
+            (u.id, u.start, u.duration, u.text, u.speaker, u.emotion) for u in corpus.utterances
+        ]
+        assert found == [
+            ("u1", 0.0, 0.5, "hello there", "s1", "calm"),
+            ("u2", 0.5, 0.5, "again", "s1", "loud"),
+            ("u3", 0.1, pytest.approx(0.8), "yes", "s2", "calm"),
+        ]
+
+    def test_without_segments_each_recording_is_an_utterance(self, audio, tmp_path):
+        corpus = prepare(self.folder(audio, wav_scp="r1 a.wav\nr2 b.wav\n"), tmp_path / "corpus")
+        assert [(u.id, u.duration) for u in corpus.utterances] == [("r1", 1.0), ("r2", 1.0)]
+
+    def test_commands_are_not_run(self, audio, tmp_path):
+        with pytest.raises(DataError, match="commands are not run"):
+            prepare(self.folder(audio, wav_scp="r1 touch /tmp/x |\n"), tmp_path / "corpus")
+
+    def test_a_folder_without_wav_scp(self, audio, tmp_path):
+        with pytest.raises(DataError, match=r"has no wav\.scp"):
+            prepare(audio, tmp_path / "corpus")
+
+
+class TestTrials:
+    def utterances(self):
+        return [
+            Utterance(id=f"u{i}", audio=Path(f"data/s{i % 2}/u{i}.wav"), speaker=f"s{i % 2}")
+            for i in range(4)
+        ]
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "label\tenrol\ttest\n1\tu0\tu2\n0\tu0\tu1\n",
+            "label enroll test\n1 s0/u0.wav s0/u2.wav\n0 u0.wav u1.wav\n",
+            "enrolment,test,label\nu0,u2,1\nu0,u1,0\n",
+            "1 u0 u2\n0 u0 u1\n",
+        ],
+    )
+    def test_ids_paths_and_column_orders_are_understood(self, tmp_path, text):
+        (tmp_path / "trials.tsv").write_text(text)
+        found = read_trials(tmp_path / "trials.tsv", self.utterances())
+        assert [(t.enrolment, t.test, t.same) for t in found] == [
+            ("u0", "u2", True),
+            ("u0", "u1", False),
+        ]
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("label enrol other\n1 u0 u1\n", "expected label, enrol, test"),
+            ("1 u0\n", "line 1: expected a label 0 or 1"),
+            ("label enrol test\n1 u0 u1\nyes u0 u1\n", "line 3: expected a label"),
+            ("1 u0 u9\n", "no utterance 'u9'"),
+        ],
+    )
+    def test_a_bad_line_is_named(self, tmp_path, text, message):
+        (tmp_path / "trials.tsv").write_text(text)
+        with pytest.raises(DataError, match=message):
+            read_trials(tmp_path / "trials.tsv", self.utterances())
+
+    def test_made_trials_hold_all_pairs_of_a_speaker_and_twice_as_many_others(self):
+        utterances = [
+            Utterance(id=f"{s}-{i}", audio=Path("x"), speaker=s) for s in "abcd" for i in range(6)
+        ]
+        trials = make_trials(utterances)
+        same = {(t.enrolment, t.test) for t in trials if t.same}
+        other = {(t.enrolment, t.test) for t in trials if not t.same}
+        assert len(same) == 4 * 15
+        assert len(other) == 2 * len(same)
+        assert all(a[0] == b[0] and a != b for a, b in same)
+        assert all(a[0] != b[0] for a, b in other)
+        assert trials == make_trials(utterances)
+
+
+class TestSplits:
+    def utterances(self, split=None):
+        return [
+            Utterance(id=f"{s}{i}", audio=Path("x"), speaker=f"s{s}", split=split and split(s))
+            for s in range(10)
+            for i in range(3)
+        ]
+
+    def speakers(self, splits):
+        return {name: {u.speaker for u in members} for name, members in splits.items()}
+
+    def test_without_any_split_speakers_are_shared_out(self):
+        found = self.speakers(split_utterances(self.utterances(), SplitRecipe(), "here"))
+        assert [len(found[s]) for s in ("train", "dev", "test")] == [7, 1, 2]
+        assert not found["train"] & found["dev"] | found["dev"] & found["test"]
+
+    def test_the_corpus_split_counts_and_dev_is_of_other_speakers(self):
+        utterances = self.utterances(lambda s: "test" if s < 3 else "train")
+        found = self.speakers(split_utterances(utterances, SplitRecipe(), "here"))
+        assert found["test"] == {"s0", "s1", "s2"}
+        assert len(found["dev"]) == 1
+        assert len(found["train"]) == 6
+
+    def test_named_speakers_come_first(self):
+        choice = SplitRecipe(test_speakers=("s1",), dev_speakers=("s2",), train_speakers=("s3",))
+        utterances = self.utterances(lambda s: "train")
+        found = self.speakers(split_utterances(utterances, choice, "here"))
+        assert found == {"train": {"s3"}, "dev": {"s2"}, "test": {"s1"}}
+        rest = SplitRecipe(test_speakers=("s1",), dev_speakers=("s2",))
+        assert len(self.speakers(split_utterances(utterances, rest, "here"))["train"]) == 8
+
+    @pytest.mark.parametrize(
+        ("choice", "message"),
+        [
+            ({"test_speakers": ("s11",)}, "test speaker unknown"),
+            ({"test_speakers": ("s1",), "train_speakers": ("s1", "s2")}, "'s1' is in train and in"),
+            ({"train_speakers": ("s1", "s2")}, "the test split has 0 utterances of 0 speakers"),
+        ],
+    )
+    def test_contradictions_are_named(self, choice, message):
+        with pytest.raises(DataError, match=message):
+            split_utterances(self.utterances(), SplitRecipe(**choice), "here")
+
+
+def test_joined_clips_hold_their_texts_one_after_the_other(audio, tmp_path):
+    body = "audio,text,speaker\na.wav,one,x\nb.wav,two,x\nc.wav,three,x\nd.wav,four,y\n"
+    corpus = prepare(manifest(audio, body), tmp_path / "joined", join=2)
+    (found,) = read_corpus(tmp_path / "joined").utterances
+    assert found.speaker == "x"
+    assert sorted(found.text.split())[0] in ("one", "three", "two")
+    assert len(found.text.split()) == 2
+    assert found.audio.is_file()
+    assert 2.05 <= found.duration <= 2.25
+    assert corpus.utterances[0].id == found.id
+
+
+def test_batches_hold_every_utterance_once_and_no_more_than_asked():
+    random = np.random.default_rng(0)
+    utterances = [
+        Utterance(id=str(i), audio=Path("x"), duration=float(d))
+        for i, d in enumerate(random.choice([0.5, 1.0, 2.5, 9.0], 50))
+    ]
+    batches = list(by_duration(utterances, 10.0))
+    assert sorted(u.id for b in batches for u in b) == sorted(u.id for u in utterances)
+    assert all(len(b) * max(u.duration for u in b) <= 10.0 for b in batches)
+    for batch in by_duration(utterances, 10.0, equal=True):
+        assert len({u.duration for u in batch}) == 1

@@ -1,0 +1,228 @@
+"""The main job on tones: train, stop, go on, evaluate again, predict."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from speechfuse.build import read_recipe
+from speechfuse.checkpoint import Run
+from speechfuse.errors import DataError, RunError
+from speechfuse.evaluate import evaluate_again, evidence_of
+from speechfuse.metrics import with_interval
+from speechfuse.predict import predict_files
+from speechfuse.recipe import merged
+from speechfuse.train import train_run
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_run_folder_holds_what_it_should(workspace, tone_recipe):
+    told = []
+    metrics = train_run(read_recipe(tone_recipe), workspace / "run", lambda *a: told.append(a))
+    run = Run(workspace / "run")
+    assert set(metrics["test"]) == {"asr", "emotion", "verification"}
+    assert set(metrics["test"]["asr"]["wer"]) == {"value", "low", "high", "speakers"}
+    assert metrics["test"]["emotion"]["accuracy"]["speakers"] == 2
+    assert run.recipe() == read_recipe(tone_recipe)
+    names = {p.name for p in run.folder.iterdir()}
+    assert names >= {
+        "recipe.yaml",
+        "upstreams.json",
+        "model.safetensors",
+        "tasks.json",
+        "metrics.json",
+        "predictions",
+        "checkpoints",
+        "log.csv",
+        "versions.txt",
+    }
+    assert any(name.startswith("events.") for name in names)
+    assert {p.name for p in (run.folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert "torch 2." in (run.folder / "versions.txt").read_text()
+    assert not any(name.startswith("upstream.") for name in weights(run.folder))
+    logged = {name for _, name, _ in run.log()}
+    assert {"dev/error", "dev/asr/wer", "dev/verification/eer", "train/asr/loss"} <= logged
+    assert ("training steps", 12, 12) in told
+    rows = run.table("test", "asr")
+    assert set(rows[0]) == {"id", "speaker", "reference", "prediction"}
+    kept = evidence_of(run, "test")
+    for task, scores in kept.items():
+        for metric, evidence in scores.items():
+            assert with_interval(evidence).value == metrics["test"][task][metric]["value"]
+
+
+def test_evaluate_gives_the_same_numbers_again(workspace, tone_recipe):
+    metrics = train_run(read_recipe(tone_recipe), workspace / "run")
+    (workspace / "run" / "predictions" / "test_asr.tsv").unlink()
+    assert evaluate_again(workspace / "run") == metrics
+    assert json.loads((workspace / "run" / "metrics.json").read_text()) == metrics
+
+
+def test_the_same_recipe_gives_the_same_run(workspace, tone_recipe):
+    recipe = read_recipe(tone_recipe)
+    one, two = (train_run(recipe, workspace / name) for name in ("one", "two"))
+    assert one["test"] == two["test"]
+    a, b = weights(workspace / "one"), weights(workspace / "two")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop", [3, 5, 8, 9])
+def test_a_stopped_run_goes_on_to_the_same_weights(workspace, tone_recipe, stop):
+    """With dropout, in mid-epoch: batches, seeds and optimiser go on where they were."""
+    change = {
+        "training": {"steps": 12, "evaluate_every": 4},
+        "tasks": {"asr": {"head": {"kind": "ctc", "project": 8, "lstm_dim": 8, "dropout": 0.3}}},
+    }
+    recipe = read_recipe(merged(tone_recipe, change))
+    train_run(recipe, workspace / "whole")
+
+    def interrupt(what, done, total):
+        if what == "training steps" and done == stop:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_run(recipe, workspace / "parts", interrupt)
+    assert not Run(workspace / "parts").finished
+    steps = []
+    train_run(recipe, workspace / "parts", lambda w, d, n: steps.append((w, d)))
+    first = min(d for w, d in steps if w == "training steps")
+    assert first == 4 * ((stop - 1) // 4) + 1  # after the last development score
+    whole, parts = weights(workspace / "whole"), weights(workspace / "parts")
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+
+
+def test_a_finished_run_is_not_run_again(workspace, tone_recipe):
+    recipe = read_recipe(tone_recipe)
+    metrics = train_run(recipe, workspace / "run")
+    told = []
+    assert train_run(recipe, workspace / "run", lambda *a: told.append(a)) == metrics
+    assert told == []
+
+
+def test_a_run_folder_of_another_recipe_is_refused(workspace, tone_recipe):
+    train_run(read_recipe(tone_recipe), workspace / "run")
+    before = weights(workspace / "run")
+    other = read_recipe(tone_recipe, ["training.learning_rate=0.5", "seed=9"])
+    with pytest.raises(RunError, match=r"differs in seed, training\.learning_rate"):
+        train_run(other, workspace / "run")
+    after = weights(workspace / "run")
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    moved = read_recipe(tone_recipe, ["store.folder=elsewhere"])
+    train_run(moved, workspace / "run")  # where layers are kept does not matter
+
+
+def test_stored_layers_are_not_computed_again(workspace, tone_recipe):
+    train_run(read_recipe(tone_recipe), workspace / "one")
+    told = []
+    other = read_recipe(tone_recipe, ["fusion.interface.kind=hconv"])
+    train_run(other, workspace / "two", lambda w, d, n: told.append(w))
+    assert not any(w.startswith("layers of") for w in told)
+
+
+def test_an_absent_task_rests(workspace, tone_recipe):
+    """Its parameters do not move, not even by weight decay or momentum."""
+    recipe = read_recipe(tone_recipe, ["training.interleave={asr: 1, emotion: 0, verification: 1}"])
+    train_run(recipe, workspace / "run")
+    from speechfuse.evaluate import open_run
+
+    _, model, tasks, _ = open_run(workspace / "run")
+    from speechfuse import build
+
+    fresh = build.build_model(
+        recipe, build.stack_specs(recipe), {n: d.task for n, d in tasks.items()}
+    )
+    before, after = fresh.state_dict(), model.state_dict()
+    for name in before:
+        moved = not torch.equal(before[name], after[name])
+        if ".emotion." in name:
+            assert not moved, name
+    assert any(".asr." in n and not torch.equal(before[n], after[n]) for n in before)
+
+
+def test_one_fusion_may_serve_all_tasks(workspace, tone_recipe):
+    recipe = read_recipe(tone_recipe, ["fusion.per_task=false", "fusion.interface.kind=hconv"])
+    train_run(recipe, workspace / "run")
+    shared = {n for n in weights(workspace / "run") if n.startswith("fusions.")}
+    assert {n.split(".")[1] for n in shared} == {"all_tasks"}
+
+
+def test_predict_answers_for_files(workspace, tone_recipe, tiny_corpus):
+    train_run(read_recipe(tone_recipe), workspace / "run")
+    files = [tiny_corpus.parent / f"s7-{i}.wav" for i in range(2)]
+    lines = list(predict_files(workspace / "run", files))
+    kept = {row["id"]: row["prediction"] for row in Run(workspace / "run").table("test", "emotion")}
+    assert [line.split("\t")[1] for line in lines[:4]] == ["asr", "asr", "emotion", "emotion"]
+    assert [line.split("\t")[2] for line in lines[2:4]] == [kept["s7-0"], kept["s7-1"]]
+    assert lines[4].split("\t")[2] == "verification"
+    assert len(list(predict_files(workspace / "run", files, ["asr"]))) == 2
+    with pytest.raises(RunError, match="Did you mean 'emotion'"):
+        list(predict_files(workspace / "run", files, ["emotoin"]))
+
+
+def test_noise_is_another_store_and_the_same_each_time(workspace, tone_recipe):
+    noisy = merged(tone_recipe, {"tasks": {"emotion": {"noise_snr": 0}}})
+    train_run(read_recipe(noisy), workspace / "one")
+    shutil.rmtree(workspace / "stores")
+    train_run(read_recipe(noisy), workspace / "two")
+    a, b = weights(workspace / "one"), weights(workspace / "two")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert len(list((workspace / "stores").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("tasks.asr.split.test_speakers=[nobody]", "test speaker unknown"),
+        ("tasks.emotion.labels=[calm, angry]", "emotion 'loud' is outside the label set"),
+        ("tasks.asr.corpus=no-such-corpus", "no corpus 'no-such-corpus'"),
+        ("tasks.language={kind: classification, label: language, corpus: CORPUS, head: {kind: classifier}}", "none of the 64 utterances"),  # noqa: E501
+        ("upstreams.mel.frame_rate=5", "texts are longer than their frames"),
+        ("store.budget_gb=0.0001", "store.budget_gb is 0.0001"),
+    ],
+)  # fmt: skip
+def test_bad_data_stops_before_any_training_and_leaves_nothing(
+    workspace, tone_recipe, tiny_corpus, override, message
+):
+    recipe = read_recipe(tone_recipe, [override.replace("CORPUS", str(tiny_corpus))])
+    with pytest.raises(DataError, match=message):
+        train_run(recipe, workspace / "run")
+    assert not (workspace / "run").exists()
+
+
+def test_bad_audio_is_named_before_any_training(workspace, tone_recipe, tiny_corpus, tmp_path):
+    import numpy as np
+    import soundfile
+
+    folder = tmp_path / "bad"
+    shutil.copytree(tiny_corpus.parent, folder)
+    samples = np.zeros(6400)
+    samples[5] = np.nan
+    soundfile.write(folder / "s1-3.wav", samples, 16000, subtype="FLOAT")
+    corpus = str(folder / "manifest.jsonl")
+    change = {"tasks": {t: {"corpus": corpus} for t in ("asr", "emotion", "verification")}}
+    with pytest.raises(DataError, match=r"s1-3\.wav holds 1 NaN"):
+        train_run(read_recipe(merged(tone_recipe, change)), workspace / "run")
+    soundfile.write(folder / "s1-3.wav", np.zeros(70), 16000)
+    shutil.rmtree(workspace / "corpora")
+    with pytest.raises(DataError, match=r"s1-3 .* has 70 samples"):
+        train_run(read_recipe(merged(tone_recipe, change)), workspace / "run")
+    assert not (workspace / "run").exists()
+
+
+@pytest.mark.recipe
+@pytest.mark.timeout(300)
+def test_three_tasks_are_learned_on_tones(workspace, tone_recipe):
+    recipe = read_recipe(tone_recipe, ["training.steps=240"])
+    metrics = train_run(recipe, workspace / "run")["test"]
+    assert metrics["asr"]["wer"]["value"] < 0.3
+    assert metrics["emotion"]["balanced_accuracy"]["value"] > 0.9
+    assert metrics["verification"]["eer"]["value"] < 0.35
