@@ -129,6 +129,9 @@ class Task(ABC):
     def fit(self, utterances: Sequence[Utterance]) -> None:
         """Learn label set or vocabulary from training utterances."""
 
+    def check(self, utterances: Sequence[Utterance]) -> None:  # noqa: B027  (most need none)
+        """Raise DataError for utterances, of any split, that cannot be scored."""
+
     @abstractmethod
     def head_options(self) -> dict[str, Any]:
         """Sizes that the head must have for this data, for example num_classes."""

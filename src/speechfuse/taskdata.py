@@ -85,6 +85,8 @@ def load_task(
         task.fit(splits["train"])
     else:
         task.load_state(state)
+    for members in splits.values():
+        task.check(members)
     trials = {split: _trials(corpus, splits[split]) for split in ("dev", "test")}
     return TaskData(name, task, splits, trials, entry.noise_snr)
 

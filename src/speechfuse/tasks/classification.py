@@ -14,36 +14,35 @@ from speechfuse.types import Tokens, Trial, Utterance
 
 
 class Classification(Task):
-    """Name the class. Classes are given, or those of the training utterances."""
+    """Name the class. Classes are given, or those of the training utterances; others are errors."""
 
     primary, higher_is_better = "balanced_accuracy", True
 
     def __init__(self, *, label: str = "emotion", labels: Sequence[str] | None = None) -> None:
-        """label: column that holds the class. labels: the classes, all others are an error."""
+        """label: column that holds the class. labels: the classes."""
         self.label, self.labels = label, sorted(labels or [])
         self.needs = (label,)
         self._given = labels is not None
 
     def fit(self, utterances: Sequence[Utterance]) -> None:
-        """Raises DataError for a label outside the given set."""
-        found = {u.label(self.label) or "" for u in utterances}
-        if self._given:
-            self._check(found, self.labels)
-        else:
-            self.labels = sorted(found)
+        if not self._given:
+            self.labels = sorted({u.label(self.label) or "" for u in utterances})
 
-    def _check(self, found: set[str], known: Sequence[str]) -> None:
-        for label in sorted(found - set(known)):
-            raise DataError(
-                f"{self.label} '{label}' is outside the label set; {did_you_mean(label, known)}"
-            )
+    def check(self, utterances: Sequence[Utterance]) -> None:
+        """Raises DataError for a label outside the set."""
+        for u in utterances:
+            label = u.label(self.label) or ""
+            if label not in self.labels:
+                hint = did_you_mean(label, self.labels)
+                raise DataError(
+                    f"utterance {u.id}: {self.label} '{label}' is outside the label set; {hint}"
+                )
 
     def head_options(self) -> dict[str, Any]:
         return {"num_classes": len(self.labels)}
 
     def targets(self, utterances: Sequence[Utterance]) -> Tokens:
         found = [u.label(self.label) or "" for u in utterances]
-        self._check(set(found), self.labels)
         ids = torch.tensor([[self.labels.index(label)] for label in found])
         return Tokens(ids, torch.ones(len(ids), dtype=torch.long))
 

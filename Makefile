@@ -1,0 +1,31 @@
+# make quickstart   environment, synthetic speech, two encoders, three tasks: a table and a report
+# make test         environment, all checks and tests
+# Both work alone on a fresh machine with Python 3.11 or newer; PYTHON=python3.12 chooses another.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
+
+.PHONY: quickstart test check clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/speechfuse quickstart
+
+test: check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $$(getconf _NPROCESSORS_ONLN) \
+	  -m "not pretrained" --durations=5
+
+check: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[corpus,lm,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) corpora stores runs
