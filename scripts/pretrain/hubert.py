@@ -2,10 +2,14 @@
 
     python scripts/pretrain/hubert.py --data pretrain-data --out models/synthetic-hubert
 
-Two rounds. The first predicts 100 clusters of MFCCs, the second 256 clusters of the first round's
-block 5. Clusters come from clean speech and the model hears the same speech in a room with noise
-(as in WavLM's denoising, Chen et al. 2022), so that it learns to listen through them. A frame is
-25 ms: the strides multiply to 400 samples.
+Two rounds. The first predicts 60 clusters of MFCCs, the second 100 clusters of the first round's
+block 5; both are normalised for each utterance, so that a cluster is a sound and not a voice.
+Clusters come from clean speech and the model hears the same speech in a room with noise (as in
+WavLM's denoising, Chen et al. 2022), so that it learns to listen through them. A frame is 25 ms:
+the strides multiply to 400 samples.
+
+A mask hides 75 ms, about one sound. In this fast speech a cluster says next to nothing of the one
+100 ms later (4.21 of 4.49 nats are left), and masks of 200 ms taught nothing in thousands of steps.
 
 With the usual first convolution of 10 samples and random weights, all of a small budget goes into
 learning what a spectrum is. So the first convolution is long and starts as a bank of mel-spaced
@@ -16,6 +20,7 @@ convolutions alone learn to predict the log-mel spectrum of what they hear.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 from pathlib import Path
@@ -33,7 +38,7 @@ from speechfuse.audio import log_mel
 
 HOP, FIELD = 400, 606  # samples a frame, and those that it sees
 CROP = 64000  # samples, 4 s
-MASK_LENGTH, MASK_START = 8, 0.08  # frames, chance that a frame starts a mask
+MASK_LENGTH, MASK_START = 3, 0.1  # frames, chance that a frame starts a mask
 CONFIG = HubertConfig(
     hidden_size=192,
     num_hidden_layers=8,
@@ -87,17 +92,16 @@ def features(speech: Speech, model: HubertModel | None, block: int) -> NDArray[n
     return np.concatenate(found).astype(np.float16)
 
 
-def cluster(rows: NDArray[np.float16], count: int, seed: int) -> NDArray[np.int64]:
-    """A cluster id for every row, k-means on a fifth of them."""
-    scale = rows[::97].astype(np.float32)
-    mean, std = scale.mean(0), scale.std(0) + 1e-4
+def cluster(rows: NDArray[np.float16], speech: Speech, count: int, seed: int) -> NDArray[np.int64]:
+    """A cluster id for every row, of zero mean and unit variance in each utterance."""
+    normal = rows.astype(np.float32)
+    for row in speech.rows:
+        part = normal[row["start"] // HOP : (row["start"] + row["length"]) // HOP]
+        part[:] = (part - part.mean(0)) / (part.std(0) + 1e-3)
     kmeans = MiniBatchKMeans(count, random_state=seed, batch_size=10000, n_init=3, max_iter=40)
-    kmeans.fit((rows[::5].astype(np.float32) - mean) / std)
-    ids = [
-        kmeans.predict((part.astype(np.float32) - mean) / std)
-        for part in np.array_split(rows, max(1, len(rows) // 100000))
-    ]
-    return np.concatenate(ids).astype(np.int64)
+    kmeans.fit(normal[::5])
+    parts = np.array_split(normal, max(1, len(normal) // 100000))
+    return np.concatenate([kmeans.predict(part) for part in parts]).astype(np.int64)
 
 
 def gabor_filters(filters: int = 40, length: int = 256) -> Tensor:
@@ -167,7 +171,7 @@ def draw(
 
 
 def masks(batch: int, frames: int, random: torch.Generator) -> Tensor:
-    """True where a frame is hidden: spans of MASK_LENGTH, about half of all frames."""
+    """True where a frame is hidden: spans of MASK_LENGTH, about a quarter of all frames."""
     starts = torch.rand(batch, frames, generator=random) < MASK_START
     spans = F.max_pool1d(
         F.pad(starts.float(), (MASK_LENGTH - 1, 0))[:, None], MASK_LENGTH, stride=1
@@ -234,7 +238,7 @@ def train(
 
 def save(model: HubertModel, folder: Path, record: dict[str, object]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    model.half().save_pretrained(folder)
+    copy.deepcopy(model).eval().half().save_pretrained(folder)
     preprocessor = {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor",
         "feature_size": 1,
@@ -251,11 +255,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, nargs=2, default=[4000, 8000])
-    parser.add_argument("--clusters", type=int, nargs=2, default=[100, 256])
-    parser.add_argument("--warm", type=int, default=2500, help="steps of the convolutions alone")
+    parser.add_argument("--steps", type=int, nargs=2, default=[2000, 4000])
+    parser.add_argument("--clusters", type=int, nargs=2, default=[60, 100])
+    parser.add_argument("--warm", type=int, default=1500, help="steps of the convolutions alone")
     parser.add_argument("--block", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--seen", type=float, default=0.5, help="weight of visible frames")
     parser.add_argument("--seed", type=int, default=0)
@@ -271,15 +275,13 @@ def main() -> None:
     spectrum = first.feature_extractor.state_dict()
     model: HubertModel | None = None
     for turn, (steps, count) in enumerate(zip(options.steps, options.clusters, strict=True)):
-        ids = cluster(features(speech, model, options.block), count, options.seed)
+        ids = cluster(features(speech, model, options.block), speech, count, options.seed)
         print(f"round {turn + 1}: {count} clusters", flush=True)
         model = frontend_model()
         model.feature_extractor.load_state_dict(spectrum)
         record[f"round_{turn + 1}"] = train(speech, ids, model, options, steps, options.seed + turn)
         print(record[f"round_{turn + 1}"], flush=True)
-        torch.save(model.state_dict(), options.data / f"hubert-round-{turn + 1}.pt")
-    assert model is not None
-    save(model.eval(), options.out, record)
+        save(model, options.out, record)
 
 
 if __name__ == "__main__":

@@ -138,12 +138,36 @@ def held_out(model: Transcriber, speech: Speech) -> dict[str, float]:
     return {"wer": jiwer.wer(said, heard), "cer": jiwer.cer(said, heard)}
 
 
+def save(
+    model: Transcriber, speech: Speech, options: argparse.Namespace, seconds: float
+) -> dict[str, float]:
+    """Write the encoder in the Hugging Face layout; its error rates on held-out speech."""
+    scores = held_out(model, speech)
+    record = {
+        "hours": len(speech.clean) / 16000 / 3600,
+        "options": {k: str(v) for k, v in vars(options).items()},
+        "held_out": scores,
+        "seconds": seconds,
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        f"encoder.{name}": tensor.half().contiguous()
+        for name, tensor in model.states.model.state_dict().items()
+    }
+    save_file(tensors, options.out / "model.safetensors", metadata={"format": "pt"})
+    config = CONFIG.to_dict() | {"architectures": ["WhisperModel"], "dtype": "float16"}
+    (options.out / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
+    (options.out / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=2) + "\n")
+    (options.out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    return scores
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=7000)
-    parser.add_argument("--batch-seconds", type=float, default=100.0)
+    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--batch-seconds", type=float, default=80.0)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -166,28 +190,14 @@ def main() -> None:
         history.append((float(ctc.detach()), float(attention.detach())))
         if (step + 1) % 100 == 0:
             recent = np.mean(history[-100:], axis=0)
-            more = held_out(model, speech) if (step + 1) % 1000 == 0 else ""
+            seconds = time.time() - began
+            more = save(model, speech, options, seconds) if (step + 1) % 1000 == 0 else ""
             print(
                 f"{step + 1}/{options.steps} ctc {recent[0]:.3f} attention {recent[1]:.3f} "
-                f"{time.time() - began:.0f} s {more}",
+                f"{seconds:.0f} s {more}",
                 flush=True,
             )
-    record = {
-        "hours": len(speech.clean) / 16000 / 3600,
-        "options": {k: str(v) for k, v in vars(options).items()},
-        "held_out": held_out(model, speech),
-        "seconds": time.time() - began,
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        f"encoder.{name}": tensor.half().contiguous()
-        for name, tensor in model.states.model.state_dict().items()
-    }
-    save_file(tensors, options.out / "model.safetensors", metadata={"format": "pt"})
-    config = CONFIG.to_dict() | {"architectures": ["WhisperModel"], "dtype": "float16"}
-    (options.out / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
-    (options.out / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=2) + "\n")
-    (options.out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    record = save(model, speech, options, time.time() - began)
     print(record)
 
 

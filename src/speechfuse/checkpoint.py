@@ -33,7 +33,6 @@ _LIBRARIES = (
     "safetensors",
     "numpy",
     "scipy",
-    "scikit-learn",
     "soundfile",
     "soxr",
     "jiwer",

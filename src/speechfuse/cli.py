@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -59,6 +59,7 @@ def sweep(
     file: Annotated[Path, typer.Argument(help="A sweep: rows, conditions, folds and seeds.")],
     out: Annotated[Path | None, typer.Option(help="Folder for runs, table and report.")] = None,
     row: Annotated[list[str] | None, typer.Option(help="Only this row; may be repeated.")] = None,
+    split: Annotated[Literal["test", "dev"], typer.Option(help="Print scores of it.")] = "test",
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes, like recipe.training.steps=100.")
     ] = None,
@@ -67,7 +68,7 @@ def sweep(
     from speechfuse.experiments.sweep import read_sweep
 
     read = read_sweep(file, overrides or ())
-    _run_sweep(read, out or Path("runs") / read.name, row)
+    _run_sweep(read, out or Path("runs") / read.name, row, split)
 
 
 @app.command()
@@ -188,13 +189,13 @@ def parts(
             _table(name, ["kind", "options"], rows)
 
 
-def _run_sweep(read: Any, out: Path, rows: list[str] | None) -> None:
+def _run_sweep(read: Any, out: Path, rows: list[str] | None, split: Any = "test") -> None:
     from speechfuse.experiments.report import result_tables, write_report
     from speechfuse.experiments.runner import run_sweep
 
     with _progress() as progress:
         done = run_sweep(read, out, rows=rows, progress=progress)
-    for title, columns, cells in result_tables(read, done):
+    for title, columns, cells in result_tables(read, done, split):
         _table(title, columns, cells)
     typer.echo(f"report: {write_report(read, done, out)}")
 

@@ -53,6 +53,7 @@ class SplitRecipe(_Strict):
     train_speakers: tuple[str, ...] | None = None
     dev_speakers: tuple[str, ...] | None = None
     test_speakers: tuple[str, ...] | None = None
+    all_test: bool = False  # everyone is tested; only where nothing is trained
 
 
 class TaskRecipe(BaseModel):

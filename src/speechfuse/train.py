@@ -23,7 +23,7 @@ from speechfuse.cache.store import Store
 from speechfuse.checkpoint import Run
 from speechfuse.data.batching import by_duration
 from speechfuse.data.stream import Source, Stream, draw_batches
-from speechfuse.errors import DataError
+from speechfuse.errors import DataError, RecipeError
 from speechfuse.evaluate import BATCH_SECONDS, evaluate_run
 from speechfuse.extract import fill_stores
 from speechfuse.heads.ctc import CTC, frames_needed
@@ -51,6 +51,7 @@ def train_run(recipe: Recipe, folder: Path, progress: Progress | None = None) ->
     model = build.build_model(
         recipe, build.stack_specs(recipe), {name: data.task for name, data in tasks.items()}
     )
+    _check_trained(recipe, model)
     stores = fill_stores(recipe, tasks, progress)
     short = {name: _check_targets(name, model, tasks[name], stores[name]) for name in tasks}
     run.begin(recipe)
@@ -66,6 +67,16 @@ def train_run(recipe: Recipe, folder: Path, progress: Progress | None = None) ->
         "targets_longer_than_frames": {name: count for name, count in short.items() if count},
     }
     return evaluate_run(run, model=model, tasks=tasks, stores=stores, about=about)
+
+
+def _check_trained(recipe: Recipe, model: FusionModel) -> None:
+    """Refuse to train on speakers who are tested."""
+    for name, entry in recipe.tasks.items():
+        if entry.split.all_test and model.parameters_of(name):
+            raise RecipeError(
+                f"task '{name}': split.all_test is for heads and interfaces without parameters, "
+                f"this one trains {model.parameters_of(name):,}; name the speakers of each split"
+            )
 
 
 def load_batch(

@@ -9,7 +9,7 @@ from typing import Any
 
 from speechfuse.checkpoint import Run, write_text
 from speechfuse.experiments.layers import layer_figure, run_layer_use
-from speechfuse.experiments.sweep import Cell, Result, SweepFile, summarise
+from speechfuse.experiments.sweep import Cell, Result, Split, SweepFile, summarise
 from speechfuse.types import Metric
 
 # Shown name of a metric, and whether less is better.
@@ -20,21 +20,25 @@ NAMES = {
     "balanced_accuracy": ("balanced accuracy (UA)", False),
     "eer": ("EER", True),
 }
+NAME_OF = {"dev": "development", "test": "test"}
 Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
 
 
-def result_tables(sweep: SweepFile, done: Sequence[Cell]) -> list[Table]:
+def result_tables(sweep: SweepFile, done: Sequence[Cell], split: Split = "test") -> list[Table]:
     """One table for each condition: a row for each system, a column for each metric."""
+    results = list(summarise(sweep, done, split))
     return [
-        _table(
-            sweep, done, condition, [r for r in summarise(sweep, done) if r.condition == condition]
-        )
+        _table(sweep, done, condition, [r for r in results if r.condition == condition], split)
         for condition in sweep.conditions
     ]
 
 
 def _table(
-    sweep: SweepFile, done: Sequence[Cell], condition: str, results: Sequence[Result]
+    sweep: SweepFile,
+    done: Sequence[Cell],
+    condition: str,
+    results: Sequence[Result],
+    split: Split,
 ) -> Table:
     keys = list(dict.fromkeys((r.task, r.metric) for r in results))
     columns = ["", *(NAMES[metric][0] for _, metric in keys), "trained parameters", "seconds"]
@@ -52,7 +56,9 @@ def _table(
     speakers = max((r.value.speakers for r in results), default=0)
     seeds = max((r.seeds for r in results), default=0)
     title = f"{sweep.title or sweep.name}{': ' if condition else ''}{condition}"
-    title += f"\n% with 95 % interval; {speakers} test speakers, {_count(seeds, 'seed')}"
+    title += (
+        f"\n% with 95 % interval; {speakers} {NAME_OF[split]} speakers, {_count(seeds, 'seed')}"
+    )
     if sweep.baseline:
         title += f"; second line: minus '{sweep.baseline}', paired"
     return title, columns, rows
