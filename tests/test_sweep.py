@@ -100,7 +100,7 @@ def test_the_choice_is_made_on_development_data(sweep, workspace):
     [
         ("baseline=wrost", "no row 'wrost'"),
         ("rows.both.use=[mell]", "row 'both' uses 'mell'; known: coarse, mel"),
-        ("rows.fine.fusion={interface: {kind: hcnov}}", "Did you mean 'hconv'"),
+        ("rows.fine.fusion={interface: {kind: hcnov}}", "row 'fine': .*Did you mean 'hconv'"),
         ("seeds=[]", "seeds"),
         ("folds.tset=3", "folds.tset"),
     ],

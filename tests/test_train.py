@@ -1,7 +1,9 @@
 """The main job on tones: train, stop, go on, evaluate again, predict."""
 
 import json
+import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +13,11 @@ from speechfuse.build import read_recipe
 from speechfuse.checkpoint import Run
 from speechfuse.errors import DataError, RunError
 from speechfuse.evaluate import evaluate_again, evidence_of
+from speechfuse.extract import fill_store
 from speechfuse.metrics import with_interval
 from speechfuse.predict import predict_files
 from speechfuse.recipe import merged
+from speechfuse.taskdata import find_corpus
 from speechfuse.train import train_run
 
 
@@ -226,3 +230,31 @@ def test_three_tasks_are_learned_on_tones(workspace, tone_recipe):
     assert metrics["asr"]["wer"]["value"] < 0.3
     assert metrics["emotion"]["balanced_accuracy"]["value"] > 0.9
     assert metrics["verification"]["eer"]["value"] < 0.35
+
+
+def test_padded_extraction_says_what_padding_costs(workspace, tone_recipe, encoder, caplog):
+    tone_recipe["upstreams"] = {"ssl": {"kind": "huggingface", "source": str(encoder("hubert"))}}
+    corpus = find_corpus(tone_recipe["tasks"]["asr"]["corpus"])
+    whole = corpus.utterances[0]
+    both = [whole, replace(whole, id="short", duration=0.1)]
+    for policy in ("masked", "padded"):
+        fill_store(read_recipe(tone_recipe | {"length_policy": policy}), "ssl", both)
+    (said,) = [record.getMessage() for record in caplog.records]
+    changed = re.search(r"frames of upstream ssl change by ([\d.]+) %", said)
+    assert float(changed[1]) > 1
+
+
+def test_texts_that_are_too_long_are_counted(workspace, tone_recipe, tiny_corpus, tmp_path):
+    rows = [json.loads(line) for line in tiny_corpus.read_text().splitlines()]
+    rows = [
+        row | {"id": f"{row['id']}-{copy}", "audio": str(tiny_corpus.parent / row["audio"])}
+        for row in rows
+        for copy in range(4)
+    ]
+    rows[0]["text"] = "low " * 20
+    manifest = tmp_path / "long.jsonl"
+    manifest.write_text("\n".join(json.dumps(row) for row in rows))
+    task = tone_recipe["tasks"]["asr"] | {"corpus": str(manifest)}
+    recipe = read_recipe(tone_recipe | {"tasks": {"asr": task}}, ["training.steps=2"])
+    metrics = train_run(recipe, workspace / "run")
+    assert metrics["targets_longer_than_frames"] == {"asr": 1}

@@ -215,6 +215,8 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
         for metric, m in scores.items()
     ]
     _table("", ["task", "split", "metric", "value", "95 % interval", "speakers"], rows)
+    for task, count in metrics["targets_longer_than_frames"].items():
+        typer.echo(f"{task}: {count} training texts are longer than their frames, CTC skips them")
 
 
 def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,6 +61,8 @@ def fill_store(
         return store
     _check_room(recipe, store, sum(u.duration or 0.0 for u in missing))
     upstream.load()
+    if recipe.length_policy == "padded":
+        _report_drift(name, upstream, missing)
     done = 0
     with store.writer() as writer:
         for batch in by_duration(missing, BATCH_SECONDS, equal=recipe.length_policy == "equal"):
@@ -132,6 +135,18 @@ def drift(upstream: Upstream, utterances: Sequence[Utterance]) -> float:
             error += float((one[0] - other[row, :frames]).square().sum())
             scale += float(one[0].square().sum())
     return float((error / scale) ** 0.5)
+
+
+def _report_drift(name: str, upstream: Upstream, utterances: Sequence[Utterance]) -> None:
+    """Say what padding costs: the shortest clip beside the longest."""
+    by_length = sorted(utterances, key=lambda u: u.duration or 0.0)
+    share = drift(upstream, [by_length[0], by_length[-1]])
+    logging.getLogger(__name__).warning(
+        "length_policy padded: frames of upstream %s change by %.1f %% when the shortest clip is "
+        "padded to the longest; masked and equal do not change them",
+        name,
+        100 * share,
+    )
 
 
 def _check_room(recipe: Recipe, store: Store, seconds: float) -> None:

@@ -124,7 +124,7 @@ def cells(sweep: SweepFile, out: Path, rows: Sequence[str] | None = None) -> lis
             base = _row_recipe(sweep, row, change)
             for number, fold in enumerate(folds):
                 for seed in sweep.seeds:
-                    recipe = build.read_recipe(merged(merged(base, fold), {"seed": seed}))
+                    recipe = _read(row, merged(merged(base, fold), {"seed": seed}))
                     names = [row, condition, f"fold{number}" if len(folds) > 1 else ""]
                     slug = "/".join(_slug(name) for name in names if name)
                     folder = out / slug / f"seed{seed}"
@@ -214,6 +214,15 @@ def _row_recipe(sweep: SweepFile, row: str, change: Mapping[str, Any]) -> dict[s
                 raise RecipeError(f"row '{row}' uses '{name}'; {did_you_mean(name, known)}")
         data["upstreams"] = {name: known[name] for name in used}
     return data
+
+
+def _read(row: str, data: Mapping[str, Any]) -> Recipe:
+    """A recipe whose errors name the row."""
+    try:
+        return build.read_recipe(data)
+    except RecipeError as error:
+        lines = [line.removeprefix("recipe: ") for line in str(error).splitlines()]
+        raise RecipeError("\n".join(f"row '{row}': {line}" for line in lines)) from error
 
 
 def _folds(

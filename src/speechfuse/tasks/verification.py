@@ -15,13 +15,18 @@ from speechfuse.types import Tokens, Trial, Utterance
 
 
 class Verification(Task):
-    """Tell speakers apart. Heads learn to name the training speakers, trials have others."""
+    """Tell speakers apart. Heads learn to name the training speakers, trials have others.
+
+    standardize: give every dimension of the embeddings zero mean and unit variance over the split,
+    which takes no labels; without it a few large dimensions decide the cosine.
+    """
 
     needs = ("speaker",)
     primary, higher_is_better = "eer", False
     min_speakers = 2  # pairs of two speakers are needed
 
-    def __init__(self) -> None:
+    def __init__(self, *, standardize: bool = False) -> None:
+        self.standardize = standardize
         self.speakers: list[str] = []
 
     def fit(self, utterances: Sequence[Utterance]) -> None:
@@ -46,7 +51,11 @@ class Verification(Task):
             DataError: no trial is, or all are of one kind.
         """
         speaker = {u.id: u.speaker or u.id for u in utterances}
-        vectors = {u.id: _unit(v) for u, v in zip(utterances, predictions, strict=True)}
+        stacked = torch.stack([v.double() for v in predictions])
+        if self.standardize:
+            stacked = (stacked - stacked.mean(0)) / stacked.std(0, correction=0).clamp_min(1e-5)
+        units = torch.nn.functional.normalize(stacked, dim=1, eps=1e-12).numpy()
+        vectors = {u.id: unit for u, unit in zip(utterances, units, strict=True)}
         here = [t for t in trials if t.enrolment in vectors and t.test in vectors]
         if {t.same for t in here} != {True, False}:
             raise DataError(
@@ -84,8 +93,3 @@ class Verification(Task):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.speakers = list(state["speakers"])
-
-
-def _unit(vector: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
-    found: np.ndarray[Any, np.dtype[np.float64]] = vector.double().numpy()
-    return found / max(float(np.linalg.norm(found)), 1e-12)
