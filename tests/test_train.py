@@ -232,6 +232,19 @@ def test_three_tasks_are_learned_on_tones(workspace, tone_recipe):
     assert metrics["verification"]["eer"]["value"] < 0.35
 
 
+def test_layer_weights_may_learn_faster(workspace, tone_recipe, encoder):
+    source = str(encoder("hubert"))
+    tone_recipe["upstreams"] = {"ssl": {"kind": "huggingface", "source": source}}
+    moved = []
+    for rate in (1, 30):
+        folder = workspace / f"rate{rate}"
+        train_run(read_recipe(tone_recipe, [f"training.layer_rate={rate}"]), folder)
+        logits = [v for name, v in weights(folder).items() if name.endswith(".logits")]
+        assert len(logits) == 3
+        moved.append(max(float(v.abs().max()) for v in logits))
+    assert moved[1] > 10 * moved[0]
+
+
 def test_padded_extraction_says_what_padding_costs(workspace, tone_recipe, encoder, caplog):
     tone_recipe["upstreams"] = {"ssl": {"kind": "huggingface", "source": str(encoder("hubert"))}}
     corpus = find_corpus(tone_recipe["tasks"]["asr"]["corpus"])

@@ -77,6 +77,7 @@ class TrainingRecipe(_Strict):
 
     steps: int = Field(2000, gt=0)  # batches of all tasks together
     learning_rate: float = Field(1e-3, gt=0)  # peak
+    layer_rate: float = Field(1.0, gt=0)  # times the learning rate, for logits of layer weights
     weight_decay: float = Field(0.01, ge=0)
     warmup: float = Field(0.1, ge=0, le=1)  # share of the steps
     gradient_clip: float = Field(1.0, gt=0)

@@ -210,8 +210,16 @@ class FusionTraining(LightningModule):
 
     def configure_optimizers(self) -> Any:
         training = self.recipe.training
+        # In a few hundred steps logits hardly leave zero at the rate of the other weights.
+        named = list(self.model.named_parameters())
+        logits = [p for name, p in named if name.endswith(".logits")]
+        others = [p for name, p in named if not name.endswith(".logits")]
+        groups: list[dict[str, Any]] = [{"params": others}]
+        if logits:
+            rate = training.learning_rate * training.layer_rate
+            groups.append({"params": logits, "lr": rate, "weight_decay": 0.0})
         optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
+            groups, lr=training.learning_rate, weight_decay=training.weight_decay
         )
         warm = max(1, round(training.warmup * training.steps))
 
