@@ -1,0 +1,61 @@
+"""Layer use: weights, their sizes, and what a layer's absence costs."""
+
+import pytest
+import torch
+
+from speechfuse import build
+from speechfuse.analyse import layer_use
+from speechfuse.extract import fill_stores
+from speechfuse.model import FusionModel
+from speechfuse.taskdata import load_tasks
+
+
+@pytest.fixture
+def trained(workspace, tone_recipe, encoder):
+    """A function from a fusion section to a model, its tasks and stores; two upstreams."""
+
+    def make(fusion):
+        source = str(encoder("hubert"))
+        tone_recipe["upstreams"] = {
+            "ssl": {"kind": "huggingface", "source": source},
+            "other": {"kind": "huggingface", "source": source, "weights": "random"},
+        }
+        tone_recipe["tasks"] = {"emotion": tone_recipe["tasks"]["emotion"]}
+        recipe = build.read_recipe(tone_recipe | {"fusion": fusion})
+        tasks = load_tasks(recipe)
+        parts = {name: data.task for name, data in tasks.items()}
+        torch.manual_seed(3)
+        model: FusionModel = build.build_model(recipe, build.stack_specs(recipe), parts)
+        return model, tasks, fill_stores(recipe, tasks), list(recipe.upstreams)
+
+    return make
+
+
+def test_a_layer_that_is_not_read_costs_nothing(trained):
+    one_layer = {"kind": "single_layer", "layer": 2}
+    uses = layer_use(*trained({"order": "layers_first", "interface": one_layer}))
+    by_model = {use.model: use.ablation for use in uses if use.ablation}
+    assert by_model.keys() == {"ssl", "other"}
+    for rises in by_model.values():
+        assert abs(rises[2]) > 1e-4
+        assert [rise for layer, rise in enumerate(rises) if layer != 2] == [0.0] * (len(rises) - 1)
+
+
+def test_weights_are_the_interface_s_and_sizes_count(trained):
+    model, tasks, stores, names = trained({"interface": {"kind": "weighted_sum"}})
+    fusion = model.fusion_of("emotion")
+    with torch.no_grad():
+        fusion.interface.logits.copy_(
+            torch.tensor([0.0, 1.0, 2.0, 3.0])[: len(fusion.interface.logits)]
+        )
+    (use,) = (u for u in layer_use(model, tasks, stores, names, ablation=False))
+    assert use.model == "ssl + other"
+    expected = fusion.interface.logits.softmax(0)
+    torch.testing.assert_close(torch.tensor(use.weights), expected.detach())
+    members = tasks["emotion"].splits["train"]
+    sample = members[:: max(1, len(members) // 48)][:48]
+    stack = fusion.merged([store.batch(sample) for store in stores["emotion"]])
+    assert len(set(stack.lengths.tolist())) == 1  # so that a plain mean is the mean of all frames
+    sizes = torch.stack([layer.square().mean().sqrt() for layer in stack.layers])
+    scaled = expected * sizes / (expected * sizes).sum()
+    torch.testing.assert_close(torch.tensor(use.scaled), scaled.detach())
