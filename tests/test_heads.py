@@ -186,3 +186,24 @@ def test_classifier_reads_the_mean_of_valid_frames():
     head, given = Classifier(8, num_classes=3).eval(), frames(1e4)
     expected = head.linear(torch.stack([given.hidden[0].mean(0), given.hidden[1, :5].mean(0)]))
     torch.testing.assert_close(head.logits(given), expected)
+
+
+@pytest.mark.parametrize("kind", [Classifier, Speaker])
+def test_standardised_pooling_learns_statistics_and_keeps_them(kind):
+    head = kind(8, num_classes=3, standardize=True).train()
+    random = torch.Generator().manual_seed(0)
+    name = "classifier" if kind is Classifier else "speaker"
+    for _ in range(200):
+        hidden = 5 + 3 * torch.randn(2, 9, 8, generator=random)
+        head.loss(Frames(hidden, torch.tensor([9, 5]), 50.0), targets(name)).total.backward()
+    mean = head.norm.running_mean[:8]
+    torch.testing.assert_close(mean, torch.full((8,), 5.0), atol=0.8, rtol=0)
+    one = Frames(torch.randn(1, 4, 8), torch.tensor([4]), 50.0)
+    label = Tokens(torch.tensor([[1]]), torch.tensor([1]))
+    before = head.norm.running_mean.clone()
+    assert torch.isfinite(head.loss(one, label).total)  # a batch of one has no variance
+    assert torch.equal(head.norm.running_mean, before)
+    other = kind(8, num_classes=3, standardize=True).eval()
+    other.load_state_dict(head.state_dict())
+    for a, b in zip(flat(other.predict(one)), flat(head.eval().predict(one)), strict=True):
+        torch.testing.assert_close(a, b)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechfuse.contracts import Head, LossSum
+from speechfuse.heads.standardize import Standardize
 from speechfuse.ops import masked_mean, masked_std
 from speechfuse.types import Frames, Tokens
 
@@ -25,10 +26,14 @@ class Speaker(Head):
         embedding_dim: int = 192,
         scale: float = 30.0,
         margin: float = 0.2,
+        standardize: bool = False,
     ) -> None:
-        """embedding_dim: width of what is compared. scale, margin: of AM-softmax."""
+        """embedding_dim: width of what is compared. scale, margin: of AM-softmax.
+
+        standardize: each dimension over the training set in place of a layer norm.
+        """
         super().__init__()
-        self.norm = nn.LayerNorm(2 * in_dim)
+        self.norm = Standardize(2 * in_dim) if standardize else nn.LayerNorm(2 * in_dim)
         self.embed = nn.Linear(2 * in_dim, embedding_dim)
         self.speakers = nn.Parameter(torch.randn(num_classes, embedding_dim) / embedding_dim**0.5)
         self.scale, self.margin = scale, margin
