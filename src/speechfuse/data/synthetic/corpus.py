@@ -39,9 +39,9 @@ class Settings:
     seed: int = 7
     speakers: tuple[int, int, int] = (36, 8, 20)  # train, dev, test
     utterances: tuple[int, int, int] = (18, 12, 12)  # of each speaker
-    emotion_spread: float = 1.0  # how much performances of an emotion vary
-    snr: tuple[float, float] = (5.0, 25.0)  # dB
-    reverb_time: tuple[float, float] = (0.1, 0.5)  # seconds
+    emotion_spread: float = 0.6  # how much performances of an emotion vary
+    snr: tuple[float, float] = (10.0, 30.0)  # dB
+    reverb_time: tuple[float, float] = (0.1, 0.4)  # seconds
     version: int = VERSION
 
 
