@@ -25,7 +25,11 @@ Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
 
 
 def result_tables(sweep: SweepFile, done: Sequence[Cell], split: Split = "test") -> list[Table]:
-    """One table for each condition: a row for each system, a column for each metric."""
+    """One table for each condition: a row for each system, a column for each metric.
+
+    A cell holds a value, a line with its interval, and if there is a baseline a third line with
+    the difference to it.
+    """
     results = list(summarise(sweep, done, split))
     return [
         _table(sweep, done, condition, [r for r in results if r.condition == condition], split)
@@ -60,7 +64,7 @@ def _table(
         f"\n% with 95 % interval; {speakers} {NAME_OF[split]} speakers, {_count(seeds, 'seed')}"
     )
     if sweep.baseline:
-        title += f"; second line: minus '{sweep.baseline}', paired"
+        title += f"; third line: minus '{sweep.baseline}', paired"
     return title, columns, rows
 
 
@@ -69,7 +73,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _percent(metric: Metric) -> str:
-    return f"{100 * metric.value:.1f} [{100 * metric.low:.1f}, {100 * metric.high:.1f}]"
+    return f"{100 * metric.value:.1f}\n[{100 * metric.low:.1f}, {100 * metric.high:.1f}]"
 
 
 def _signed(metric: Metric) -> str:
@@ -95,7 +99,7 @@ def write_report(sweep: SweepFile, done: Sequence[Cell], out: Path) -> Path:
     page = environment.get_template("report.html.j2").render(
         title=sweep.title or sweep.name,
         tables=result_tables(sweep, done),
-        curves=[_svg(figure) for figure in _curve_figures(done)],
+        curves=_svg(_curve_figure(done)),
         layers=[(title, _svg(figure)) for title, figure in _layer_figures(done)],
         tasks=list(first.tasks),
         baseline=sweep.baseline,
@@ -108,17 +112,18 @@ def write_report(sweep: SweepFile, done: Sequence[Cell], out: Path) -> Path:
     return path
 
 
-def _curve_figures(done: Sequence[Cell]) -> Iterator[Any]:
-    """Development metric over steps, one figure for each task; first fold, condition and seed."""
+def _curve_figure(done: Sequence[Cell]) -> Any:
+    """Development metric over steps, a panel for each task; first fold, condition and seed."""
     from matplotlib.figure import Figure
 
     from speechfuse import build
 
     shown = [c for c in done if (c.condition, c.fold, c.seed) == _first_place(done)]
-    for task, entry in shown[0].recipe.tasks.items():
+    tasks = shown[0].recipe.tasks
+    figure = Figure(figsize=(4.0 * len(tasks), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(tasks), squeeze=False)[0]
+    for axis, (task, entry) in zip(axes, tasks.items(), strict=True):
         metric = build.build_task(task, entry).primary
-        figure = Figure(figsize=(4.2, 2.8), layout="constrained")
-        axis = figure.subplots()
         for cell in shown:
             points = [
                 (s, v) for s, name, v in Run(cell.folder).log() if name == f"dev/{task}/{metric}"
@@ -126,14 +131,17 @@ def _curve_figures(done: Sequence[Cell]) -> Iterator[Any]:
             if points:
                 steps, values = zip(*points, strict=True)
                 axis.plot(steps, [100 * v for v in values], label=cell.row, linewidth=1.3)
-        axis.set_title(f"{task}: {NAMES[metric][0]} on development, %", fontsize=9, loc="left")
+        axis.set_title(f"{task}: {NAMES[metric][0]}, %", fontsize=9, loc="left")
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3, linewidth=0.5)
         axis.spines[["top", "right"]].set_visible(False)
-        if axis.lines and len(axis.lines) <= 8:
-            axis.legend(fontsize=6.5, frameon=False)
-        yield figure
+    handles, names = axes[0].get_legend_handles_labels()
+    if names:
+        figure.legend(
+            handles, names, loc="outside lower center", ncols=4, fontsize=7.5, frameon=False
+        )
+    return figure
 
 
 def _first_place(done: Sequence[Cell]) -> tuple[str, int, int]:
