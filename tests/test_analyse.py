@@ -7,7 +7,10 @@ from speechfuse import build
 from speechfuse.analyse import layer_use
 from speechfuse.extract import fill_stores
 from speechfuse.model import FusionModel
+from speechfuse.predict import _lines
 from speechfuse.taskdata import load_tasks
+from speechfuse.tasks.verification import Verification
+from speechfuse.types import Utterance
 
 
 @pytest.fixture
@@ -59,3 +62,21 @@ def test_weights_are_the_interface_s_and_sizes_count(trained):
     sizes = torch.stack([layer.square().mean().sqrt() for layer in stack.layers])
     scaled = expected * sizes / (expected * sizes).sum()
     torch.testing.assert_close(torch.tensor(use.scaled), scaled.detach())
+
+
+@pytest.mark.parametrize("order", ["layers_first", "merge_first"])
+def test_sizes_are_of_the_layers_that_the_interface_reads(trained, order):
+    fusion = {"order": order, "normalize": "unit_rms", "interface": {"kind": "weighted_sum"}}
+    model, tasks, stores, names = trained(fusion | {"merge": {"kind": "concat"}})
+    for use in layer_use(model, tasks, stores, names, ablation=False):
+        # All layers have one size, so the shares are the weights.
+        assert use.scaled == pytest.approx(use.weights, abs=1e-4)
+
+
+def test_a_cosine_that_is_not_that_of_the_trials_says_so(tmp_path):
+    files = [Utterance(id=name, audio=tmp_path / name) for name in ("a.wav", "b.wav")]
+    vectors = [torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])]
+    (plain,) = _lines(Verification(), "sv", files, vectors)
+    assert plain == "a.wav\tb.wav\tsv\t0.707"
+    (marked,) = _lines(Verification(standardize=True), "sv", files, vectors)
+    assert marked == f"{plain}\tnot standardised, unlike the trials"

@@ -1,18 +1,22 @@
 """Corpora: import, folder, splits, trials and joining."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from typer.testing import CliRunner
 
+from speechfuse import cli
 from speechfuse.data.batching import by_duration
-from speechfuse.data.corpus import read_corpus, read_trials
+from speechfuse.data.corpus import read_corpus, read_trials, replacing
 from speechfuse.data.manifests import prepare
 from speechfuse.data.splits import make_trials, split_utterances
 from speechfuse.errors import DataError
 from speechfuse.recipe import SplitRecipe
+from speechfuse.taskdata import find_corpus
 from speechfuse.types import Utterance
 
 
@@ -89,6 +93,24 @@ class TestManifests:
             prepare(manifest(audio, body), tmp_path / "out" / "corpus")
         assert not (tmp_path / "out").exists()
 
+    def test_a_lone_quote_in_a_tsv_is_a_letter(self, audio, tmp_path):
+        body = 'audio\ttext\na.wav\t"hello\nb.wav\t5" wide\nc.wav\tso "called"\n'
+        found = prepare(manifest(audio, body, "m.tsv"), tmp_path / "c").utterances
+        assert [u.text for u in found] == ['"hello', '5" wide', 'so "called"']
+
+    @pytest.mark.parametrize(
+        ("name", "body"),
+        [
+            ("m.csv", "id,audio\nx,a.wav\n"),
+            ("m.tsv", "id\taudio\nx\ta.wav\n"),
+            ("m.jsonl", '{"id": "x", "audio": "a.wav"}\n'),
+        ],
+    )
+    def test_a_byte_order_mark_is_no_part_of_a_name(self, audio, tmp_path, name, body):
+        (audio / name).write_text(body, encoding="utf-8-sig")
+        (only,) = prepare(audio / name, tmp_path / "c").utterances
+        assert (only.id, only.extra) == ("x", {})
+
     def test_other_files_are_refused(self, audio, tmp_path):
         with pytest.raises(DataError, match=r"a manifest is \.csv, \.tsv or \.jsonl"):
             prepare(manifest(audio, "x", "m.txt"), tmp_path / "c")
@@ -135,6 +157,117 @@ class TestKaldi:
         with pytest.raises(DataError, match=r"has no wav\.scp"):
             prepare(audio, tmp_path / "corpus")
 
+    @pytest.mark.parametrize("line", ["u2 rec1 0.5", "u2 rec1 0.5 end", "u2 rec9 0.5 1.0"])
+    def test_a_bad_segment_is_named(self, audio, tmp_path, line):
+        self.folder(audio, wav_scp="rec1 a.wav\n", segments=f"u1 rec1 0.0 0.5\n\n{line}\n")
+        with pytest.raises(DataError, match="segments, line 3: "):
+            prepare(audio, tmp_path / "corpus")
+
+
+class TestReplacing:
+    ROWS = "audio,text,speaker\na.wav,one,x\nb.wav,two,x\nc.wav,three,x\nd.wav,four,x\n"
+
+    def test_joining_twice_gives_the_second_and_leaves_nothing_of_the_first(self, audio, tmp_path):
+        folder = tmp_path / "out" / "joined"
+        prepare(manifest(audio, self.ROWS), folder, join=2)
+        (made,) = prepare(manifest(audio, self.ROWS), folder, join=4).utterances
+        assert made == read_corpus(folder).utterances[0]
+        assert made.audio.is_file()
+        assert [p.name for p in (folder / "audio").iterdir()] == [made.audio.name]
+        assert list((tmp_path / "out").iterdir()) == [folder]
+
+    def test_trials_of_the_corpus_before_are_gone(self, audio, tmp_path):
+        (audio / "trials.tsv").write_text("1 a b\n")
+        folder = tmp_path / "corpus"
+        assert prepare(manifest(audio, "audio\na.wav\nb.wav\n"), folder).trials
+        (audio / "trials.tsv").unlink()
+        prepare(manifest(audio, "audio\nc.wav\n"), folder)
+        assert [u.id for u in read_corpus(folder).utterances] == ["c"]
+
+    @pytest.mark.parametrize("join", [1, 2])
+    def test_a_folder_of_something_else_is_left_alone(self, audio, tmp_path, join):
+        folder = tmp_path / "mine"
+        folder.mkdir()
+        (folder / "thesis.tex").write_text("years of work")
+        with pytest.raises(DataError, match=r"no corpus of ours \(no corpus\.json\)"):
+            prepare(manifest(audio, self.ROWS), folder, join=join)
+        (folder / "corpus.json").write_text("{}")  # earlier versions wrote among other files
+        with pytest.raises(DataError, match=r"more than a corpus: thesis\.tex"):
+            prepare(manifest(audio, self.ROWS), folder, join=join)
+        assert sorted(p.name for p in folder.iterdir()) == ["corpus.json", "thesis.tex"]
+        with pytest.raises(DataError, match="is a file"):
+            prepare(manifest(audio, self.ROWS), folder / "thesis.tex", join=join)
+
+    def test_an_empty_folder_is_taken_but_not_the_current_one(self, audio, tmp_path, monkeypatch):
+        (tmp_path / "empty").mkdir()
+        assert len(prepare(manifest(audio, self.ROWS), tmp_path / "empty").utterances) == 4
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        with pytest.raises(DataError, match="the current folder"):
+            prepare(manifest(audio, self.ROWS), Path())
+
+    def test_a_corpus_is_not_replaced_by_one_made_of_its_own_audio(self, audio, tmp_path):
+        folder = tmp_path / "joined"
+        (made,) = prepare(manifest(audio, self.ROWS), folder, join=4).utterances
+        with pytest.raises(DataError, match="which is to be replaced"):
+            prepare(manifest(audio, f"audio\n{made.audio}\n"), folder)
+        assert made.audio.is_file()
+
+    def test_an_error_leaves_the_old_corpus_and_nothing_else(self, audio, tmp_path, monkeypatch):
+        folder = tmp_path / "out" / "corpus"
+        prepare(manifest(audio, "audio\na.wav\n"), folder)
+
+        def stop(*_):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            prepare(manifest(audio, self.ROWS), folder, join=2, progress=stop)
+        rename = Path.rename
+
+        def full(self, target):
+            if self.parent.name == "new":
+                raise OSError("no space left on device")
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", full)
+        with pytest.raises(OSError, match="no space"):
+            prepare(manifest(audio, self.ROWS), folder)
+        assert [u.id for u in read_corpus(folder).utterances] == ["a"]
+        assert list((tmp_path / "out").iterdir()) == [folder]
+
+    def test_a_link_to_a_corpus_stays_a_link(self, audio, tmp_path):
+        (tmp_path / "disk").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "disk" / "corpus")
+        for _ in range(2):
+            with replacing(tmp_path / "link") as out:
+                (out / "corpus.json").write_text("{}")
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "disk" / "corpus" / "corpus.json").is_file()
+
+
+@pytest.mark.parametrize("source", ["manifest.tsv", "."])
+def test_a_source_in_the_current_folder_is_named_after_it(audio, tmp_path, monkeypatch, source):
+    here = audio.rename(tmp_path / "birds")
+    manifest(here, "audio\na.wav\n", "manifest.tsv")
+    manifest(here, "r1 a.wav\n", "wav.scp")
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("SPEECHFUSE_CORPORA", str(tmp_path / "corpora"))
+    done = CliRunner().invoke(cli.app, ["prepare", source], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert [p.name for p in (tmp_path / "corpora").iterdir()] == ["birds"]
+    assert read_corpus(tmp_path / "corpora" / "birds").name == "birds"
+
+
+def test_trials_added_or_changed_beside_a_manifest_are_found(audio, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPEECHFUSE_CORPORA", str(tmp_path / "corpora"))
+    source = str(manifest(audio, "audio\na.wav\nb.wav\nc.wav\n"))
+    assert find_corpus(source).trials == ()
+    (audio / "trials.tsv").write_text("1 a b\n")
+    assert [t.test for t in find_corpus(source).trials] == ["b"]
+    (audio / "trials.tsv").write_text("1 a c\n")
+    os.utime(audio / "trials.tsv", (1, 1))
+    assert [t.test for t in find_corpus(source).trials] == ["c"]
+
 
 class TestTrials:
     def utterances(self):
@@ -173,6 +306,25 @@ class TestTrials:
         (tmp_path / "trials.tsv").write_text(text)
         with pytest.raises(DataError, match=message):
             read_trials(tmp_path / "trials.tsv", self.utterances())
+
+    def test_a_name_of_two_utterances_is_refused_and_their_ids_are_not(self, tmp_path):
+        utterances = [
+            Utterance(id="1", audio=Path("data/x/a.wav")),
+            Utterance(id="2", audio=Path("data/y/a.wav")),
+            Utterance(id="3", audio=Path("data/y/long.wav")),
+            Utterance(id="4", audio=Path("data/y/long.wav"), start=1.0),
+            Utterance(id="long", audio=Path("data/z/b.wav")),
+        ]
+        path = tmp_path / "trials.tsv"
+        path.write_text("1 1 y/a.wav\n0 3 long\n")
+        assert [(t.enrolment, t.test) for t in read_trials(path, utterances)] == [
+            ("1", "2"),
+            ("3", "long"),
+        ]
+        for name, message in (("a.wav", "such as 1 and 2"), ("y/long.wav", "such as 3 and 4")):
+            path.write_text(f"1 1 4\n1 1 {name}\n")
+            with pytest.raises(DataError, match=f"line 2: '{name}' stands for 2 .*{message}"):
+                read_trials(path, utterances)
 
     def test_made_trials_hold_all_pairs_of_a_speaker_and_twice_as_many_others(self):
         utterances = [

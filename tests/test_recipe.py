@@ -37,7 +37,7 @@ def test_overrides_set_any_value():
         ],
     )
     assert recipe.training.learning_rate == 0.001
-    assert recipe.upstreams["mel"].options == {"num_mels": 40}
+    assert recipe.upstreams["mel"].options["num_mels"] == 40
     assert recipe.fusion.interface.options == {"layer": 0}
     assert recipe.tasks["emotion"].options == {"labels": ["a", "b"]}
 
@@ -51,6 +51,9 @@ def test_overrides_reach_into_lists():
             apply_override(data, bad)
     with pytest.raises(RecipeError, match="not KEY=VALUE"):
         apply_override(data, "a.b")
+    with pytest.raises(RecipeError, match=r"'a=\{b: c': the value '\{b: c' is not YAML"):
+        apply_override(data, "a={b: c")
+    assert data == {"a": [{"b": 1}, {"b": 5}]}
 
 
 def test_every_error_is_told_at_once_with_the_nearest_name():
@@ -74,6 +77,30 @@ def test_every_error_is_told_at_once_with_the_nearest_name():
     assert "hconv has no such option; known: compat, kernel_size, stride. Did you mean" in text
     assert "Did you mean 'huggingface'" in text
     assert "Did you mean 'labels'" in text
+
+
+def test_an_unknown_setting_is_compared_with_its_neighbours():
+    lines = wrong(["stroe.x=1", "tasks.asr.split.tst_speakers=[a]", "store.foldr=x"])
+    hints = ["Did you mean 'store'", "Did you mean 'test_speakers'", "Did you mean 'folder'"]
+    assert all(any(hint in line for line in lines) for hint in hints)
+
+
+@pytest.mark.parametrize("name", ["asr/en", "a,b", "a|b", "a b", "2nd", ""])
+def test_a_task_that_cannot_name_a_file_is_refused(name):
+    recipe = {**RECIPE, "tasks": {name: {**RECIPE["tasks"]["asr"], "kind": "asr"}}}
+    (line,) = wrong([], recipe)
+    assert line.endswith(
+        f"the name of a task is a letter, then letters, digits, '_' or '-' (found {name!r})"
+    )
+    assert "[key]" not in line
+
+
+def test_a_task_s_name_has_no_dot_and_no_line_end():
+    entry = {**RECIPE["tasks"]["asr"], "kind": "asr"}
+    for name in ("asr.en", "asr\n"):
+        assert "the name of a task" in "".join(wrong([], {**RECIPE, "tasks": {name: entry}}))
+    for name in ("asr-en", "asr_en", "Asr2"):
+        assert read_recipe({**RECIPE, "tasks": {name: entry}}).tasks.keys() == {name}
 
 
 def test_shares_are_of_tasks_that_exist():

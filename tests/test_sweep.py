@@ -1,11 +1,14 @@
 """Sweeps: rows, conditions, folds and seeds; the table and the report."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
 
+from speechfuse.analyse import LayerUse
 from speechfuse.errors import RecipeError
+from speechfuse.experiments import report
 from speechfuse.experiments.report import result_tables, write_report
 from speechfuse.experiments.runner import run_sweep
 from speechfuse.experiments.sweep import cells, read_sweep, summarise
@@ -102,10 +105,58 @@ def test_the_choice_is_made_on_development_data(sweep, workspace):
         ("rows.both.use=[mell]", "row 'both' uses 'mell'; known: coarse, mel"),
         ("rows.fine.fusion={interface: {kind: hcnov}}", "row 'fine': .*Did you mean 'hconv'"),
         ("seeds=[]", "seeds"),
-        ("folds.tset=3", "folds.tset"),
+        ("folds.tset=3", "folds.tset: unknown setting; known: dev, task, test, train. Did you"),
+        ("conditions.one speaker.folds={trian: 1}", "'one speaker': folds.trian.* mean 'train'"),
+        ("conditions.one speaker.folds.train=0", "'one speaker': folds.train: .*greater than 0"),
+        ("conditions.one speaker.folds=3", "conditions.one speaker.folds: .*dictionary"),
+        ("folds=null", "condition 'one speaker': changes folds that the sweep has not"),
+        ("folds.task=emotoin", "folds.task: no task 'emotoin'; .*Did you mean 'emotion'"),
+        ("folds.test=3", "8 speakers in groups of 3 leave 2 untested; choose one of 1, 2, 4"),
+        ("conditions.one speaker.folds.train=6", "need more than the 8 of task 'emotion'"),
+        ("baselin=best", "baselin: unknown setting; .*Did you mean 'baseline'"),
+        ("rows.again={best_of: [fine, best]}", "row 'again': 'best' is itself a best_of"),
+        ("rows.best.best_of=[fine, boht]", "row 'best': no row 'boht'; .*mean 'both'"),
+        ("rows.best.best_of=[]", "rows.best.best_of"),
+        ("rows.FINE={}", "row 'fine', .* and row 'FINE', .* would both be written"),
+        ("seeds=[1, 1]", "would both be written"),
+        ("rows.!?={}", "no letter or digit"),
     ],
 )
 def test_a_wrong_sweep_is_refused_before_anything_runs(sweep, workspace, override, message):
-    with pytest.raises(RecipeError, match=message.replace("[", r"\[")):
+    with pytest.raises(RecipeError, match=message.replace("=[", r"=\[")):
         cells(read_sweep(sweep, [override]), workspace / "out")
     assert not (workspace / "out").exists()
+
+
+def test_rows_may_be_named_in_any_script(sweep, workspace):
+    read = read_sweep(sweep, ["rows={融合: {use: [mel]}, слой: {use: [coarse]}}", "baseline=null"])
+    folders = {c.folder.relative_to(workspace).parts[0] for c in cells(read, workspace)}
+    assert folders == {"融合", "слой"}
+
+
+def test_a_choice_brings_its_candidates(sweep, workspace):
+    read = read_sweep(sweep)
+    rows = [c.row for c in cells(read, workspace / "out", ["best", "fine"])]
+    assert list(dict.fromkeys(rows)) == ["fine", "both"]
+
+
+def test_a_choice_without_all_of_its_candidates_is_left_out(sweep, workspace):
+    quick = ["conditions={all: {}}", "seeds=[1]", "folds.test=4", "recipe.training.steps=1"]
+    read = read_sweep(sweep, quick)
+    done = run_sweep(read, workspace / "out", rows=["fine"])
+    assert {result.row for result in summarise(read, done)} == {"fine"}
+
+
+def test_layers_are_drawn_once_for_each_row_of_a_large_sweep(sweep, workspace, monkeypatch):
+    looked = []
+
+    def use(folder):
+        looked.append(folder)
+        return [LayerUse("emotion", "mel", [0.5, 0.5], None, None)]
+
+    monkeypatch.setattr(report, "run_layer_use", use)
+    found = cells(read_sweep(sweep), workspace / "out")
+    many = found + [replace(cell, seed=cell.seed + 10) for cell in found]
+    assert len(many) > 40
+    assert [row for row, _ in report._layer_figures(many)] == ["fine", "both"]
+    assert len(looked) == 2

@@ -43,6 +43,16 @@ def test_made_once_and_then_read(tmp_path):
     assert len(calls) == 64
 
 
+@pytest.mark.parametrize("name", ["thesis.tex", "corpus.json"])
+def test_another_folder_is_refused_before_anything_is_spoken(tmp_path, name):
+    (tmp_path / name).write_text("years of work")
+    calls = []
+    with pytest.raises(DataError, match=r"no corpus of ours \(no synthetic\.json\)"):
+        prepare_synthetic(tmp_path, SMALL, lambda *a: calls.append(a))
+    assert not calls
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
 def test_the_default_corpus_is_as_large_and_disjoint_as_promised():
     planned = list(_plan(Settings()))
     by_split = {s: [p for p in planned if p.split == s] for s in ("train", "dev", "test")}

@@ -13,11 +13,11 @@ from speechfuse.build import read_recipe
 from speechfuse.checkpoint import Run
 from speechfuse.errors import DataError, RunError
 from speechfuse.evaluate import evaluate_again, evidence_of
-from speechfuse.extract import fill_store
+from speechfuse.extract import fill_stores
 from speechfuse.metrics import with_interval
 from speechfuse.predict import predict_files
 from speechfuse.recipe import merged
-from speechfuse.taskdata import find_corpus
+from speechfuse.taskdata import load_tasks
 from speechfuse.train import train_run
 
 
@@ -247,11 +247,13 @@ def test_layer_weights_may_learn_faster(workspace, tone_recipe, encoder):
 
 def test_padded_extraction_says_what_padding_costs(workspace, tone_recipe, encoder, caplog):
     tone_recipe["upstreams"] = {"ssl": {"kind": "huggingface", "source": str(encoder("hubert"))}}
-    corpus = find_corpus(tone_recipe["tasks"]["asr"]["corpus"])
-    whole = corpus.utterances[0]
-    both = [whole, replace(whole, id="short", duration=0.1)]
+    tone_recipe["tasks"] = {"emotion": tone_recipe["tasks"]["emotion"]}
     for policy in ("masked", "padded"):
-        fill_store(read_recipe(tone_recipe | {"length_policy": policy}), "ssl", both)
+        recipe = read_recipe(tone_recipe | {"length_policy": policy})
+        (data,) = load_tasks(recipe).values()
+        whole = data.splits["train"][0]
+        both = {"train": [whole, replace(whole, id="short", duration=0.1)]}
+        fill_stores(recipe, {"emotion": replace(data, splits=both)}, splits=("train",))
     (said,) = [record.getMessage() for record in caplog.records]
     changed = re.search(r"frames of upstream ssl change by ([\d.]+) %", said)
     assert float(changed[1]) > 1

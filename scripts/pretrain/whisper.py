@@ -167,6 +167,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--stop", type=int, help="step of this schedule after which to stop")
     parser.add_argument("--batch-seconds", type=float, default=80.0)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -177,7 +178,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
     queue: list[list[int]] = []
     history, began = [], time.time()
-    for step in range(options.steps):
+    for step in range(options.stop or options.steps):
         queue = queue or batches(speech, options.batch_seconds, random)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, options.steps, options.learning_rate)

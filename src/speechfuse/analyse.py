@@ -3,7 +3,8 @@
 Two answers, because mixing weights mislead where layers differ in size, and some methods have
 none:
 
-* the interface's own weights, and weights times the root mean square of the layer;
+* the interface's own weights, and weights times the root mean square of the layer as the
+  interface reads it;
 * ablation: the rise of the loss when one layer of one model is replaced by its mean over time,
   so that nothing can be read from it, on training utterances (verification has no loss on
   unknown speakers).
@@ -21,7 +22,7 @@ from speechfuse.cache.store import Store
 from speechfuse.contracts import Interface, ShowsLayers
 from speechfuse.fusion import LayersFirst, MergeFirst
 from speechfuse.model import FusionModel
-from speechfuse.ops import length_mask, masked_mean
+from speechfuse.ops import length_mask, masked_mean, normalise
 from speechfuse.taskdata import TaskData
 from speechfuse.types import LayerStack, Tokens
 
@@ -71,7 +72,8 @@ def _weights(
     if isinstance(fusion, LayersFirst):
         for name, interface, stack in zip(names, fusion.interfaces, stacks, strict=True):
             assert isinstance(interface, Interface)
-            read.append((name, interface, stack))
+            layers = tuple(normalise(layer, fusion.normalize) for layer in stack.layers)
+            read.append((name, interface, replace(stack, layers=layers)))
     elif isinstance(fusion, MergeFirst):
         read.append((" + ".join(names), fusion.interface, fusion.merged(stacks)))
     found = []

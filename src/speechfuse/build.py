@@ -25,7 +25,30 @@ def read_recipe(source: Path | Mapping[str, Any], overrides: Sequence[str] = ())
     Raises:
         RecipeError: all that is wrong with it, one line each.
     """
-    return load_recipe(source, overrides, check=_wrong_parts)
+    return _resolved(load_recipe(source, overrides, check=_wrong_parts))
+
+
+def _resolved(recipe: Recipe) -> Recipe:
+    """The recipe with the options that it leaves to the parts' defaults written out."""
+
+    def full(role: str, part: Part) -> Part:
+        return Part(kind=part.kind, **catalog.checked_options(role, part.kind, part.options))
+
+    fusion = recipe.fusion.model_copy(
+        update={
+            "merge": full("merge", recipe.fusion.merge),
+            "interface": full("interface", recipe.fusion.interface),
+        }
+    )
+    tasks = {
+        name: entry.model_copy(update={"head": full("head", entry.head)})
+        for name, entry in recipe.tasks.items()
+    }
+    upstreams = {
+        name: Part(kind=part.kind, **upstream_options(recipe, name))
+        for name, part in recipe.upstreams.items()
+    }
+    return recipe.model_copy(update={"fusion": fusion, "tasks": tasks, "upstreams": upstreams})
 
 
 def _wrong_parts(data: Mapping[str, Any]) -> list[str]:
@@ -35,7 +58,7 @@ def _wrong_parts(data: Mapping[str, Any]) -> list[str]:
     def look(where: str, role: str, entry: Any, kind: str | None = None, skip: Any = ()) -> None:
         if not isinstance(entry, Mapping):
             return
-        kind = entry.get("kind", kind)
+        kind = entry.get("kind") or kind
         options = {k: v for k, v in entry.items() if k != "kind" and k not in skip}
         try:
             catalog.checked_options(role, str(kind), options)
@@ -54,16 +77,30 @@ def _wrong_parts(data: Mapping[str, Any]) -> list[str]:
     for name, task in section(data, "tasks").items():
         look(f"tasks.{name}", "task", task, kind=name, skip=TaskRecipe.model_fields)
         look(f"tasks.{name}.head", "head", section(section(data, "tasks"), name).get("head"))
-    return wrong
+    return wrong or [
+        f"tasks.{name}.head: {line}"
+        for name, task in section(data, "tasks").items()
+        if (line := _mismatch(task.get("kind") or name, task.get("head")))
+    ]
+
+
+def _mismatch(task: str, head: Any) -> str | None:
+    """What is wrong with a task's head, both of them known; None if it answers what is asked."""
+    if not isinstance(head, Mapping) or "kind" not in head:
+        return None
+    wanted = catalog.find("task", task).reads
+    if catalog.find("head", head["kind"]).predicts == wanted:
+        return None
+    fitting = [kind for kind, cls in catalog.ROLES["head"].items() if cls.predicts == wanted]
+    return f"'{head['kind']}' does not answer a task of kind '{task}'; use {' or '.join(fitting)}"
 
 
 def upstream_options(recipe: Recipe, name: str) -> dict[str, Any]:
     """An upstream's options, with the recipe's length policy if the upstream has one."""
     part = recipe.upstreams[name]
     options = catalog.checked_options("upstream", part.kind, part.options)
-    cls = catalog.find("upstream", part.kind)
-    if "length_policy" in inspect.signature(cls).parameters:
-        options.setdefault("length_policy", recipe.length_policy)
+    if "length_policy" in options and "length_policy" not in part.options:
+        options["length_policy"] = recipe.length_policy
     return options
 
 

@@ -99,7 +99,7 @@ def checked_options(role: str, kind: str, options: Mapping[str, Any]) -> dict[st
                 line = f"{name}: {kind} has no such option; {did_you_mean(name, _names(model))}"
             lines.append(line)
         raise RecipeError("\n".join(lines)) from error
-    return {name: getattr(read, name) for name in model.model_fields if name in options}
+    return {name: getattr(read, name) for name in model.model_fields}
 
 
 def option_lines(cls: type[Any]) -> list[str]:
@@ -117,7 +117,7 @@ def _names(model: type[BaseModel]) -> list[str]:
 
 def _options_model(cls: type[Any]) -> type[BaseModel]:
     """A pydantic model of a constructor's keyword-only arguments."""
-    hints = get_type_hints(cls.__init__)
+    hints = get_type_hints(cls.__init__, include_extras=True)  # with the ranges of options
     fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(cls).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY and name not in FILLED_IN:

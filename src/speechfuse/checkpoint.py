@@ -23,7 +23,7 @@ from speechfuse import __version__, build
 from speechfuse.data.corpus import read_table, write_table
 from speechfuse.errors import RunError
 from speechfuse.model import FusionModel
-from speechfuse.recipe import Recipe, load_recipe
+from speechfuse.recipe import Recipe
 
 _LIBRARIES = (
     "torch",
@@ -37,7 +37,7 @@ _LIBRARIES = (
     "soxr",
     "jiwer",
 )
-_FREE = ("store",)  # sections that may differ when a run goes on
+_FREE = ("store.folder", "store.budget_gb")  # settings that may differ when a run goes on
 
 
 class Run:
@@ -47,28 +47,46 @@ class Run:
         self.folder = folder
 
     def begin(self, recipe: Recipe) -> None:
-        """Claim the folder for a recipe, or go on in it.
+        """Claim the folder for a recipe, or go on in it; a finished run's files stay as they are.
 
         Raises:
-            RunError: the folder belongs to another recipe.
+            RunError: the folder belongs to another recipe, or to other weights of an upstream.
         """
-        mine = recipe.model_dump(mode="json")
-        path = self.folder / "recipe.yaml"
-        if path.is_file():
-            theirs = yaml.safe_load(path.read_text())
-            changed = _changed(theirs, mine)
-            if changed:
-                raise RunError(
-                    f"{self.folder} holds a run of another recipe (differs in "
-                    f"{', '.join(changed[:5])}); choose another folder or delete this one"
-                )
+        upstreams = self.check(recipe)
+        if self.finished:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, yaml.safe_dump(mine, sort_keys=False))
+        mine = recipe.model_dump(mode="json")
+        write_text(self.folder / "recipe.yaml", yaml.safe_dump(mine, sort_keys=False))
+        self._write_json("upstreams.json", upstreams)
+        write_text(self.folder / "versions.txt", versions())
+
+    def check(self, recipe: Recipe) -> dict[str, dict[str, str]]:
+        """The identities of the recipe's upstreams, if this folder may hold a run of it.
+
+        Raises:
+            RunError: the folder belongs to another recipe, or to other weights of an upstream.
+        """
         upstreams = {
             name: build.build_upstream(recipe, name).identity() for name in recipe.upstreams
         }
-        self._write_json("upstreams.json", upstreams)
-        write_text(self.folder / "versions.txt", versions())
+        if not (self.folder / "recipe.yaml").is_file():
+            return upstreams
+        remedy = "choose another folder or delete this one"
+        theirs, mine = self.recipe().model_dump(mode="json"), recipe.model_dump(mode="json")
+        if changed := _changed(theirs, mine):
+            raise RunError(
+                f"{self.folder} holds a run of another recipe (differs in "
+                f"{', '.join(changed[:5])}); {remedy}"
+            )
+        known = self._read_json("upstreams.json")
+        for name, identity in upstreams.items():
+            if changed := _changed(known.get(name, {}), identity):
+                raise RunError(
+                    f"{self.folder} was made with another upstream '{name}' (differs in "
+                    f"{', '.join(changed)}); {remedy}"
+                )
+        return upstreams
 
     def recipe(self) -> Recipe:
         """Raises RunError if there is no run here."""
@@ -78,7 +96,7 @@ class Run:
                 f"{self.folder} is no run folder (no recipe.yaml); "
                 "make one with: speechfuse train RECIPE --out FOLDER"
             )
-        return load_recipe(path)
+        return build.read_recipe(path)
 
     def save_tasks(self, states: Mapping[str, Any]) -> None:
         self._write_json("tasks.json", states)

@@ -100,7 +100,8 @@ def prepare(
             corpus = prepare_synthetic(out or corpora_folder() / source, progress=progress)
         else:
             path = Path(source)
-            name = path.name if path.is_dir() or path.stem != "manifest" else path.parent.name
+            full = path.resolve()  # of "." and "manifest.tsv" too the folder has a name
+            name = full.name if path.is_dir() or path.stem != "manifest" else full.parent.name
             folder = out or corpora_folder() / Path(name).stem
             corpus = prepare_corpus(path, folder, trials=trials, join=join, progress=progress)
     for key, value in corpus.summary().items():

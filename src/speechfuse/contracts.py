@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -24,6 +24,7 @@ from speechfuse.metrics import Evidence
 from speechfuse.types import Frames, LayerStack, StackSpec, Tokens, Trial, Utterance, Waveforms
 
 Row = dict[str, str]
+Prediction = Literal["tokens", "class", "vector"]  # of one utterance
 
 
 class UpstreamPlan(NamedTuple):
@@ -33,6 +34,7 @@ class UpstreamPlan(NamedTuple):
     parameters: int
     macs_per_second: float  # multiply-adds per second of audio
     min_samples: int  # shortest clip that gives a frame
+    silence: float = 0.0  # seconds that are computed after each clip
 
 
 class Upstream(nn.Module, ABC):
@@ -105,6 +107,8 @@ class LossSum:
 class Head(nn.Module, ABC):
     """Turns frames into predictions and, given targets, into a loss."""
 
+    predicts: Prediction
+
     @abstractmethod
     def loss(self, frames: Frames, targets: Tokens) -> LossSum: ...
 
@@ -120,6 +124,7 @@ class Task(ABC):
     run.
     """
 
+    reads: Prediction  # what its head must predict
     needs: tuple[str, ...]  # labels that every utterance must have
     primary: str  # the metric that selects a checkpoint
     higher_is_better: bool

@@ -7,6 +7,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +20,12 @@ from speechfuse.cache.store import Store, free_bytes
 from speechfuse.contracts import Upstream
 from speechfuse.data.batching import by_duration
 from speechfuse.errors import DataError
+from speechfuse.ops import moved
 from speechfuse.recipe import Recipe
 from speechfuse.taskdata import TaskData
 from speechfuse.types import Progress, Utterance, Waveforms
 
-VERSION = 1  # of what is stored; raise it when the same settings give other numbers
+VERSION = 2  # of what is stored; raise it when the same settings give other numbers
 BATCH_SECONDS = 60.0  # audio in one forward pass, padding counted
 
 
@@ -41,61 +43,64 @@ def open_store(
     return Store(Path(recipe.store.folder), about, upstream.plan.spec, recipe.store.dtype)
 
 
-def fill_store(
-    recipe: Recipe,
-    name: str,
-    utterances: Sequence[Utterance],
-    *,
-    noise_snr: float | None = None,
-    progress: Progress | None = None,
-) -> Store:
-    """A store that has the stacks of these utterances; computes those that are missing.
-
-    Raises:
-        DataError: too little room for the stacks, unreadable audio, too short a clip.
-    """
-    upstream = build.build_upstream(recipe, name)
-    store = open_store(recipe, name, upstream, noise_snr)
-    missing = store.missing(utterances)
-    if not missing:
-        return store
-    _check_room(recipe, store, sum(u.duration or 0.0 for u in missing))
-    upstream.load()
-    if recipe.length_policy == "padded":
-        _report_drift(name, upstream, missing)
-    done = 0
-    with store.writer() as writer:
-        for batch in by_duration(missing, BATCH_SECONDS, equal=recipe.length_policy == "equal"):
-            stack = upstream(read_batch(batch, upstream, noise_snr))
-            for row, (utterance, frames) in enumerate(
-                zip(batch, stack.lengths.tolist(), strict=True)
-            ):
-                writer.add(utterance, [layer[row, :frames] for layer in stack.layers])
-            done += len(batch)
-            if progress:
-                progress(f"layers of {name}", done, len(missing))
-    return store
-
-
 def fill_stores(
     recipe: Recipe,
     tasks: Mapping[str, TaskData],
     progress: Progress | None = None,
     splits: Sequence[str] = ("train", "dev", "test"),
 ) -> dict[str, list[Store]]:
-    """The stacks of every task's utterances from every upstream, computed where missing."""
+    """The stacks of every task's utterances from every upstream, computed where missing.
+
+    Raises:
+        DataError: too little room for all the stacks, unreadable audio, too short a clip.
+    """
     by_noise: dict[float | None, list[Utterance]] = defaultdict(list)
     for data in tasks.values():
         by_noise[data.noise_snr] += [u for split in splits for u in data.splits[split]]
-    found = {
-        (name, noise): fill_store(recipe, name, utterances, noise_snr=noise, progress=progress)
-        for noise, utterances in by_noise.items()
-        for name in recipe.upstreams
+    upstreams = {name: build.build_upstream(recipe, name) for name in recipe.upstreams}
+    stores = {
+        (name, noise): open_store(recipe, name, upstream, noise)
+        for noise in by_noise
+        for name, upstream in upstreams.items()
     }
+    missing = {place: store.missing(by_noise[place[1]]) for place, store in stores.items()}
+    _check_room(recipe, stores, missing)
+    for (name, noise), utterances in missing.items():
+        if utterances:
+            _fill(recipe, name, upstreams[name], stores[name, noise], utterances, noise, progress)
     return {
-        task: [found[name, data.noise_snr] for name in recipe.upstreams]
+        task: [stores[name, data.noise_snr] for name in recipe.upstreams]
         for task, data in tasks.items()
     }
+
+
+def _fill(
+    recipe: Recipe,
+    name: str,
+    upstream: Upstream,
+    store: Store,
+    utterances: Sequence[Utterance],
+    noise_snr: float | None,
+    progress: Progress | None,
+) -> None:
+    """Compute the stacks of these utterances, on the GPU if there is one."""
+    upstream.load()
+    if recipe.length_policy == "padded":
+        _report_drift(name, upstream, utterances)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    upstream.to(device)
+    silence, equal = upstream.plan.silence, recipe.length_policy == "equal"
+    done = 0
+    with store.writer() as writer:
+        for batch in by_duration(utterances, BATCH_SECONDS, silence=silence, equal=equal):
+            stack = upstream(moved(read_batch(batch, upstream, noise_snr), device))
+            lengths = stack.lengths.tolist()
+            for row, (utterance, frames) in enumerate(zip(batch, lengths, strict=True)):
+                writer.add(utterance, [layer[row, :frames] for layer in stack.layers])
+            done += len(batch)
+            if progress:
+                progress(f"layers of {name}", done, len(utterances))
+    upstream.to("cpu")
 
 
 def read_batch(
@@ -116,7 +121,7 @@ def read_batch(
                 "remove it from the manifest"
             )
         if noise_snr is not None:
-            samples = _with_noise(samples, noise_snr, u.id)
+            samples = _with_noise(samples, noise_snr)
         clips.append(torch.from_numpy(samples))
     return pad_clips(clips)
 
@@ -149,24 +154,32 @@ def _report_drift(name: str, upstream: Upstream, utterances: Sequence[Utterance]
     )
 
 
-def _check_room(recipe: Recipe, store: Store, seconds: float) -> None:
-    needed = store.bytes_for(seconds)
-    budget, free = recipe.store.budget_gb * 1e9, free_bytes(store.folder)
+def _check_room(
+    recipe: Recipe,
+    stores: Mapping[Any, Store],
+    missing: Mapping[Any, Sequence[Utterance]],
+) -> None:
+    """Refuse before anything is computed if all that is missing has no room."""
+    seconds = {place: sum(u.duration or 0.0 for u in wanted) for place, wanted in missing.items()}
+    needed = sum(store.bytes_for(seconds[place]) for place, store in stores.items())
+    folder = Path(recipe.store.folder)
+    budget, free = recipe.store.budget_gb * 1e9, free_bytes(folder)
+    wants = f"the layers of {sum(seconds.values()) / 3600:.2f} h need {needed / 1e9:.1f} GB"
     if needed > budget:
         raise DataError(
-            f"the layers of {seconds / 3600:.2f} h need {needed / 1e9:.1f} GB, store.budget_gb is "
-            f"{recipe.store.budget_gb:g}; raise it, or use fewer utterances"
+            f"{wants}, store.budget_gb is {recipe.store.budget_gb:g}; raise it, or use fewer "
+            "utterances"
         )
     if needed > free:
         raise DataError(
-            f"the layers of {seconds / 3600:.2f} h need {needed / 1e9:.1f} GB, the disk of "
-            f"{store.folder} has {free / 1e9:.1f}; free some, or set store.folder elsewhere"
+            f"{wants}, the disk of {folder} has {free / 1e9:.1f}; free some, or set store.folder "
+            "elsewhere"
         )
 
 
-def _with_noise(samples: NDArray[float32], snr: float, name: str) -> NDArray[float32]:
-    """Pink noise mixed in, the same for the same utterance; the level of the speech stays."""
-    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+def _with_noise(samples: NDArray[float32], snr: float) -> NDArray[float32]:
+    """Pink noise mixed in, the same for the same samples; the level of the speech stays."""
+    seed = int.from_bytes(hashlib.sha256(samples.tobytes()).digest()[:8], "little")
     spectrum = np.fft.rfft(np.random.default_rng(seed).standard_normal(len(samples)))
     spectrum[1:] /= np.sqrt(np.arange(1, len(spectrum)))
     spectrum[0] = 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -53,3 +56,14 @@ def normalise(hidden: Tensor, kind: str) -> Tensor:
 def pad_frames(frames: list[Tensor]) -> Tensor:
     """Utterances (T_b, D) side by side, zeros on the right: (B, T, D)."""
     return pad_sequence(frames, batch_first=True)
+
+
+def moved(item: Any, device: torch.device) -> Any:
+    """Tensors on `device`, inside tuples, lists and dataclasses too; anything else as it is."""
+    if isinstance(item, Tensor):
+        return item.to(device, non_blocking=True)
+    if isinstance(item, tuple | list):
+        return type(item)(moved(one, device) for one in item)
+    if is_dataclass(item) and not isinstance(item, type):
+        return replace(item, **{f.name: moved(getattr(item, f.name), device) for f in fields(item)})
+    return item

@@ -45,10 +45,18 @@ def _upstream_table(upstreams: Mapping[str, UpstreamPlan]) -> Table:
             f"{p.spec.frame_rate:g} Hz",
             f"{p.parameters:,}",
             f"{p.macs_per_second / 1e9:.3f} G",
+            f"{4 * p.parameters / 1e6:.1f} MB",
         ]
         for name, p in upstreams.items()
     ]
-    columns = ["upstream", "layers x width", "frames", "parameters", "multiply-adds / s of audio"]
+    columns = [
+        "upstream",
+        "layers x width",
+        "frames",
+        "parameters",
+        "multiply-adds / s of audio",
+        "memory",
+    ]
     return f"Frozen upstreams (attention over clips of {ATTENTION_SECONDS:g} s)", columns, rows
 
 
@@ -56,13 +64,16 @@ def _trained_table(recipe: Recipe, specs: list[StackSpec]) -> Table:
     from torch.utils.flop_counter import FlopCounterMode
 
     rows = []
+    with torch.device("meta"):  # no weights are drawn
+        fusion = build.build_fusion(recipe, specs, list(recipe.tasks))
+    counter: Any = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        fusion.to_empty(device="cpu")([_second(spec) for spec in specs], next(iter(recipe.tasks)))
+    macs = counter.get_total_flops() / 2
     for name, entry in recipe.tasks.items():
-        fusion = build.build_fusion(recipe, specs, [name])
-        head = build.build_head(entry, fusion.out_dim, ASSUMED)
-        counter: Any = FlopCounterMode(display=False)
-        with counter, torch.no_grad():
-            fusion([_second(spec) for spec in specs], name)
-        macs = counter.get_total_flops() / 2
+        with torch.device("meta"):  # shapes alone
+            head = build.build_head(entry, fusion.out_dim, ASSUMED)
+        trained = sum(p.numel() for part in (fusion, head) for p in part.parameters())
         read = [fusion.merge.spec] if isinstance(fusion, MergeFirst) else specs
         shapes = " + ".join(f"{spec.num_layers} x {spec.dim}" for spec in read)
         rows.append(
@@ -72,12 +83,13 @@ def _trained_table(recipe: Recipe, specs: list[StackSpec]) -> Table:
                 f"{sum(p.numel() for p in fusion.parameters()):,}",
                 f"{macs / 1e9:.4f} G",
                 f"{sum(p.numel() for p in head.parameters()):,}",
+                f"{16 * trained / 1e6:.1f} MB",
             ]
         )
-    columns = ["task", "fusion", "parameters", "multiply-adds / s", "head's parameters"]
+    columns = ["task", "fusion", "parameters", "multiply-adds / s", "head's parameters", "memory"]
     shared = "" if recipe.fusion.per_task else ", one fusion for all tasks"
     known = f"{ASSUMED['num_tokens']} tokens or {ASSUMED['num_classes']} classes assumed"
-    return f"Trained{shared} ({known})", columns, rows
+    return f"Trained{shared} ({known}; memory: weights, gradients, Adam)", columns, rows
 
 
 def _store_table(recipe: Recipe, upstreams: Mapping[str, UpstreamPlan]) -> Table:

@@ -14,6 +14,7 @@ from speechfuse.contracts import Task
 from speechfuse.errors import RunError, did_you_mean
 from speechfuse.evaluate import load_model
 from speechfuse.extract import read_batch
+from speechfuse.tasks.verification import Verification
 from speechfuse.types import Utterance
 
 
@@ -22,6 +23,8 @@ def predict_files(
     folder: Path, files: Sequence[Path], only: Sequence[str] | None = None
 ) -> Iterator[str]:
     """One line for each file and task; verification compares every pair of files.
+
+    A few files cannot be standardised as the many of the trials are: such a cosine is marked.
 
     Raises:
         RunError: no trained run, or no such task.
@@ -53,10 +56,12 @@ def _lines(
     task: Task, name: str, utterances: Sequence[Utterance], found: Sequence[Any]
 ) -> Iterator[str]:
     if isinstance(found[0], torch.Tensor):
+        raw = isinstance(task, Verification) and task.standardize
+        note = "\tnot standardised, unlike the trials" if raw else ""
         for i, one in enumerate(utterances):
             for j in range(i + 1, len(utterances)):
                 score = torch.cosine_similarity(found[i], found[j], dim=0)
-                yield f"{one.id}\t{utterances[j].id}\t{name}\t{float(score):.3f}"
+                yield f"{one.id}\t{utterances[j].id}\t{name}\t{float(score):.3f}{note}"
         return
     for row in task.table(utterances, found, []):
         yield f"{row['id']}\t{name}\t{row['prediction']}"

@@ -10,10 +10,12 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from speechfuse.errors import RecipeError, did_you_mean
 
@@ -82,7 +84,7 @@ class TrainingRecipe(_Strict):
     warmup: float = Field(0.1, ge=0, le=1)  # share of the steps
     gradient_clip: float = Field(1.0, gt=0)
     batch_seconds: float = Field(60.0, gt=0)  # audio in a batch
-    interleave: dict[str, float] = {}  # share of each task's batches; equal if left out
+    interleave: dict[str, Annotated[float, Field(ge=0)]] = {}  # share of each task's batches
     evaluate_every: int | None = Field(None, gt=0)  # steps; a fifth of all if left out
     keep: Literal["best", "last"] = "best"  # which checkpoint is the run's, best on development
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
@@ -96,14 +98,23 @@ class StoreRecipe(_Strict):
     budget_gb: float = Field(20.0, gt=0)
 
 
+def _task_name(name: str) -> str:
+    """It becomes part of file names, of a model's parameter names and of lines in tables."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+        raise PydanticCustomError(
+            "task_name", "the name of a task is a letter, then letters, digits, '_' or '-'"
+        )
+    return name
+
+
 class Recipe(_Strict):
     """Everything that decides a run; saved beside the weights it produced."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)
     upstreams: dict[str, Part] = Field(min_length=1)
     length_policy: Literal["masked", "equal", "padded"] = "masked"
     fusion: FusionRecipe
-    tasks: dict[str, TaskRecipe] = Field(min_length=1)
+    tasks: dict[Annotated[str, AfterValidator(_task_name)], TaskRecipe] = Field(min_length=1)
     training: TrainingRecipe = TrainingRecipe()
     store: StoreRecipe = StoreRecipe()
 
@@ -134,6 +145,11 @@ def load_recipe(
         for extra in sorted(set(recipe.training.interleave) - set(recipe.tasks)):
             hint = did_you_mean(extra, recipe.tasks)
             wrong.append(f"training.interleave.{extra}: no such task; {hint}")
+        shares = recipe.training.interleave
+        for left_out in sorted(set(recipe.tasks) - set(shares)) if shares else ():
+            wrong.append(f"training.interleave.{left_out}: is missing; give its share, or 0")
+        if shares and not any(shares.values()):
+            wrong.append("training.interleave: all shares are 0; nothing would be trained")
     wrong += check(data) if check else []
     if wrong:
         raise RecipeError("\n".join(f"{name}: {line}" for line in wrong))
@@ -161,19 +177,27 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     """Set one value in place: `a.b.c=value`, the value read as YAML.
 
     Raises:
-        RecipeError: not KEY=VALUE, or the key leads through something that is no section.
+        RecipeError: not KEY=VALUE, a value that is not YAML, or a key that leads through something
+            that is no section.
     """
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise RecipeError(f"override '{override}' is not KEY=VALUE, for example training.steps=100")
     *path, last = key.split(".")
+    try:
+        read = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            f"override '{override}': the value '{value}' is not YAML; look for a bracket or a "
+            "quote that is not closed"
+        ) from error
     node: Any = data
     for step in path:
         node = _child(node, step, override)
     if isinstance(node, list) and last.isdigit() and int(last) < len(node):
-        node[int(last)] = yaml.safe_load(value)
+        node[int(last)] = read
     elif isinstance(node, dict):
-        node[last] = yaml.safe_load(value)
+        node[last] = read
     else:
         raise RecipeError(f"override '{override}': there is no section above '{last}'")
 
@@ -200,13 +224,16 @@ def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-def explain(error: ValidationError) -> list[str]:
-    """One line for each thing pydantic found wrong, with the nearest known name."""
+def explain(error: ValidationError, top: type[BaseModel] = Recipe) -> list[str]:
+    """One line for each thing pydantic found wrong, with the nearest known name.
+
+    top: the model that was validated.
+    """
     lines = []
     for item in error.errors():
-        where = ".".join(str(step) for step in item["loc"])
+        where = ".".join(str(step) for step in item["loc"] if step != "[key]")
         if item["type"] == "extra_forbidden":
-            lines.append(f"{where}: unknown setting; {_known_beside(item['loc'])}")
+            lines.append(f"{where}: unknown setting; {_known_beside(item['loc'], top)}")
         elif item["type"] == "missing":
             lines.append(f"{where}: is missing")
         else:
@@ -214,16 +241,18 @@ def explain(error: ValidationError) -> list[str]:
     return lines
 
 
-def _known_beside(path: tuple[int | str, ...]) -> str:
-    """The names that could stand where an unknown one does."""
-    sections: dict[str, type[BaseModel]] = {
-        "fusion": FusionRecipe,
-        "training": TrainingRecipe,
-        "store": StoreRecipe,
-        "split": SplitRecipe,
-    }
-    model = sections.get(str(path[-2]), Recipe) if len(path) > 1 else Recipe
-    return did_you_mean(str(path[-1]), model.model_fields)
+def _known_beside(path: tuple[int | str, ...], top: type[BaseModel]) -> str:
+    """The names that could stand where an unknown one does: the fields of its section's model."""
+    model: Any = top
+    for step in path[:-1]:
+        if get_origin(model) is dict:
+            model = get_args(model)[1]
+        else:
+            field = getattr(model, "model_fields", {}).get(step)
+            model = field and field.annotation
+        if isinstance(model, UnionType):  # a section that may be left out
+            model = get_args(model)[0]
+    return did_you_mean(str(path[-1]), getattr(model, "model_fields", ()))
 
 
 def _expanded(value: Any, wrong: list[str]) -> Any:

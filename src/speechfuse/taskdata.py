@@ -11,7 +11,7 @@ from pathlib import Path
 from speechfuse import build
 from speechfuse.contracts import Task
 from speechfuse.data.corpus import Corpus, read_corpus
-from speechfuse.data.manifests import prepare
+from speechfuse.data.manifests import prepare, trials_beside
 from speechfuse.data.splits import Splits, make_trials, split_utterances
 from speechfuse.data.synthetic.corpus import prepare_synthetic
 from speechfuse.errors import DataError
@@ -45,8 +45,10 @@ def find_corpus(name: str, progress: Progress | None = None) -> Corpus:
         return prepare_synthetic(corpora_folder() / name, progress=progress)
     path = Path(name)
     if path.is_file():
-        stat = path.stat()
-        mark = hashlib.sha256(f"{path.resolve()}|{stat.st_mtime_ns}".encode()).hexdigest()[:8]
+        parts = [str(path.resolve()), str(path.stat().st_mtime_ns)]
+        if trials := trials_beside(path):
+            parts.append(str(trials.stat().st_mtime_ns))
+        mark = hashlib.sha256("|".join(parts).encode()).hexdigest()[:8]
         stem = path.parent.resolve().name if path.stem == "manifest" else path.stem
         folder = corpora_folder() / f"{stem}-{mark}"
         if (folder / "corpus.json").is_file():

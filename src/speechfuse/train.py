@@ -7,6 +7,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from speechfuse.evaluate import BATCH_SECONDS, evaluate_run
 from speechfuse.extract import fill_stores
 from speechfuse.heads.ctc import CTC, frames_needed
 from speechfuse.model import FusionModel
+from speechfuse.ops import moved
 from speechfuse.recipe import Recipe
 from speechfuse.taskdata import TaskData, load_tasks
 from speechfuse.types import Batch, Progress, Utterance
@@ -44,8 +46,8 @@ def train_run(recipe: Recipe, folder: Path, progress: Progress | None = None) ->
         SpeechFuseError: whatever is wrong with recipe, data or upstreams, before any training.
     """
     run = Run(folder)
+    run.check(recipe)
     if run.finished:
-        run.begin(recipe)
         return run.metrics()
     tasks = load_tasks(recipe, progress=progress)
     model = build.build_model(
@@ -76,6 +78,13 @@ def _check_trained(recipe: Recipe, model: FusionModel) -> None:
             raise RecipeError(
                 f"task '{name}': split.all_test is for heads and interfaces without parameters, "
                 f"this one trains {model.parameters_of(name):,}; name the speakers of each split"
+            )
+        learns = any(p.requires_grad for p in model.head_of(name).parameters())
+        if model.parameters_of(name) and not learns:
+            raise RecipeError(
+                f"task '{name}': head '{entry.head.kind}' learns nothing, the fusion's "
+                f"{model.parameters_of(name):,} parameters would get no gradient; use interface "
+                "'single_layer', or another head"
             )
 
 
@@ -121,9 +130,10 @@ def _fit(
         name: Source(
             data.splits["train"],
             recipe.tasks[name].batch_seconds or training.batch_seconds,
-            training.interleave.get(name, 0.0 if training.interleave else 1.0),
+            training.interleave.get(name, 1.0),
         )
         for name, data in tasks.items()
+        if model.parameters_of(name)
     }
     stream = Stream(
         lambda: draw_batches({n: s for n, s in sources.items() if s.share}, recipe.seed),
@@ -185,13 +195,13 @@ class FusionTraining(LightningModule):
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         assert batch.targets is not None
-        loss = self.model.loss(batch.inputs, batch.task, batch.targets)  # type: ignore[arg-type]
+        loss = self.model.loss(batch.inputs, batch.task, batch.targets)
         mean = loss.total / max(1, loss.count)
         self.log(f"train/{batch.task}/loss", mean.detach(), batch_size=len(batch.utterances))
         return mean
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        predictions = self.model.predict(batch.inputs, batch.task)  # type: ignore[arg-type]
+        predictions = self.model.predict(batch.inputs, batch.task)
         self._found[batch.task] += zip(batch.utterances, predictions, strict=True)
 
     def on_validation_epoch_end(self) -> None:
@@ -233,21 +243,10 @@ class FusionTraining(LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
-    def transfer_batch_to_device(self, batch: Batch, device: Any, _: int) -> Batch:
-        from dataclasses import replace
-
-        def move(item: Any) -> Any:
-            if isinstance(item, Tensor):
-                return item.to(device, non_blocking=True)
-            if isinstance(item, tuple | list):
-                return type(item)(move(one) for one in item)
-            fields = getattr(item, "__dataclass_fields__", {})
-            return replace(item, **{name: move(getattr(item, name)) for name in fields})
-
-        if device.type == "cpu":
-            return batch
-        targets = None if batch.targets is None else move(batch.targets)
-        return replace(batch, inputs=move(batch.inputs), targets=targets)
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, _: int) -> Batch:
+        return replace(
+            batch, inputs=moved(batch.inputs, device), targets=moved(batch.targets, device)
+        )
 
 
 class _Development:

@@ -9,11 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from speechfuse.errors import ShapeError
+
+# Ranges of options: what a recipe gives is checked against them before anything is built.
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 Progress = Callable[[str, int, int], None]  # told what is going on, how much is done, of how much
 
@@ -127,5 +134,5 @@ class Batch:
 
     task: str
     utterances: Sequence[Utterance]
-    inputs: Waveforms | Sequence[LayerStack]  # audio, or one stored stack per upstream
+    inputs: Sequence[LayerStack]  # one for each upstream
     targets: Tokens | None

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from speechfuse.errors import RunError
+from speechfuse.errors import DataError, RunError
 from speechfuse.types import LayerStack, StackSpec, Utterance
 
 SHARD_BYTES = 128 << 20
@@ -110,8 +110,18 @@ class Writer:
             self.flush()
 
     def add(self, utterance: Utterance, layers: Sequence[Tensor]) -> None:
-        """The L layers (T, D) of one utterance."""
+        """The L layers (T, D) of one utterance.
+
+        Raises:
+            DataError: a value that is not finite in the store's type.
+        """
         tensor = torch.stack([layer.to("cpu", self._store.dtype) for layer in layers])
+        if not torch.isfinite(tensor).all():
+            raise DataError(
+                f"a layer of utterance {utterance.id} is not finite as {self._store.dtype}: hidden "
+                f"states up to {max(float(layer.abs().max()) for layer in layers):.3g}; with "
+                "float16 try store.dtype=bfloat16, else look at the clip"
+            )
         self._tensors[utterance_key(utterance)] = tensor
         self._bytes += tensor.nbytes
         if self._bytes >= SHARD_BYTES:

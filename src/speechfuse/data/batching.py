@@ -8,16 +8,16 @@ from speechfuse.types import Utterance
 
 
 def by_duration(
-    utterances: Iterable[Utterance], seconds: float, *, equal: bool = False
+    utterances: Iterable[Utterance], seconds: float, *, silence: float = 0.0, equal: bool = False
 ) -> Iterator[list[Utterance]]:
     """All utterances by falling duration, each batch at most `seconds` of padded audio.
 
-    equal: of one duration each, so that nothing is padded.
+    silence: seconds that are added to each. equal: of one duration each, so that nothing is padded.
     """
     batch: list[Utterance] = []
     for u in sorted(utterances, key=lambda u: (-(u.duration or 0.0), u.id)):
         longest = (batch[0] if batch else u).duration or 0.0
-        full = longest * (len(batch) + 1) > seconds
+        full = (longest + silence) * (len(batch) + 1) > seconds
         if batch and (full or (equal and u.duration != longest)):
             yield batch
             batch = []

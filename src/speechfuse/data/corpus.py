@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 import tempfile
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 
 _LABELS = ("emotion", "split")  # what Lhotse's supervisions have no field for
 _FORMAT = 1
+_OURS = {
+    "recordings.jsonl",
+    "supervisions.jsonl",
+    "cuts.jsonl",
+    "trials.tsv",
+    "corpus.json",
+    "synthetic.json",
+    "audio",
+}
 
 
 @dataclass(frozen=True)
@@ -53,30 +62,73 @@ class Corpus:
         return counted
 
 
+def check_replaceable(folder: Path, mark: str = "corpus.json") -> None:
+    """Refuse a folder that a new corpus must not replace.
+
+    mark: the file that tells a corpus of ours.
+
+    Raises:
+        DataError: neither missing, nor empty, nor a corpus of ours with nothing else in it.
+    """
+    remedy = "choose another folder with --out, or move what is there"
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise DataError(f"{folder} is a file, expected a folder to write; {remedy}")
+    if Path.cwd().is_relative_to(folder.resolve()):  # whoever stands in it would be left in a void
+        raise DataError(f"{folder} is the current folder or above it, so not replaced; {remedy}")
+    found = {path.name for path in folder.iterdir()}
+    if found and mark not in found:
+        raise DataError(f"{folder} is not empty and no corpus of ours (no {mark}); {remedy}")
+    if others := sorted(found - _OURS):
+        raise DataError(f"{folder} holds more than a corpus: {', '.join(others[:5])}; {remedy}")
+
+
+@contextmanager
+def replacing(folder: Path, mark: str = "corpus.json") -> Iterator[Path]:
+    """An empty folder beside `folder`; it takes the place of `folder` once the block is through.
+
+    An error in the block leaves everything as it was. `mark` is that of `check_replaceable`.
+    """
+    check_replaceable(folder, mark)
+    folder = folder.resolve()  # through a link, to rename on the disk where the corpus lies
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".prepare-") as temporary:
+        new, old = Path(temporary, "new", folder.name), Path(temporary, "old")
+        new.mkdir(parents=True)
+        yield new
+        check_replaceable(folder, mark)  # again: the block may have taken an hour
+        try:
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+        except BaseException:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            raise
+
+
 def write_corpus(corpus: Corpus, rates: dict[Path, tuple[int, int, int]]) -> None:
-    """Write the folder, whole or not at all. Audio inside the folder's own `audio/` is moved in.
+    """Write into the corpus's folder, which is there; use `replacing` to have it whole or not.
+
+    Audio inside the folder is named relative to it, so that the folder may move.
 
     rates: sample rate, samples and channels of each audio file.
     """
     from lhotse import CutSet, RecordingSet, SupervisionSet
 
-    corpus.folder.parent.mkdir(parents=True, exist_ok=True)
-    cuts = [_cut(u, corpus.folder, rates[u.audio]) for u in corpus.utterances]
+    out = corpus.folder
+    cuts = [_cut(u, out, rates[u.audio]) for u in corpus.utterances]
     recordings = {cut.recording.id: cut.recording for cut in cuts}
-    with tempfile.TemporaryDirectory(dir=corpus.folder.parent, prefix=".prepare-") as temporary:
-        out = Path(temporary)
-        RecordingSet.from_recordings(recordings.values()).to_jsonl(out / "recordings.jsonl")
-        SupervisionSet.from_segments(s for c in cuts for s in c.supervisions).to_jsonl(
-            out / "supervisions.jsonl"
-        )
-        CutSet.from_cuts(cuts).to_jsonl(out / "cuts.jsonl")
-        if corpus.trials:
-            write_trials(out / "trials.tsv", corpus.trials)
-        summary = {"format": _FORMAT, **corpus.summary()}
-        (out / "corpus.json").write_text(json.dumps(summary, indent=2) + "\n")
-        corpus.folder.mkdir(exist_ok=True)
-        for path in sorted(out.iterdir(), key=lambda p: p.name == "corpus.json"):
-            shutil.move(path, corpus.folder / path.name)  # corpus.json last: it says all is there
+    RecordingSet.from_recordings(recordings.values()).to_jsonl(out / "recordings.jsonl")
+    SupervisionSet.from_segments(s for c in cuts for s in c.supervisions).to_jsonl(
+        out / "supervisions.jsonl"
+    )
+    CutSet.from_cuts(cuts).to_jsonl(out / "cuts.jsonl")
+    if corpus.trials:
+        write_trials(out / "trials.tsv", corpus.trials)
+    summary = {"format": _FORMAT, **corpus.summary()}
+    (out / "corpus.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 
 def read_corpus(folder: Path) -> Corpus:
@@ -111,16 +163,11 @@ def read_trials(path: Path, utterances: Sequence[Utterance]) -> tuple[Trial, ...
     """Pairs as `label enrol test`, with or without a header; names are ids or audio paths.
 
     Raises:
-        DataError: a row is not three fields, a label not 0 or 1, a name unknown.
+        DataError: a row is not three fields, a label not 0 or 1, a name unknown or ambiguous.
     """
-    names = {u.id: u.id for u in utterances}
-    for u in utterances:
-        names.setdefault(str(u.audio), u.id)
-        names.setdefault("/".join(u.audio.parts[-3:]), u.id)
-        names.setdefault("/".join(u.audio.parts[-2:]), u.id)
-        names.setdefault(u.audio.name, u.id)
-        names.setdefault(u.audio.stem, u.id)
-    rows = [line.replace(",", " ").split() for line in path.read_text().splitlines() if line]
+    names = _names(utterances)
+    text = path.read_text(encoding="utf-8-sig")
+    rows = [line.replace(",", " ").split() for line in text.splitlines() if line]
     order, first = (0, 1, 2), 1
     if rows and "label" in rows[0]:
         head = ["enrol" if name in ("enroll", "enrolment") else name for name in rows[0]]
@@ -136,8 +183,23 @@ def read_trials(path: Path, utterances: Sequence[Utterance]) -> tuple[Trial, ...
         for name in (one, other):
             if name not in names:
                 raise DataError(f"{path}, line {number}: no utterance '{name}' in the manifest")
-        trials.append(Trial(names[one], names[other], label == "1"))
+            if len(names[name]) > 1:
+                raise DataError(
+                    f"{path}, line {number}: '{name}' stands for {len(names[name])} utterances "
+                    f"such as {' and '.join(names[name][:2])}; use an id"
+                )
+        trials.append(Trial(names[one][0], names[other][0], label == "1"))
     return tuple(trials)
+
+
+def _names(utterances: Sequence[Utterance]) -> dict[str, list[str]]:
+    """Every name a trial may use, and the ids it stands for; an id is always itself."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for u in utterances:
+        ends = ("/".join(u.audio.parts[-n:]) for n in (3, 2, 1))
+        for name in {str(u.audio), *ends, u.audio.stem}:
+            names[name].append(u.id)
+    return {**names, **{u.id: [u.id] for u in utterances}}
 
 
 def write_table(path: Path, rows: Sequence[dict[str, str]]) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 
 from speechfuse.audio import SAMPLE_RATE, read_audio
-from speechfuse.data.corpus import Corpus, write_corpus
+from speechfuse.data.corpus import Corpus, read_corpus, replacing, write_corpus
 from speechfuse.types import Progress, Utterance
 
 _PAUSE = (0.05, 0.25)  # seconds between two clips
@@ -31,10 +29,8 @@ def join_clips(corpus: Corpus, count: int, progress: Progress | None = None) -> 
     for members in groups.values():
         order = [members[i] for i in random.permutation(len(members))]
         parts += [order[i : i + count] for i in range(0, len(order) - count + 1, count)]
-    corpus.folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=corpus.folder.parent, prefix=".join-") as temporary:
-        out = Path(temporary) / corpus.folder.name
-        (out / "audio").mkdir(parents=True)
+    with replacing(corpus.folder) as out:
+        (out / "audio").mkdir()
         utterances, about = [], {}
         for number, part in enumerate(parts):
             pieces = []
@@ -61,5 +57,4 @@ def join_clips(corpus: Corpus, count: int, progress: Progress | None = None) -> 
             if progress:
                 progress("utterances joined", number + 1, len(parts))
         write_corpus(Corpus(corpus.name, out, tuple(utterances)), about)
-        out.rename(corpus.folder)
-    return Corpus(corpus.name, corpus.folder, tuple(utterances))
+    return read_corpus(corpus.folder)

@@ -5,9 +5,16 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from speechfuse.data.corpus import Corpus, read_trials, write_corpus
+from speechfuse.data.corpus import (
+    Corpus,
+    check_replaceable,
+    read_trials,
+    replacing,
+    write_corpus,
+)
 from speechfuse.data.joining import join_clips
 from speechfuse.errors import DataError, did_you_mean
 from speechfuse.types import Progress, Utterance
@@ -23,8 +30,15 @@ COLUMNS = (
     "language",
     "split",
 )
+_ENCODING = "utf-8-sig"  # Excel puts a byte order mark before the first column's name
 _SAME_AS = {"path": "audio", "file": "audio"}
 SPLITS = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "test": "test"}
+
+
+class _TSV(csv.excel_tab):
+    """A TSV file has no quotes: a text may hold a single one."""
+
+    quoting = csv.QUOTE_NONE
 
 
 def prepare(
@@ -45,8 +59,10 @@ def prepare(
     split; all but audio may be missing, others are kept. Audio paths are relative to it.
 
     Raises:
-        DataError: unreadable rows, missing or empty audio, spans outside their file.
+        DataError: unreadable rows, missing or empty audio, spans outside their file; or the
+            folder holds something that is no corpus of ours.
     """
+    check_replaceable(folder)
     if not source.exists():
         raise DataError(f"no manifest or Kaldi folder at {source}")
     rows = _kaldi_rows(source) if source.is_dir() else _manifest_rows(source)
@@ -62,27 +78,34 @@ def prepare(
     twice = _first_twice([u.id for u in utterances])
     if twice:
         raise DataError(f"{source}: the id '{twice}' stands for two utterances")
-    found = trials
-    if found is None and source.is_file() and (source.parent / "trials.tsv").is_file():
-        found = source.parent / "trials.tsv"
+    inside = next((path for path in rates if path.is_relative_to(folder.resolve())), None)
+    if inside:
+        raise DataError(f"{inside} lies in {folder}, which is to be replaced; choose another --out")
+    found = trials or trials_beside(source)
     pairs = read_trials(found, utterances) if found else ()
-    corpus = Corpus(name or folder.name, folder, tuple(utterances), pairs)
+    corpus = Corpus(name or folder.resolve().name, folder, tuple(utterances), pairs)
     if join > 1:
         return join_clips(corpus, join, progress)
-    write_corpus(corpus, rates)
+    with replacing(folder) as out:
+        write_corpus(replace(corpus, folder=out), rates)
     return corpus
+
+
+def trials_beside(manifest: Path) -> Path | None:
+    """The trials that come with a manifest unless others are named: trials.tsv in its folder."""
+    path = manifest.parent / "trials.tsv"
+    return path if manifest.is_file() and path.is_file() else None
 
 
 def _manifest_rows(path: Path) -> list[dict[str, str]]:
     try:
         if path.suffix == ".jsonl":
-            lines = [line for line in path.read_text().splitlines() if line.strip()]
-            rows = [
-                {k: str(v) for k, v in json.loads(line).items() if v is not None} for line in lines
-            ]
+            with path.open(encoding=_ENCODING) as file:
+                found = [json.loads(line) for line in file if line.strip()]
+            rows = [{k: str(v) for k, v in row.items() if v is not None} for row in found]
         elif path.suffix in (".csv", ".tsv"):
-            with path.open(newline="") as file:
-                reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            with path.open(newline="", encoding=_ENCODING) as file:
+                reader = csv.DictReader(file, dialect=_TSV if path.suffix == ".tsv" else "excel")
                 rows = [{k: v for k, v in row.items() if k and v} for row in reader]
         else:
             raise DataError(f"{path} ends in '{path.suffix}'; a manifest is .csv, .tsv or .jsonl")
@@ -108,13 +131,7 @@ def _kaldi_rows(folder: Path) -> list[dict[str, str]]:
             )
     segments = folder / "segments"
     if segments.is_file():
-        rows = {}
-        for name, value in _kaldi_table(segments).items():
-            recording, start, end = value.split()
-            if recording not in audio:
-                raise DataError(f"{segments}: '{name}' is of '{recording}', not in wav.scp")
-            duration = str(float(end) - float(start))
-            rows[name] = {"audio": audio[recording], "start": start, "duration": duration}
+        rows = _kaldi_segments(segments, audio)
     else:
         rows = {name: {"audio": path} for name, path in audio.items()}
     columns = {
@@ -131,6 +148,26 @@ def _kaldi_rows(folder: Path) -> list[dict[str, str]]:
                 if name in rows:
                     rows[name][column] = value
     return [{"id": name, **row} for name, row in rows.items()]
+
+
+def _kaldi_segments(path: Path, audio: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Lines `utterance recording start end`, in seconds."""
+    rows = {}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            name, recording, start, end = line.split()
+            duration = str(float(end) - float(start))
+        except ValueError as error:
+            raise DataError(
+                f"{path}, line {number}: found '{line}', expected an utterance, its recording, "
+                "start and end in seconds"
+            ) from error
+        if recording not in audio:
+            raise DataError(f"{path}, line {number}: '{recording}' is not in wav.scp")
+        rows[name] = {"audio": audio[recording], "start": start, "duration": duration}
+    return rows
 
 
 def _kaldi_table(path: Path) -> dict[str, str]:

@@ -95,17 +95,13 @@ def write_report(sweep: SweepFile, done: Sequence[Cell], out: Path) -> Path:
     environment = Environment(
         loader=PackageLoader("speechfuse.experiments"), autoescape=select_autoescape()
     )
-    first = done[0].recipe
     page = environment.get_template("report.html.j2").render(
         title=sweep.title or sweep.name,
         tables=result_tables(sweep, done),
         curves=_svg(_curve_figure(done)),
         layers=[(title, _svg(figure)) for title, figure in _layer_figures(done)],
-        tasks=list(first.tasks),
-        baseline=sweep.baseline,
         versions=(done[0].folder / "versions.txt").read_text().splitlines(),
         runs=[(c.row, c.condition, c.seed, c.folder.relative_to(out)) for c in done],
-        upstreams=Run(done[0].folder).recipe().upstreams,
     )
     path = out / "report.html"
     write_text(path, page)
@@ -151,7 +147,7 @@ def _first_place(done: Sequence[Cell]) -> tuple[str, int, int]:
 def _layer_figures(done: Sequence[Cell]) -> Iterator[tuple[str, Any]]:
     """Layer use of every row of the first condition, fold and seed that has more than one layer."""
     for cell in done:
-        if (cell.condition, cell.fold, cell.seed) != _first_place(done) or len(done) > 40:
+        if (cell.condition, cell.fold, cell.seed) != _first_place(done):
             continue
         uses = run_layer_use(cell.folder)
         if any(len(use.weights or use.ablation or ()) > 1 for use in uses):

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from speechfuse import build
 from speechfuse.checkpoint import Run
-from speechfuse.errors import RecipeError, RunError, did_you_mean
+from speechfuse.errors import RecipeError, did_you_mean
 from speechfuse.metrics import Evidence, paired_difference, with_interval
 from speechfuse.recipe import Recipe, apply_override, explain, load_recipe, merged, read_yaml
 from speechfuse.taskdata import find_corpus
@@ -44,6 +44,21 @@ class Folds(BaseModel):
     train: int | None = Field(None, gt=0)  # speakers trained on, those after; all others if none
 
 
+class RowEntry(BaseModel):
+    """A change to the recipe, section by section, or a choice among other rows."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    use: tuple[str, ...] | None = None  # upstreams by name; all if left out
+    best_of: tuple[str, ...] | None = Field(None, min_length=1)  # rows that are trained
+
+
+class Condition(BaseModel):
+    """A change to the recipe, section by section, and to the folds."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    folds: dict[str, Any] = {}
+
+
 class SweepFile(BaseModel):
     """The file as it is written."""
 
@@ -51,11 +66,15 @@ class SweepFile(BaseModel):
     name: str
     title: str = ""
     recipe: dict[str, Any]
-    rows: dict[str, dict[str, Any]] = Field(min_length=1)
-    conditions: dict[str, dict[str, Any]] = {"": {}}
+    rows: dict[str, RowEntry] = Field(min_length=1)
+    conditions: dict[str, Condition] = Field({"": Condition()}, min_length=1)
     folds: Folds | None = None
     seeds: tuple[int, ...] = Field((7,), min_length=1)
     baseline: str | None = None
+
+    def candidates(self, row: str) -> tuple[str, ...]:
+        """The rows that are trained for this one: itself, or those that it chooses from."""
+        return self.rows[row].best_of or (row,)
 
 
 @dataclass(frozen=True)
@@ -90,7 +109,7 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepFile:
     """Read a sweep; overrides are of its own sections, like recipe.training.steps=50.
 
     Raises:
-        RecipeError: all that is wrong with its sections.
+        RecipeError: all that is wrong with its sections, or all names that stand for nothing.
     """
     data = read_yaml(path)
     for override in overrides:
@@ -98,29 +117,59 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepFile:
     try:
         sweep = SweepFile.model_validate(data)
     except ValidationError as error:
-        raise RecipeError("\n".join(f"{path}: {line}" for line in explain(error))) from error
-    names = [name for row in sweep.rows.values() for name in row.get("best_of", [])]
-    for name in [*names, *([sweep.baseline] if sweep.baseline else [])]:
-        if name not in sweep.rows:
-            raise RecipeError(f"{path}: no row '{name}'; {did_you_mean(name, sweep.rows)}")
+        raise RecipeError(
+            "\n".join(f"{path}: {line}" for line in explain(error, SweepFile))
+        ) from error
+    wrong = [*_wrong_rows(sweep), *_wrong_folds(sweep)]
+    if wrong:
+        raise RecipeError("\n".join(f"{path}: {line}" for line in wrong))
     return sweep
 
 
+def _wrong_rows(sweep: SweepFile) -> Iterator[str]:
+    if sweep.baseline and sweep.baseline not in sweep.rows:
+        yield f"baseline: no row '{sweep.baseline}'; {did_you_mean(sweep.baseline, sweep.rows)}"
+    trained = [name for name, entry in sweep.rows.items() if not entry.best_of]
+    for row, entry in sweep.rows.items():
+        for name in entry.best_of or ():
+            if name not in sweep.rows:
+                yield f"row '{row}': no row '{name}'; {did_you_mean(name, trained)}"
+            elif name not in trained:
+                yield f"row '{row}': '{name}' is itself a best_of; name the rows that it names"
+
+
+def _wrong_folds(sweep: SweepFile) -> Iterator[str]:
+    changed = {f"condition '{name}': ": c for name, c in sweep.conditions.items() if c.folds}
+    if sweep.folds is None:
+        yield from (f"{where}changes folds that the sweep has not; add folds" for where in changed)
+        return
+    for where, condition in {"": Condition(), **changed}.items():
+        try:
+            task = _plan(sweep.folds, condition).task
+        except ValidationError as error:
+            yield from (f"{where}folds.{line}" for line in explain(error, Folds))
+            continue
+        tasks = sweep.recipe.get("tasks")
+        # A recipe without tasks is refused where it is read.
+        if isinstance(tasks, Mapping) and task not in tasks:
+            yield f"{where}folds.task: no task '{task}'; {did_you_mean(task, tasks)}"
+
+
 def cells(sweep: SweepFile, out: Path, rows: Sequence[str] | None = None) -> list[Cell]:
-    """Every run of the sweep, in order; rows: only these.
+    """Every run of the sweep, in order; rows: only these, and those that they choose from.
 
     Raises:
-        RecipeError: an unknown row, or what is wrong with a row's recipe.
+        RecipeError: an unknown row, what is wrong with a row's recipe, speakers that do not make
+            folds, or two runs in one folder.
     """
     for name in rows or ():
         if name not in sweep.rows:
             raise RecipeError(f"no row '{name}' in the sweep; {did_you_mean(name, sweep.rows)}")
-    found: list[Cell] = []
-    for condition, condition_change in sweep.conditions.items():
-        folds, change = _folds(sweep, condition_change)
-        for row in rows or sweep.rows:
-            if "best_of" in sweep.rows[row]:
-                continue
+    trained = dict.fromkeys(name for row in rows or sweep.rows for name in sweep.candidates(row))
+    found: dict[Path, Cell] = {}
+    for condition, change in sweep.conditions.items():
+        folds = _folds(sweep, change)
+        for row in trained:
             base = _row_recipe(sweep, row, change)
             for number, fold in enumerate(folds):
                 for seed in sweep.seeds:
@@ -128,23 +177,30 @@ def cells(sweep: SweepFile, out: Path, rows: Sequence[str] | None = None) -> lis
                     names = [row, condition, f"fold{number}" if len(folds) > 1 else ""]
                     slug = "/".join(_slug(name) for name in names if name)
                     folder = out / slug / f"seed{seed}"
-                    found.append(Cell(row, condition, number, seed, recipe, folder))
-    return found
+                    cell = Cell(row, condition, number, seed, recipe, folder)
+                    if folder in found:
+                        raise RecipeError(
+                            f"{_place(found[folder])} and {_place(cell)} would both be written "
+                            f"to {folder}; rename one of them"
+                        )
+                    found[folder] = cell
+    return list(found.values())
 
 
 def summarise(sweep: SweepFile, done: Sequence[Cell], split: Split = "test") -> Iterator[Result]:
     """The table, from the predictions kept in the run folders; folds are pooled, seeds averaged."""
     tables = _Tables(done, split)
     for condition in sweep.conditions:
-        for row, entry in sweep.rows.items():
-            if not tables.has(_first(entry, row), condition):
+        for row in sweep.rows:
+            candidates = sweep.candidates(row)
+            if not tables.has(candidates, condition):
                 continue
-            evidence = tables.evidence(entry, row, condition)
+            evidence = tables.evidence(candidates, condition)
             base = None
             if sweep.baseline and sweep.baseline != row:
-                other = sweep.rows[sweep.baseline]
-                if tables.has(_first(other, sweep.baseline), condition):
-                    base = tables.evidence(other, sweep.baseline, condition)
+                others = sweep.candidates(sweep.baseline)
+                if tables.has(others, condition):
+                    base = tables.evidence(others, condition)
             for (task, metric), several in evidence.items():
                 difference = None
                 if base and (task, metric) in base:
@@ -163,14 +219,13 @@ class _Tables:
             by_place = self.cells.setdefault((cell.row, cell.condition), {})
             by_place[cell.seed, cell.fold] = cell
 
-    def has(self, row: str, condition: str) -> bool:
-        return (row, condition) in self.cells
+    def has(self, candidates: Sequence[str], condition: str) -> bool:
+        return all((row, condition) in self.cells for row in candidates)
 
     def evidence(
-        self, entry: Mapping[str, Any], row: str, condition: str
+        self, candidates: Sequence[str], condition: str
     ) -> dict[tuple[str, str], list[Evidence]]:
-        """By task and metric, one piece of evidence for each seed."""
-        candidates = entry.get("best_of", [row])
+        """By task and metric, one piece of evidence for each seed; of candidates the best."""
         options = [self.cells[name, condition] for name in candidates]
         found: dict[tuple[str, str], list[Evidence]] = {}
         first = next(iter(options[0].values()))
@@ -197,22 +252,21 @@ class _Tables:
         return max(options, key=score)
 
 
-def _first(entry: Mapping[str, Any], row: str) -> str:
-    names = entry.get("best_of", [row])
-    return str(names[0])
+def _place(cell: Cell) -> str:
+    condition = f", condition '{cell.condition}'" if cell.condition else ""
+    return f"row '{cell.row}'{condition}, seed {cell.seed}"
 
 
-def _row_recipe(sweep: SweepFile, row: str, change: Mapping[str, Any]) -> dict[str, Any]:
+def _row_recipe(sweep: SweepFile, row: str, condition: Condition) -> dict[str, Any]:
     """The shared recipe with a row and a condition laid over it."""
-    entry = dict(sweep.rows[row])
-    used = entry.pop("use", None)
-    data = merged(merged(sweep.recipe, change), entry)
-    if used is not None:
+    entry = sweep.rows[row]
+    data = merged(merged(sweep.recipe, condition.model_extra or {}), entry.model_extra or {})
+    if entry.use is not None:
         known = data.get("upstreams", {})
-        for name in used:
+        for name in entry.use:
             if name not in known:
                 raise RecipeError(f"row '{row}' uses '{name}'; {did_you_mean(name, known)}")
-        data["upstreams"] = {name: known[name] for name in used}
+        data["upstreams"] = {name: known[name] for name in entry.use}
     return data
 
 
@@ -225,21 +279,31 @@ def _read(row: str, data: Mapping[str, Any]) -> Recipe:
         raise RecipeError("\n".join(f"row '{row}': {line}" for line in lines)) from error
 
 
-def _folds(
-    sweep: SweepFile, condition: Mapping[str, Any]
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Changes to the recipe for each fold, and what is left of the condition."""
-    change = dict(condition)
-    override = change.pop("folds", {})
+def _plan(folds: Folds, condition: Condition) -> Folds:
+    return Folds.model_validate(folds.model_dump() | condition.folds)
+
+
+def _folds(sweep: SweepFile, condition: Condition) -> list[dict[str, Any]]:
+    """Changes to the recipe for each fold."""
     if sweep.folds is None:
-        return [{}], change
-    plan = sweep.folds.model_copy(update=override)
+        return [{}]
+    plan = _plan(sweep.folds, condition)
     corpus = find_corpus(load_recipe(merged(sweep.recipe, {})).tasks[plan.task].corpus)
     speakers = sorted({u.speaker or u.id for u in corpus.utterances})
-    if len(speakers) < plan.test + plan.dev + 1:
-        raise RunError(f"{len(speakers)} speakers are too few for folds of {plan.test}+{plan.dev}")
+    count, train = len(speakers), plan.train or 1
+    if count < plan.test + plan.dev + train:
+        raise RecipeError(
+            f"folds of {plan.test} test, {plan.dev} dev and {train} train speakers need more than "
+            f"the {count} of task '{plan.task}'; make them smaller"
+        )
+    if count % plan.test:
+        fitting = ", ".join(str(n) for n in range(1, count) if count % n == 0)
+        raise RecipeError(
+            f"folds.test: {count} speakers in groups of {plan.test} leave {count % plan.test} "
+            f"untested; choose one of {fitting}"
+        )
     found = []
-    for start in range(0, len(speakers) - plan.test + 1, plan.test):
+    for start in range(0, count, plan.test):
         turned = speakers[start:] + speakers[:start]
         named = {
             "test_speakers": turned[: plan.test],
@@ -248,8 +312,12 @@ def _folds(
         rest = turned[plan.test + plan.dev :]
         named["train_speakers"] = rest[: plan.train] if plan.train else rest
         found.append({"tasks": {task: {"split": named} for task in sweep.recipe["tasks"]}})
-    return found, change
+    return found
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    """A folder's name: letters and digits of any script, hyphens for everything else."""
+    slug = re.sub(r"[\W_]+", "-", name.lower()).strip("-")
+    if not slug:
+        raise RecipeError(f"'{name}' has no letter or digit to name a folder by; rename it")
+    return slug

@@ -6,14 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechfuse.contracts import Head, LossSum
+from speechfuse.contracts import Head, LossSum, Prediction
 from speechfuse.heads.standardize import Standardize
 from speechfuse.ops import masked_mean, masked_std
-from speechfuse.types import Frames, Tokens
+from speechfuse.types import Frames, Share, Tokens
 
 
 class Classifier(Head):
     """Scores of classes from the mean over frames, for example of emotions."""
+
+    predicts: Prediction = "class"
 
     def __init__(
         self,
@@ -22,7 +24,7 @@ class Classifier(Head):
         num_classes: int,
         mean_std: bool = False,
         standardize: bool = False,
-        dropout: float = 0.0,
+        dropout: Share = 0.0,
     ) -> None:
         """mean_std: read the standard deviation over frames too.
 

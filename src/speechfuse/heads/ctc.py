@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechfuse.contracts import Head, LossSum
+from speechfuse.contracts import Head, LossSum, Prediction
 from speechfuse.heads.ctc_search import FlashlightSearch, greedy, prefix_beam
 from speechfuse.ops import length_mask, zero_padding
-from speechfuse.types import Frames, Tokens
+from speechfuse.types import Count, Frames, Share, Tokens
 
 
 class CTC(Head):
@@ -22,18 +23,20 @@ class CTC(Head):
     Token 0 is the blank. Scores and loss are computed in float32.
     """
 
+    predicts: Prediction = "tokens"
+
     def __init__(
         self,
         in_dim: int,
         *,
         num_tokens: int,
-        project: int = 128,
-        lstm_layers: int = 1,
-        lstm_dim: int = 128,
-        join: int = 1,
-        dropout: float = 0.1,
+        project: Count = 128,
+        lstm_layers: Annotated[int, Field(ge=0)] = 1,
+        lstm_dim: Count = 128,
+        join: Count = 1,
+        dropout: Share = 0.1,
         search: Literal["greedy", "beam", "flashlight"] = "greedy",
-        beam_size: int = 16,
+        beam_size: Count = 16,
         language_model: str | None = None,
         language_weight: float = 1.0,
         symbols: Sequence[str] = (),

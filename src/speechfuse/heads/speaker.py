@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechfuse.contracts import Head, LossSum
+from speechfuse.contracts import Head, LossSum, Prediction
 from speechfuse.heads.standardize import Standardize
 from speechfuse.ops import masked_mean, masked_std
-from speechfuse.types import Frames, Tokens
+from speechfuse.types import Count, Frames, Positive, Share, Tokens
 
 
 class Speaker(Head):
@@ -18,14 +18,16 @@ class Speaker(Head):
     logits = scale * (cosine - margin at the true speaker)
     """
 
+    predicts: Prediction = "vector"
+
     def __init__(
         self,
         in_dim: int,
         *,
         num_classes: int,
-        embedding_dim: int = 192,
-        scale: float = 30.0,
-        margin: float = 0.2,
+        embedding_dim: Count = 192,
+        scale: Positive = 30.0,
+        margin: Share = 0.2,
         standardize: bool = False,
     ) -> None:
         """embedding_dim: width of what is compared. scale, margin: of AM-softmax.

@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from speechfuse.contracts import Head, LossSum
+from speechfuse.contracts import Head, LossSum, Prediction
 from speechfuse.ops import masked_mean, masked_std
 from speechfuse.types import Frames, Tokens
 
 
 class Statistics(Head):
     """What a fixed layer tells of a speaker before anything is learned."""
+
+    predicts: Prediction = "vector"
 
     def __init__(self, in_dim: int, *, num_classes: int) -> None:
         super().__init__()

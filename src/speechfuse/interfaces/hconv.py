@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechfuse.contracts import Interface
-from speechfuse.types import Frames, LayerStack, StackSpec
+from speechfuse.types import Count, Frames, LayerStack, StackSpec
 
 
 def layer_path(num_layers: int, kernel_size: int = 5, stride: int = 3) -> list[int]:
@@ -49,8 +50,8 @@ class HConv(Interface):
         spec: StackSpec,
         *,
         tasks: Sequence[str],
-        kernel_size: int = 5,
-        stride: int = 3,
+        kernel_size: Count = 5,
+        stride: Annotated[int, Field(ge=2)] = 3,
         compat: Literal["ceil", "floor"] = "ceil",
     ) -> None:
         """kernel_size, stride: in layers. compat: with dim features for n remaining layers, ceil

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from speechfuse.contracts import Row, Task
+from speechfuse.contracts import Prediction, Row, Task
 from speechfuse.errors import DataError, did_you_mean
 from speechfuse.metrics import Evidence, accuracy, balanced_accuracy
 from speechfuse.types import Tokens, Trial, Utterance
@@ -16,6 +16,7 @@ from speechfuse.types import Tokens, Trial, Utterance
 class Classification(Task):
     """Name the class. Classes are given, or those of the training utterances; others are errors."""
 
+    reads: Prediction = "class"
     primary, higher_is_better = "balanced_accuracy", True
 
     def __init__(self, *, label: str = "emotion", labels: Sequence[str] | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from speechfuse.contracts import Row, Task
+from speechfuse.contracts import Prediction, Row, Task
 from speechfuse.metrics import Evidence, error_rate
 from speechfuse.text import Characters, normalise_text
 from speechfuse.types import Tokens, Trial, Utterance
@@ -17,6 +17,7 @@ from speechfuse.types import Tokens, Trial, Utterance
 class Recognition(Task):
     """Transcribe. The characters of the training texts are the vocabulary."""
 
+    reads: Prediction = "tokens"
     needs = ("text",)
     primary, higher_is_better = "wer", False
 
@@ -27,7 +28,7 @@ class Recognition(Task):
         self.characters = Characters.of(normalise_text(u.text or "") for u in utterances)
 
     def head_options(self) -> dict[str, Any]:
-        return {"num_tokens": len(self.characters)}
+        return {"num_tokens": len(self.characters), "symbols": self.characters.symbols}
 
     def targets(self, utterances: Sequence[Utterance]) -> Tokens:
         rows = [

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from speechfuse.contracts import Row, Task
+from speechfuse.contracts import Prediction, Row, Task
 from speechfuse.errors import DataError
 from speechfuse.metrics import Evidence, SpeakerTrials
 from speechfuse.types import Tokens, Trial, Utterance
@@ -18,9 +18,11 @@ class Verification(Task):
     """Tell speakers apart. Heads learn to name the training speakers, trials have others.
 
     standardize: give every dimension of the embeddings zero mean and unit variance over the split,
-    which takes no labels; without it a few large dimensions decide the cosine.
+    which takes no labels; without it a few large dimensions decide the cosine. Only trials are
+    standardised: `predict` on a few files gives the plain cosine and says so.
     """
 
+    reads: Prediction = "vector"
     needs = ("speaker",)
     primary, higher_is_better = "eer", False
     min_speakers = 2  # pairs of two speakers are needed

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch.nn import functional as F
 
 from speechfuse.audio import SAMPLE_RATE, log_mel, mel_macs
 from speechfuse.contracts import Upstream, UpstreamPlan
 from speechfuse.ops import zero_padding
-from speechfuse.types import LayerStack, StackSpec, Waveforms
+from speechfuse.types import Count, LayerStack, StackSpec, Waveforms
 
 _WINDOW = 400  # samples, 25 ms
 
@@ -22,7 +25,9 @@ class Filterbank(Upstream):
 
     sample_rate = SAMPLE_RATE
 
-    def __init__(self, *, num_mels: int = 80, frame_rate: float = 100.0) -> None:
+    def __init__(
+        self, *, num_mels: Count = 80, frame_rate: Annotated[float, Field(gt=0, le=1000)] = 100.0
+    ) -> None:
         """num_mels: features. frame_rate: Hz, a divisor of the sample rate."""
         super().__init__()
         self.hop = round(SAMPLE_RATE / frame_rate)

@@ -10,9 +10,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from speechfuse.audio import SAMPLE_RATE
@@ -82,7 +83,7 @@ class HuggingFace(Upstream):
         weights: Literal["pretrained", "random"] = "pretrained",
         seed: int = 0,
         length_policy: Literal["masked", "equal", "padded"] = "masked",
-        whisper_pad: float | Literal["30s"] = 3.0,
+        whisper_pad: Annotated[float, Field(ge=0, lt=30)] | Literal["30s"] = 3.0,
         long: Literal["window", "refuse"] = "window",
     ) -> None:
         """source: a folder, a name on the hub, or synthetic-hubert or synthetic-whisper, which
@@ -197,7 +198,7 @@ def _configs(folder: Path, source: str) -> tuple[dict[str, Any], dict[str, Any]]
     path = folder / "config.json"
     if not path.is_file():
         raise UpstreamError(f"{source} has no config.json; expected a Hugging Face model folder")
-    config = json.loads(path.read_text())
+    config = _read_json(path, source)
     kind = config.get("model_type", "none")
     known = (*CONV_FAMILY, "wav2vec2-bert", "whisper")
     if kind not in known:
@@ -206,12 +207,21 @@ def _configs(folder: Path, source: str) -> tuple[dict[str, Any], dict[str, Any]]
             f"{did_you_mean(kind, known)}"
         )
     preprocessor_path = folder / "preprocessor_config.json"
-    preprocessor = json.loads(preprocessor_path.read_text()) if preprocessor_path.is_file() else {}
+    preprocessor = _read_json(preprocessor_path, source) if preprocessor_path.is_file() else {}
     rate = preprocessor.get("sampling_rate", SAMPLE_RATE)
     if rate != SAMPLE_RATE:
         raise UpstreamError(f"{source} wants audio at {rate} Hz, speechfuse gives {SAMPLE_RATE}")
-    return config, preprocessor
-    return {**_DEFAULTS[kind], **config}, preprocessor
+    return {**_DEFAULTS.get(kind, {}), **config}, preprocessor
+
+
+def _read_json(path: Path, source: str) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise UpstreamError(f"{source}: {path.name} is not readable JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise UpstreamError(f"{source}: {path.name} holds no mapping; is it a model's?")
+    return data
 
 
 def _plan(

@@ -42,9 +42,9 @@ def plan(config: Mapping[str, Any], preprocessor: Mapping[str, Any], pad: Pad) -
     macs = 2 * rate * mel_macs(mels, window)
     macs += 2 * rate * 3 * mels * dim + rate * 3 * dim * dim
     macs += rate * depth * (4 * dim * dim + 2 * dim * ffn + 2 * rate * seconds * dim)
-    return UpstreamPlan(
-        StackSpec(depth + 1, dim, rate), parameters, macs * seconds / ATTENTION_SECONDS, 1
-    )
+    silence = seconds if pad == "30s" else float(pad)
+    macs *= seconds / ATTENTION_SECONDS
+    return UpstreamPlan(StackSpec(depth + 1, dim, rate), parameters, macs, 1, silence)
 
 
 class WhisperStates(nn.Module):

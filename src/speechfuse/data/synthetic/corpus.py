@@ -9,8 +9,6 @@ bytes. Speakers and sentences of one split are in no other.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speechfuse.data.corpus import Corpus, read_corpus, write_corpus
+from speechfuse.data.corpus import Corpus, read_corpus, replacing, write_corpus
 from speechfuse.data.splits import make_trials
 from speechfuse.data.synthetic import acoustics, espeak, voices
 from speechfuse.data.synthetic.sentences import draw_sentence
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
 
 VERSION = 1  # of this recipe for a corpus; another one is made again
 _SPLITS = ("train", "dev", "test")
+_MARK = "synthetic.json"  # the settings of a folder we made
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +63,18 @@ def prepare_synthetic(
     """Make the corpus in `folder`, or read it if these settings made it before.
 
     Raises:
-        DataError: espeak-ng is not installed.
+        DataError: espeak-ng is not installed, or the folder holds something else.
     """
     import soundfile
     import soxr
 
     settings = settings or Settings()
-    made_by = folder / "synthetic.json"
+    made_by = folder / _MARK
     wanted = json.loads(json.dumps(asdict(settings)))
     if made_by.is_file() and json.loads(made_by.read_text()) == wanted:
         return read_corpus(folder)
     planned = list(_plan(settings))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".synthetic-") as temporary:
-        out = Path(temporary) / folder.name
+    with replacing(folder, _MARK) as out:
         for split in _SPLITS:
             (out / "audio" / split).mkdir(parents=True)
         utterances, about = [], {}
@@ -93,11 +90,8 @@ def prepare_synthetic(
             utterances.append(_utterance(plan, path, len(heard) / 16000))
             if progress:
                 progress("utterances spoken", number + 1, len(planned))
-        write_corpus(Corpus(folder.name, out, tuple(utterances), _trials(utterances)), about)
-        (out / made_by.name).write_text(json.dumps(wanted, indent=2) + "\n")
-        if folder.exists():
-            shutil.rmtree(folder)
-        out.rename(folder)
+        write_corpus(Corpus(out.name, out, tuple(utterances), _trials(utterances)), about)
+        (out / _MARK).write_text(json.dumps(wanted, indent=2) + "\n")
     return read_corpus(folder)
 
 
