@@ -1,6 +1,6 @@
 """A layer fusion of your own in one file: the plain mean of all layers.
 
-speechfuse train recipes/digits.yaml --out runs/mean \
+speechfuse train recipe.yaml --out runs/mean \
     'fusion.interface={kind: "mean_of_layers:MeanOfLayers"}'
 """
 

@@ -24,6 +24,12 @@ def test_an_interface_of_ones_own_trains(workspace, tone_recipe, monkeypatch):
         read_recipe(tone_recipe, [f"fusion.interface={{kind: '{kind}', skp: 1}}"])
 
 
+def test_the_readme_shows_the_example():
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    shown = readme.split("```python\n")[1].split("```")[0]
+    assert shown in (EXAMPLES / "mean_of_layers.py").read_text()
+
+
 def test_it_is_the_mean(stack, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     from mean_of_layers import MeanOfLayers

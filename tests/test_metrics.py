@@ -7,7 +7,6 @@ from speechfuse.metrics import (
     balanced_accuracy,
     eer,
     error_rate,
-    min_dcf,
     paired_difference,
     speaker_draws,
     with_interval,
@@ -72,14 +71,6 @@ class TestEER:
         times = random.integers(0, 4, 40)
         copied = eer(np.repeat(scores, times), np.repeat(same, times))
         assert eer(scores, same, times.astype(float)) == pytest.approx(copied)
-
-
-def test_min_dcf_by_hand():
-    """At p = 0.5: thresholds cost 0.5 * (miss + alarm); the best is 0.5 * (1/3 + 0)."""
-    scores = np.array([4.0, 3, 1, 2, 0])
-    same = np.array([True, True, True, False, False])
-    assert min_dcf(scores, same, p_target=0.5) == pytest.approx((1 / 3) / 2 / 0.5)
-    assert min_dcf(np.zeros(4), np.array([True, False] * 2)) == pytest.approx(1.0)
 
 
 class TestIntervals:

@@ -79,6 +79,37 @@ def test_every_error_is_told_at_once_with_the_nearest_name():
     assert "Did you mean 'labels'" in text
 
 
+@pytest.mark.parametrize("name", ["type", "all_tasks", "forward"])
+def test_a_task_name_that_the_model_needs_is_refused(name):
+    recipe = {**RECIPE, "tasks": {name: {**RECIPE["tasks"]["asr"], "kind": "asr"}}}
+    (line,) = wrong([], recipe)
+    assert "the name is taken" in line
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("fusion.interface.stride=1", "greater than or equal to 2"),
+        ("tasks.asr.head.dropout=2", "less than 1"),
+        ("tasks.asr.head.join=0", "greater than or equal to 1"),
+        ("seed=-1", "greater than or equal to 0"),
+        ("training.interleave={asr: -1}", "greater than or equal to 0"),
+        ("training.interleave={asr: 0}", "all shares are 0"),
+        ("tasks.emotion={corpus: synthetic, head: {kind: speaker}}", "use classifier"),
+        ("tasks.asr.head={kind: classifier}", "use ctc"),
+    ],
+)
+def test_what_cannot_work_is_refused_as_it_is_read(override, message):
+    (line,) = wrong([override])
+    assert message in line
+
+
+def test_a_task_without_a_share_is_named():
+    emotion = "tasks.emotion={corpus: synthetic, head: {kind: classifier}}"
+    (line,) = wrong([emotion, "training.interleave={asr: 1}"])
+    assert "training.interleave.emotion: is missing; give its share, or 0" in line
+
+
 def test_an_unknown_setting_is_compared_with_its_neighbours():
     lines = wrong(["stroe.x=1", "tasks.asr.split.tst_speakers=[a]", "store.foldr=x"])
     hints = ["Did you mean 'store'", "Did you mean 'test_speakers'", "Did you mean 'folder'"]

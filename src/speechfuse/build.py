@@ -75,6 +75,8 @@ def _wrong_parts(data: Mapping[str, Any]) -> list[str]:
     look("fusion.merge", "merge", fusion.get("merge"))
     look("fusion.interface", "interface", fusion.get("interface"))
     for name, task in section(data, "tasks").items():
+        if name == SHARED or hasattr(torch.nn.ModuleDict, name):
+            wrong.append(f"tasks.{name}: the name is taken; choose another and give its kind")
         look(f"tasks.{name}", "task", task, kind=name, skip=TaskRecipe.model_fields)
         look(f"tasks.{name}.head", "head", section(section(data, "tasks"), name).get("head"))
     return wrong or [

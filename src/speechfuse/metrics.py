@@ -166,13 +166,3 @@ def eer(scores: Values, same: NDArray[np.bool_], weights: Values | None = None) 
     gap_before, gap_after = miss[before] - alarm[before], miss[after] - alarm[after]
     share = gap_before / (gap_before - gap_after) if gap_before != gap_after else 0.0
     return float(miss[before] + share * (miss[after] - miss[before]))
-
-
-def min_dcf(scores: Values, same: NDArray[np.bool_], *, p_target: float = 0.01) -> float:
-    """Least detection cost over thresholds, divided by that of deciding blindly; unit costs."""
-    order = np.argsort(-scores, kind="stable")
-    last = np.append(np.diff(scores[order]) != 0, True)
-    miss = np.concatenate([[1.0], 1 - same[order].cumsum()[last] / same.sum()])
-    alarm = np.concatenate([[0.0], (~same[order]).cumsum()[last] / (~same).sum()])
-    cost = p_target * miss + (1 - p_target) * alarm
-    return float(cost.min() / min(p_target, 1 - p_target))

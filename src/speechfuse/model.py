@@ -16,7 +16,7 @@ SHARED = "all_tasks"
 class FusionModel(nn.Module):
     """The trained part: stacks -> fusion -> head.
 
-    Upstreams are not inside: they are frozen, their stacks come from a store or from `Encoders`.
+    Upstreams are not inside: they are frozen, their stacks come from a store.
     """
 
     def __init__(self, fusions: Mapping[str, Fusion], heads: Mapping[str, Head]) -> None:

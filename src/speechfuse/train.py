@@ -173,12 +173,15 @@ def _fit(
         )
         module = FusionTraining(recipe, model, tasks)
         resume = run.folder / "checkpoints" / "last.ckpt"
-        trainer.fit(
-            module,
-            train_dataloaders=stream,
-            val_dataloaders=_Development(tasks, stores),
-            ckpt_path=resume if resume.is_file() else None,
-        )
+        try:
+            trainer.fit(
+                module,
+                train_dataloaders=stream,
+                val_dataloaders=_Development(tasks, stores),
+                ckpt_path=resume if resume.is_file() else None,
+            )
+        except SystemExit as stopped:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from stopped
         if training.keep == "best" and best.best_model_path:
             state = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
             module.load_state_dict(state["state_dict"])

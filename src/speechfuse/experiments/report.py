@@ -10,6 +10,7 @@ from typing import Any
 from speechfuse.checkpoint import Run, write_text
 from speechfuse.experiments.layers import layer_figure, run_layer_use
 from speechfuse.experiments.sweep import Cell, Result, Split, SweepFile, summarise
+from speechfuse.text import NORMALISER
 from speechfuse.types import Metric
 
 # Shown name of a metric, and whether less is better.
@@ -97,6 +98,7 @@ def write_report(sweep: SweepFile, done: Sequence[Cell], out: Path) -> Path:
     )
     page = environment.get_template("report.html.j2").render(
         title=sweep.title or sweep.name,
+        normaliser=NORMALISER,
         tables=result_tables(sweep, done),
         curves=_svg(_curve_figure(done)),
         layers=[(title, _svg(figure)) for title, figure in _layer_figures(done)],

@@ -25,7 +25,6 @@ from speechfuse.types import LayerStack, Waveforms
 from speechfuse.upstreams import conv_transformer, w2v_bert, whisper
 
 CONV_FAMILY = ("hubert", "wavlm", "wav2vec2", "data2vec-audio")
-LENGTH_POLICIES = ("masked", "equal", "padded")
 # What a config.json may leave out, as transformers' configuration classes fill it in.
 _CONV_DEFAULTS: dict[str, Any] = {
     "hidden_size": 768,
