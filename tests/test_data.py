@@ -17,7 +17,8 @@ from speechfuse.data.splits import make_trials, split_utterances
 from speechfuse.errors import DataError
 from speechfuse.recipe import SplitRecipe
 from speechfuse.taskdata import find_corpus
-from speechfuse.types import Utterance
+from speechfuse.tasks.verification import Verification
+from speechfuse.types import Trial, Utterance
 
 
 @pytest.fixture
@@ -407,3 +408,9 @@ def test_batches_hold_every_utterance_once_and_no_more_than_asked():
     assert all(len(b) * max(u.duration for u in b) <= 10.0 for b in batches)
     for batch in by_duration(utterances, 10.0, equal=True):
         assert len({u.duration for u in batch}) == 1
+
+
+@pytest.mark.parametrize("trials", [[], [Trial("a", "b", True)], [Trial("a", "b", False)]])
+def test_trials_of_one_kind_are_refused(trials):
+    with pytest.raises(DataError, match="needs both"):
+        Verification().check_trials(trials)

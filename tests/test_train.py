@@ -232,6 +232,13 @@ def test_three_tasks_are_learned_on_tones(workspace, tone_recipe):
     assert metrics["verification"]["eer"]["value"] < 0.35
 
 
+def test_mixed_precision_trains(workspace, tone_recipe):
+    recipe = read_recipe(tone_recipe, ["training.precision=bf16-mixed"])
+    metrics = train_run(recipe, workspace / "run")
+    assert metrics["test"].keys() == {"asr", "emotion", "verification"}
+    assert all(v.isfinite().all() for v in weights(workspace / "run").values())
+
+
 def test_layer_weights_may_learn_faster(workspace, tone_recipe, encoder):
     source = str(encoder("hubert"))
     tone_recipe["upstreams"] = {"ssl": {"kind": "huggingface", "source": source}}

@@ -136,8 +136,9 @@ def test_padded_policy_is_what_transformers_gives_for_a_padded_batch(encoder):
     assert drift > 0.05
 
 
-def test_frozen_stays_frozen_in_train(encoder):
-    part = upstream(encoder("wavlm"))
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_frozen_stays_frozen_in_train(encoder, name):
+    part = upstream(encoder(name))
     part.load()
     around = nn.ModuleList([part]).train()
     assert around.training

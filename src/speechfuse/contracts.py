@@ -137,6 +137,9 @@ class Task(ABC):
     def check(self, utterances: Sequence[Utterance]) -> None:  # noqa: B027  (most need none)
         """Raise DataError for utterances, of any split, that cannot be scored."""
 
+    def check_trials(self, trials: Sequence[Trial]) -> None:  # noqa: B027
+        """Raise DataError for the trials of a split that cannot be scored."""
+
     @abstractmethod
     def head_options(self) -> dict[str, Any]:
         """Sizes that the head must have for this data, for example num_classes."""

@@ -46,10 +46,11 @@ class FusionRecipe(_Strict):
 
 
 class SplitRecipe(_Strict):
-    """Who is trained and tested on; speakers not named stay where the corpus puts them.
+    """Who is trained and tested on.
 
-    Without any, the corpus's own split counts; without one, 20 % of the speakers are the test set
-    and 10 % the development set.
+    Once a speaker is named, the corpus's own split does not count: speakers not named are trained
+    on, or left out if train_speakers are named. With none named the corpus's own split counts;
+    without one, 20 % of the speakers are the test set and 10 % of the others the development set.
     """
 
     train_speakers: tuple[str, ...] | None = None

@@ -90,6 +90,11 @@ def load_task(
     for members in splits.values():
         task.check(members)
     trials = {split: _trials(corpus, splits[split]) for split in ("dev", "test")}
+    for split, pairs in trials.items():
+        try:
+            task.check_trials(pairs)
+        except DataError as error:
+            raise DataError(f"{where}: the {split} split has {error}") from error
     return TaskData(name, task, splits, trials, entry.noise_snr)
 
 

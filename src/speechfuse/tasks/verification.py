@@ -41,17 +41,22 @@ class Verification(Task):
         ids = torch.tensor([[self.speakers.index(u.speaker or "")] for u in utterances])
         return Tokens(ids, torch.ones(len(ids), dtype=torch.long))
 
+    def check_trials(self, trials: Sequence[Trial]) -> None:
+        """Raises DataError unless there are pairs of one speaker and of two."""
+        same = sum(t.same for t in trials)
+        if not 0 < same < len(trials):
+            raise DataError(
+                f"{same} trials of one speaker and {len(trials) - same} of two; verification needs "
+                "both: add trials, or speakers with several utterances"
+            )
+
     def table(
         self,
         utterances: Sequence[Utterance],
         predictions: Sequence[Any],
         trials: Sequence[Trial],
     ) -> list[Row]:
-        """One row for each trial whose two utterances are here.
-
-        Raises:
-            DataError: no trial is, or all are of one kind.
-        """
+        """One row for each trial whose two utterances are here."""
         speaker = {u.id: u.speaker or u.id for u in utterances}
         stacked = torch.stack([v.double() for v in predictions])
         if self.standardize:
@@ -59,11 +64,7 @@ class Verification(Task):
         units = torch.nn.functional.normalize(stacked, dim=1, eps=1e-12).numpy()
         vectors = {u.id: unit for u, unit in zip(utterances, units, strict=True)}
         here = [t for t in trials if t.enrolment in vectors and t.test in vectors]
-        if {t.same for t in here} != {True, False}:
-            raise DataError(
-                f"{len(here)} of {len(trials)} trials are among these {len(vectors)} utterances; "
-                "verification needs pairs of one speaker and of two"
-            )
+        self.check_trials(here)
         return [
             {
                 "enrolment": t.enrolment,
