@@ -191,6 +191,20 @@ def learn_spectrum(speech: Speech, model: HubertModel, steps: int, seed: int) ->
     return float(np.mean(recent[-100:]))
 
 
+@torch.no_grad()
+def keep_spectrum(model: HubertModel) -> None:
+    """Let the first hidden state be the spectrum that the convolutions have learned.
+
+    The projection is the identity, and the convolution that tells positions keeps its size. Left
+    to themselves both grew until the first state, and all that follow, had lost the speaker.
+    """
+    model.feature_extractor._freeze_parameters()
+    model.get_parameter("feature_projection.projection.weight").copy_(torch.eye(CONFIG.hidden_size))
+    for name, parameter in model.named_parameters():
+        if name.startswith("feature_projection.") or name.endswith("weight.original0"):
+            parameter.requires_grad_(False)
+
+
 def draw(
     speech: Speech, starts: range, size: int, random: torch.Generator
 ) -> tuple[Tensor, list[int]]:
@@ -220,7 +234,7 @@ def train(
     torch.manual_seed(seed)
     count, codebooks = int(ids.max()) + 1, ids.shape[1]
     head = nn.Linear(CONFIG.hidden_size, codebooks * count)
-    model.feature_extractor._freeze_parameters()
+    keep_spectrum(model)
     parameters = [p for p in [*model.parameters(), *head.parameters()] if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.01)
     random = torch.Generator().manual_seed(seed)
@@ -291,7 +305,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, nargs="+", default=[3000], help="of each round")
+    parser.add_argument("--steps", type=int, nargs="+", default=[1600], help="of each round")
     parser.add_argument("--clusters", type=int, default=100)
     parser.add_argument("--warm", type=int, default=1500, help="steps of the convolutions alone")
     parser.add_argument("--block", type=int, default=5)
