@@ -225,7 +225,7 @@ def test_bad_audio_is_named_before_any_training(workspace, tone_recipe, tiny_cor
 @pytest.mark.recipe
 @pytest.mark.timeout(300)
 def test_three_tasks_are_learned_on_tones(workspace, tone_recipe):
-    """Four speakers are too few to tell two others apart, so there the training loss is looked at."""
+    """Four speakers are too few to tell others apart: there the training loss is looked at."""
     overrides = [
         "training.steps=600",
         "training.learning_rate=5e-3",
