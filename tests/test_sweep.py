@@ -4,7 +4,9 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from speechfuse.analyse import LayerUse
 from speechfuse.errors import RecipeError
@@ -76,6 +78,21 @@ def test_a_sweep_runs_resumes_and_reports(sweep, workspace):
     assert "<svg" in page
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "")  # fmt: skip  # noqa: E501
     assert "src=" not in page
+
+
+def test_jobs_give_the_same_runs(sweep, workspace):
+    read = read_sweep(sweep, ["conditions={all: {}}", "seeds=[1]"])
+    alone = run_sweep(read, workspace / "alone", rows=["fine"])
+    said = []
+    together = run_sweep(
+        read, workspace / "together", rows=["fine"], jobs=2, progress=lambda *m: said.append(m)
+    )
+    for one, other in zip(alone, together, strict=True):
+        a, b = (load_file(cell.folder / "model.safetensors") for cell in (one, other))
+        assert all(torch.equal(a[name], b[name]) for name in a.keys() | b.keys())
+    assert len((workspace / "together" / "results.jsonl").read_text().splitlines()) == 4
+    assert ("runs", 4, 4) in said
+    assert any(what == "fine" for what, _, _ in said)
 
 
 def test_the_choice_is_made_on_development_data(sweep, workspace):

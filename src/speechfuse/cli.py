@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes to the recipe, like training.steps=100.")
 ]
 RecipePath = Annotated[Path, typer.Argument(help="A recipe, a YAML file.")]
+Jobs = Annotated[int, typer.Option(min=0, help="Runs at a time; 0: a core each, at most 4.")]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder made by train.")]
 
 
@@ -44,11 +46,12 @@ def quickstart(
         "runs/quickstart"
     ),
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each row, with other seeds.")] = 1,
+    jobs: Jobs = 0,
 ) -> None:
     """Make synthetic speech, fuse two small encoders in six ways, print a table, write a report."""
     from speechfuse.experiments.quickstart import quickstart_sweep
 
-    _run_sweep(quickstart_sweep(seeds), out, rows=None)
+    _run_sweep(quickstart_sweep(seeds), out, None, jobs)
 
 
 @app.command()
@@ -57,6 +60,7 @@ def sweep(
     out: Annotated[Path | None, typer.Option(help="Folder for runs, table and report.")] = None,
     row: Annotated[list[str] | None, typer.Option(help="Only this row; may be repeated.")] = None,
     split: Annotated[Literal["test", "dev"], typer.Option(help="Print scores of it.")] = "test",
+    jobs: Jobs = 1,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes, like recipe.training.steps=100.")
     ] = None,
@@ -65,7 +69,7 @@ def sweep(
     from speechfuse.experiments.sweep import read_sweep
 
     read = read_sweep(file, overrides or ())
-    _run_sweep(read, out or Path("runs") / read.name, row, split)
+    _run_sweep(read, out or Path("runs") / read.name, row, jobs, split)
 
 
 @app.command()
@@ -187,12 +191,16 @@ def parts(
             _table(name, ["kind", "options"], rows)
 
 
-def _run_sweep(read: Any, out: Path, rows: list[str] | None, split: Any = "test") -> None:
+def _run_sweep(
+    read: Any, out: Path, rows: list[str] | None, jobs: int, split: Any = "test"
+) -> None:
     from speechfuse.experiments.report import result_tables, write_report
     from speechfuse.experiments.runner import run_sweep
 
     with _progress() as progress:
-        done = run_sweep(read, out, rows=rows, progress=progress)
+        done = run_sweep(
+            read, out, rows=rows, jobs=jobs or min(4, os.cpu_count() or 1), progress=progress
+        )
     for title, columns, cells in result_tables(read, done, split):
         _table(title, columns, cells)
     typer.echo(f"report: {write_report(read, done, out)}")

@@ -1,15 +1,23 @@
-"""Run the cells of a sweep one after the other; what is finished is not run again."""
+"""Run the cells of a sweep, in turn or some at a time; what is finished is not run again."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from speechfuse.checkpoint import Run
 from speechfuse.experiments.sweep import Cell, SweepFile, cells
+from speechfuse.extract import fill_stores
+from speechfuse.taskdata import load_tasks
 from speechfuse.train import train_run
 from speechfuse.types import Progress
+
+Metrics = dict[str, Any]
 
 
 def run_sweep(
@@ -17,36 +25,89 @@ def run_sweep(
     out: Path,
     *,
     rows: Sequence[str] | None = None,
+    jobs: int = 1,
     progress: Progress | None = None,
 ) -> list[Cell]:
-    """Train and evaluate every cell; finished runs are appended to results.jsonl.
+    """Train and evaluate every cell; newly finished runs are appended to results.jsonl.
+
+    jobs: cells trained at a time, each in a process of its own with its share of the cores.
 
     Raises:
         SpeechFuseError: whatever is wrong with a cell; those before it stay.
     """
     todo = cells(sweep, out, rows)
-    for number, cell in enumerate(todo):
+    new = {cell.folder for cell in todo if not Run(cell.folder).finished}
+    finished = _in_turn(todo, progress) if jobs == 1 else _together(todo, jobs, progress)
+    for number, (cell, metrics) in enumerate(finished, start=1):
+        if cell.folder in new:
+            with (out / "results.jsonl").open("a") as file:
+                file.write(json.dumps(_line(cell, metrics, out)) + "\n")
         if progress:
             progress("runs", number, len(todo))
-        finished = Run(cell.folder).finished
-        metrics = train_run(cell.recipe, cell.folder, _named(progress, cell))
-        if not finished:
-            line = {
-                "row": cell.row,
-                "condition": cell.condition,
-                "fold": cell.fold,
-                "seed": cell.seed,
-                "folder": str(cell.folder.relative_to(out)),
-                "test": {
-                    task: {name: round(metric["value"], 5) for name, metric in scores.items()}
-                    for task, scores in metrics["test"].items()
-                },
-            }
-            with (out / "results.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
-    if progress:
-        progress("runs", len(todo), len(todo))
     return todo
+
+
+def _in_turn(todo: Sequence[Cell], progress: Progress | None) -> Iterator[tuple[Cell, Metrics]]:
+    for cell in todo:
+        yield cell, train_run(cell.recipe, cell.folder, _named(progress, cell))
+
+
+def _together(
+    todo: Sequence[Cell], jobs: int, progress: Progress | None
+) -> Iterator[tuple[Cell, Metrics]]:
+    """Layers are extracted first, with all cores, so that no two processes extract the same."""
+    for cell in todo:
+        if not Run(cell.folder).finished:
+            fill_stores(cell.recipe, load_tasks(cell.recipe, progress=progress), progress)
+    context = get_context("spawn")  # a fork would inherit torch's threads
+    said = context.SimpleQueue()
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(jobs, context, _begin, (said, threads)) as pool:
+        left: dict[Future[Metrics], Cell] = {pool.submit(_train, cell): cell for cell in todo}
+        try:
+            while left:
+                done, _ = wait(left, timeout=0.2, return_when=FIRST_COMPLETED)
+                while not said.empty():
+                    message = said.get()
+                    if progress:
+                        progress(*message)
+                for future in done:
+                    yield left.pop(future), future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _begin(said: Any, threads: int) -> None:
+    """In a new process: its share of the cores, and where to tell how far it is."""
+    import torch
+
+    global _said
+    _said = said
+    torch.set_num_threads(threads)
+
+
+_said: Any = None
+
+
+def _train(cell: Cell) -> Metrics:
+    def say(what: str, done: int, total: int) -> None:
+        _said.put((what, done, total))
+
+    return train_run(cell.recipe, cell.folder, _named(say, cell))
+
+
+def _line(cell: Cell, metrics: Metrics, out: Path) -> dict[str, Any]:
+    return {
+        "row": cell.row,
+        "condition": cell.condition,
+        "fold": cell.fold,
+        "seed": cell.seed,
+        "folder": str(cell.folder.relative_to(out)),
+        "test": {
+            task: {name: round(metric["value"], 5) for name, metric in scores.items()}
+            for task, scores in metrics["test"].items()
+        },
+    }
 
 
 def _named(progress: Progress | None, cell: Cell) -> Progress | None:
