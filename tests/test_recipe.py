@@ -92,6 +92,7 @@ def test_a_task_name_that_the_model_needs_is_refused(name):
         ("fusion.interface.stride=1", "greater than or equal to 2"),
         ("tasks.asr.head.dropout=2", "less than 1"),
         ("tasks.asr.head.join=0", "greater than or equal to 1"),
+        ("tasks.asr=5", "tasks.asr"),
         ("seed=-1", "greater than or equal to 0"),
         ("training.interleave={asr: -1}", "greater than or equal to 0"),
         ("training.interleave={asr: 0}", "all shares are 0"),

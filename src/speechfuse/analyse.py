@@ -46,8 +46,6 @@ def layer_use(
     tasks: Mapping[str, TaskData],
     stores: Mapping[str, Sequence[Store]],
     names: Sequence[str],
-    *,
-    ablation: bool = True,
 ) -> list[LayerUse]:
     """Every task's use of every layer. names: of the upstreams, in recipe order."""
     model.eval()
@@ -57,9 +55,7 @@ def layer_use(
         sample = members[:: max(1, len(members) // SAMPLE)][:SAMPLE]
         stacks = [store.batch(sample) for store in stores[name]]
         found += _weights(model, name, stacks, names)
-        if ablation:
-            targets = data.task.targets(sample)
-            found += _ablations(model, name, stacks, names, targets)
+        found += _ablations(model, name, stacks, names, data.task.targets(sample))
     return found
 
 

@@ -75,14 +75,15 @@ def _wrong_parts(data: Mapping[str, Any]) -> list[str]:
     look("fusion.merge", "merge", fusion.get("merge"))
     look("fusion.interface", "interface", fusion.get("interface"))
     for name, task in section(data, "tasks").items():
-        if name == SHARED or hasattr(torch.nn.ModuleDict, name):
+        if name == SHARED or hasattr(torch.nn.ModuleDict, str(name)):
             wrong.append(f"tasks.{name}: the name is taken; choose another and give its kind")
         look(f"tasks.{name}", "task", task, kind=name, skip=TaskRecipe.model_fields)
         look(f"tasks.{name}.head", "head", section(section(data, "tasks"), name).get("head"))
     return wrong or [
         f"tasks.{name}.head: {line}"
         for name, task in section(data, "tasks").items()
-        if (line := _mismatch(task.get("kind") or name, task.get("head")))
+        if isinstance(task, Mapping)
+        and (line := _mismatch(task.get("kind") or name, task.get("head")))
     ]
 
 

@@ -56,10 +56,10 @@ class Run:
         if self.finished:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        mine = recipe.model_dump(mode="json")
-        write_text(self.folder / "recipe.yaml", yaml.safe_dump(mine, sort_keys=False))
         self._write_json("upstreams.json", upstreams)
         write_text(self.folder / "versions.txt", versions())
+        mine = recipe.model_dump(mode="json")  # last: it makes the folder a run's
+        write_text(self.folder / "recipe.yaml", yaml.safe_dump(mine, sort_keys=False))
 
     def check(self, recipe: Recipe) -> dict[str, dict[str, str]]:
         """The identities of the recipe's upstreams, if this folder may hold a run of it.

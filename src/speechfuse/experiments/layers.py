@@ -11,12 +11,10 @@ from speechfuse.evaluate import open_run
 from speechfuse.types import Progress
 
 
-def run_layer_use(
-    folder: Path, progress: Progress | None = None, *, ablation: bool = True
-) -> list[LayerUse]:
+def run_layer_use(folder: Path, progress: Progress | None = None) -> list[LayerUse]:
     """Weights and ablations of a trained run."""
     run, model, tasks, stores = open_run(folder, progress)
-    return layer_use(model, tasks, stores, list(run.recipe().upstreams), ablation=ablation)
+    return layer_use(model, tasks, stores, list(run.recipe().upstreams))
 
 
 def draw_layer_use(uses: Sequence[LayerUse], path: Path) -> None:

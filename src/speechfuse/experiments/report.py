@@ -13,13 +13,12 @@ from speechfuse.experiments.sweep import Cell, Result, Split, SweepFile, summari
 from speechfuse.text import NORMALISER
 from speechfuse.types import Metric
 
-# Shown name of a metric, and whether less is better.
 NAMES = {
-    "wer": ("WER", True),
-    "cer": ("CER", True),
-    "accuracy": ("accuracy (WA)", False),
-    "balanced_accuracy": ("balanced accuracy (UA)", False),
-    "eer": ("EER", True),
+    "wer": "WER",
+    "cer": "CER",
+    "accuracy": "accuracy (WA)",
+    "balanced_accuracy": "balanced accuracy (UA)",
+    "eer": "EER",
 }
 NAME_OF = {"dev": "development", "test": "test"}
 Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
@@ -46,15 +45,15 @@ def _table(
     split: Split,
 ) -> Table:
     keys = list(dict.fromkeys((r.task, r.metric) for r in results))
-    columns = ["", *(NAMES[metric][0] for _, metric in keys), "trained parameters", "seconds"]
+    columns = ["", *(NAMES[metric] for _, metric in keys), "trained parameters", "seconds"]
     rows = []
     for row in dict.fromkeys(r.row for r in results):
         mine = {(r.task, r.metric): r for r in results if r.row == row}
         cells = [row]
         for key in keys:
-            result = mine[key]
-            text = _percent(result.value)
-            if result.difference is not None:
+            result = mine.get(key)  # none where the row lacks the task
+            text = _percent(result.value) if result else ""
+            if result and result.difference is not None:
                 text += f"\n{_signed(result.difference)}"
             cells.append(text)
         rows.append([*cells, *_cost(done, row, condition)])
@@ -64,7 +63,7 @@ def _table(
     title += (
         f"\n% with 95 % interval; {speakers} {NAME_OF[split]} speakers, {_count(seeds, 'seed')}"
     )
-    if sweep.baseline:
+    if any(r.difference for r in results):
         title += f"; third line: minus '{sweep.baseline}', paired"
     return title, columns, rows
 
@@ -129,7 +128,7 @@ def _curve_figure(done: Sequence[Cell]) -> Any:
             if points:
                 steps, values = zip(*points, strict=True)
                 axis.plot(steps, [100 * v for v in values], label=cell.row, linewidth=1.3)
-        axis.set_title(f"{task}: {NAMES[metric][0]}, %", fontsize=9, loc="left")
+        axis.set_title(f"{task}: {NAMES[metric]}, %", fontsize=9, loc="left")
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3, linewidth=0.5)

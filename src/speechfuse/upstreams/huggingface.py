@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -297,8 +298,14 @@ class _quiet:
 
 
 def _sha256(paths: list[Path]) -> str:
+    return _hashed(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths))
+
+
+@lru_cache
+def _hashed(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Every run of a sweep asks several times; the files are read once while they do not change."""
     digest = hashlib.sha256()
-    for path in paths:
+    for path, *_ in files:
         with path.open("rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
