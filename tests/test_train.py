@@ -124,6 +124,24 @@ def test_a_run_folder_of_another_recipe_is_refused(workspace, tone_recipe):
     train_run(moved, workspace / "run")  # where layers are kept does not matter
 
 
+def test_a_changed_corpus_is_noticed(workspace, tone_recipe, tiny_corpus):
+    rows = [json.loads(line) for line in tiny_corpus.read_text().splitlines()]
+    manifest = workspace / "manifest.jsonl"
+
+    def write(rows):
+        here = tiny_corpus.parent
+        lines = [json.dumps(row | {"audio": str(here / row["audio"])}) for row in rows]
+        manifest.write_text("\n".join(lines))
+
+    write(rows)
+    recipe = read_recipe(merged(tone_recipe, {"tasks": {"asr": {"corpus": str(manifest)}}}))
+    train_run(recipe, workspace / "run")
+    rows[-1]["text"] = "low low low"  # of the test split
+    write(rows)
+    with pytest.raises(RunError, match=r"made with other data: asr\.test changed since"):
+        evaluate_again(workspace / "run")
+
+
 def test_stored_layers_are_not_computed_again(workspace, tone_recipe):
     train_run(read_recipe(tone_recipe), workspace / "one")
     told = []

@@ -2,13 +2,15 @@
 
     python scripts/pretrain/hubert.py --data pretrain-data --out models/synthetic-hubert
 
-Targets are an ensemble of clusterings (Hsu et al. 2021, section II-C), so that no task's part of
-the signal is thrown away: of MFCCs normalised for each utterance, a sound without its voice; of
-MFCCs as they are; and of their mean and standard deviation over 1.2 s, a voice and a way of
-speaking without its sounds. Clusters come from clean speech and the model hears the same speech in
-a room with noise (as in WavLM's denoising, Chen et al. 2022), so that it learns to listen through
-them. In a second round, if there is one, a block of the first takes the place of the normalised
-MFCCs. A frame is 25 ms: the strides multiply to 400 samples.
+Targets are an ensemble of quantisations (Hsu et al. 2021, section II-C), so that no task's part of
+the signal is thrown away. Two change from frame to frame: clusters of MFCCs normalised for each
+utterance, a sound without its voice, and clusters of MFCCs as they are. The others are the same for
+a whole utterance: principal components of the mean and standard deviation of its MFCCs, a voice
+without its sounds, and numbers of its pitch and of the size and speed of its changes, a way of
+speaking; each in eight levels (product quantisation). They all come from clean speech and the model
+hears the same speech in a room with noise (as in WavLM's denoising, Chen et al. 2022), so that it
+learns to listen through them. In a second round, if there is one, a block of the first takes the
+place of the normalised MFCCs. A frame is 25 ms: the strides multiply to 400 samples.
 
 A mask hides 75 ms, about one sound. In this fast speech a cluster says next to nothing of the one
 100 ms later (4.21 of 4.49 nats are left), and masks of 200 ms taught nothing in thousands of steps.
@@ -16,8 +18,9 @@ A mask hides 75 ms, about one sound. In this fast speech a cluster says next to 
 With the usual first convolution of 10 samples and random weights, all of a small budget goes into
 learning what a spectrum is. So the first convolution is long and starts as a bank of mel-spaced
 Gabor filters (Zeghidour et al. 2018, arXiv:1711.01161), and before the first round the
-convolutions alone learn to predict the log-mel spectrum of what they hear. Then they rest: learning
-on, they unlearned it in the first hundred steps, and the prediction of visible frames stood still.
+convolutions alone learn to predict the log-mel spectrum and the pitch of what they hear. Then they
+rest: learning on, they unlearned it in the first hundred steps, and the prediction of visible
+frames stood still.
 """
 
 from __future__ import annotations
@@ -32,7 +35,6 @@ import numpy as np
 import torch
 from corpus import HELD_OUT, Speech, learning_rate
 from numpy.typing import NDArray
-from scipy.ndimage import uniform_filter1d
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,6 +43,9 @@ from transformers import HubertConfig, HubertModel
 from speechfuse.audio import log_mel
 
 HOP, FIELD = 400, 606  # samples a frame, and those that it sees
+WINDOW, MELS, CEPSTRA = 400, 40, 13
+FAST, VOICES, SLOW, LEVELS = 2, 8, 17, 8  # targets of a frame, of an utterance
+LOSSES = ("masked clusters", "masked levels", "visible clusters", "visible levels")
 CROP = 64000  # samples, 4 s
 MASK_LENGTH, MASK_START = 3, 0.07  # frames, chance that a frame starts a mask
 CONFIG = HubertConfig(
@@ -67,21 +72,44 @@ CONFIG = HubertConfig(
 )
 
 
+def spectrum(samples: Tensor) -> Tensor:
+    """Log-mel energies of 25 ms windows on the middle of each frame's field: (B, T, MELS)."""
+    padded = F.pad(samples, (WINDOW // 2 - FIELD // 2, 640))
+    return log_mel(padded, MELS, WINDOW, HOP).transpose(1, 2)
+
+
 def mfcc(samples: Tensor) -> Tensor:
-    """13 cepstra of 40 ms windows, mean of three neighbours, one row every HOP samples: (T, 13).
+    """Cepstra of one recording, high ones with less weight: (T, CEPSTRA).
 
     Energies are floored: what lies 50 dB under full scale is silence, whatever its exact level.
     """
-    padded = F.pad(samples, (320 - FIELD // 2, 640))  # windows on the middle of a frame's field
-    mel = log_mel(padded[None], 40, window=640, hop=HOP)[0]  # (40, T)
-    index = torch.arange(40)
-    basis = torch.cos(torch.pi / 40 * (index[None] + 0.5) * torch.arange(13)[:, None])
-    return F.avg_pool1d(basis @ mel.clamp_min(-5.0), 3, stride=1, padding=1).T
+    index, order = torch.arange(MELS), torch.arange(CEPSTRA)
+    basis = torch.cos(torch.pi / MELS * (index[:, None] + 0.5) * order)
+    cepstra: Tensor = spectrum(samples[None])[0].clamp_min(-5.0) @ (basis / (1 + order) ** 0.25)
+    return cepstra
+
+
+def pitch(samples: Tensor) -> Tensor:
+    """Log of the best period's frequency (70 to 400 Hz) and how periodic the sound is: (T, 2)."""
+    size = 1024
+    window = torch.hann_window(size)
+    frames = F.pad(samples, (size // 2 - FIELD // 2, size)).unfold(0, size, HOP)
+    frames = (frames - frames.mean(1, keepdim=True)) * window
+
+    def correlation(rows: Tensor) -> Tensor:
+        power = torch.fft.rfft(rows, 2 * size).abs().square()
+        found: Tensor = torch.fft.irfft(power)[..., : 16000 // 70]
+        return found
+
+    shape, found = correlation(window), correlation(frames)
+    found = found / (found[:, :1] + 1e-4) / (shape / shape[0])
+    strength, period = found[:, 40:].max(1)
+    return torch.stack([torch.log(16000 / (period + 40.0)), strength.clamp(0, 1)], dim=1)
 
 
 @torch.no_grad()
-def features(speech: Speech, model: HubertModel | None, block: int) -> NDArray[np.float16]:
-    """MFCCs, or a block's output, of all clean speech: one row every HOP samples."""
+def features(speech: Speech, model: HubertModel | None, block: int) -> NDArray[np.float32]:
+    """MFCCs and pitch, or a block's output, of all clean speech: one row every HOP samples."""
     piece, margin = 30 * 16000 // HOP, 20  # frames
     total = len(speech.clean) // HOP
     found = []
@@ -89,43 +117,72 @@ def features(speech: Speech, model: HubertModel | None, block: int) -> NDArray[n
         first, last = max(0, at - margin), min(total, at + piece + margin)
         samples = speech.clip(first * HOP, (last - first) * HOP, clean=True)
         if model is None:
-            rows = mfcc(samples)
+            cepstra, tones = mfcc(samples), pitch(samples)
+            frames = min(len(cepstra), len(tones))
+            rows = torch.cat([cepstra[:frames], tones[:frames]], dim=1)
         else:
             padded = F.pad(samples, (0, FIELD - HOP))[None]
             with torch.autocast("cpu", torch.bfloat16):
                 rows = model(padded, output_hidden_states=True).hidden_states[block][0].float()
         found.append(rows[at - first : at - first + min(piece, total - at)].numpy())
-    return np.concatenate(found).astype(np.float16)
+    return np.concatenate(found).astype(np.float32)
 
 
 def targets(
     speech: Speech, model: HubertModel | None, block: int, count: int, seed: int
 ) -> NDArray[np.int64]:
-    """Cluster ids of sounds, spectra and voices, one of each for every frame: (T, 3).
+    """What each frame is to predict, (T, FAST + SLOW): cluster ids, then levels.
 
-    model: its block's output stands for the MFCCs in the clusters of sounds.
+    count: clusters. model: its block's output stands for the MFCCs in the clusters of sounds.
     """
-    spectra = features(speech, None, 0).astype(np.float32)
-    normal = features(speech, model, block).astype(np.float32) if model else spectra.copy()
-    voice = np.empty((len(spectra), 2 * spectra.shape[1]), np.float32)
-    for row in speech.rows:
-        here = slice(row["start"] // HOP, (row["start"] + row["length"]) // HOP)
-        normal[here] = (normal[here] - normal[here].mean(0)) / (normal[here].std(0) + 1e-3)
-        voice[here] = _moving(spectra[here])
-    scaled = [(v - v[::97].mean(0)) / (v[::97].std(0) + 1e-3) for v in (spectra, voice)]
-    return np.stack([_ids(v, count, seed) for v in (normal, *scaled)], axis=1)
+    heard = features(speech, None, 0)
+    spectra = heard[:, :CEPSTRA]
+    scale = spectra[::97].std(0)
+    sounds = features(speech, model, block) if model else spectra.copy()
+    first = np.array([row["start"] // HOP for row in speech.rows])
+    last = np.array([(row["start"] + row["length"]) // HOP for row in speech.rows])
+    voices, manners = [], []
+    for a, b in zip(first, last, strict=True):
+        sounds[a:b] = (sounds[a:b] - sounds[a:b].mean(0)) / (sounds[a:b].std(0) + 1e-3)
+        voices.append(np.concatenate([spectra[a:b].mean(0), spectra[a:b].std(0)]))
+        manners.append(manner(heard[a:b], scale))
+    if model is None:
+        sounds *= 1 / (1 + np.arange(CEPSTRA, dtype=np.float32)) ** 0.25
+        sounds = np.concatenate(
+            [0.6 * np.roll(sounds, 1, axis=0), sounds, 0.6 * np.roll(sounds, -1, axis=0)], axis=1
+        )
+    slow = np.concatenate([_components(np.array(voices), VOICES), np.array(manners)], axis=1)
+    edges = np.quantile(slow, np.arange(1, LEVELS) / LEVELS, axis=0)  # (LEVELS - 1, SLOW)
+    levels = (slow[None] > edges[:, None]).sum(0)  # (utterances, SLOW)
+    ids = np.zeros((len(heard), FAST + SLOW), np.int64)
+    ids[:, 0] = _clusters(sounds, count, seed)
+    ids[:, 1] = _clusters((spectra - spectra[::97].mean(0)) / scale, count, seed)
+    for a, b, row in zip(first, last, levels, strict=True):
+        ids[a:b, FAST:] = row
+    return ids
 
 
-def _moving(rows: NDArray[np.float32], reach: int = 24) -> NDArray[np.float32]:
-    """Mean and standard deviation over `reach` rows before and after, (T, D) -> (T, 2 D)."""
-    size = 2 * reach + 1
-    mean, square = (
-        uniform_filter1d(v, size, axis=0, mode="nearest") for v in (rows, np.square(rows))
-    )
-    return np.concatenate([mean, np.sqrt(np.maximum(square - mean**2, 0))], axis=1)
+def manner(heard: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Pitch, its spread, periodicity, and how much spectrum and energy move: (T, 15) -> (9,)."""
+    cepstra, tone, periodic = heard[:, :CEPSTRA] / scale, heard[:, -2], heard[:, -1]
+    weight = np.square(periodic) / (np.square(periodic).sum() + 1e-6)
+    middle = float((weight * tone).sum())
+    spread = float(np.sqrt((weight * np.square(tone - middle)).sum()))
+    change, change3 = (float(np.abs(cepstra[n:] - cepstra[:-n]).mean()) for n in (1, 3))
+    energy = cepstra[:, 0]
+    numbers = [middle, spread, periodic.mean(), periodic.std(), change, change3, change / change3]
+    return np.array([*numbers, energy.std(), np.abs(np.diff(energy)).mean()], np.float32)
 
 
-def _ids(rows: NDArray[np.float32], count: int, seed: int) -> NDArray[np.int64]:
+def _components(rows: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """The leading principal components of standardised columns."""
+    scaled = (rows - rows.mean(0)) / (rows.std(0) + 1e-3)
+    leading: NDArray[np.float32] = np.linalg.svd(scaled, full_matrices=False)[2][:count]
+    found: NDArray[np.float32] = scaled @ leading.T
+    return found
+
+
+def _clusters(rows: NDArray[np.float32], count: int, seed: int) -> NDArray[np.int64]:
     """k-means on a fifth of the rows, the nearest cluster of all."""
     kmeans = MiniBatchKMeans(count, random_state=seed, batch_size=10000, n_init=3, max_iter=40)
     kmeans.fit(rows[::5])
@@ -164,10 +221,12 @@ def frontend_model() -> HubertModel:
 
 
 def learn_spectrum(speech: Speech, model: HubertModel, steps: int, seed: int) -> float:
-    """Teach the convolutions to predict log-mel spectra; the error that is left, variance one."""
+    """Teach the convolutions to predict spectra and pitch; the error left, of variance one."""
     torch.manual_seed(seed)
     convolutions = model.feature_extractor
-    read = nn.Sequential(nn.LayerNorm(CONFIG.conv_dim[-1]), nn.Linear(CONFIG.conv_dim[-1], 40))
+    read = nn.Sequential(
+        nn.LayerNorm(CONFIG.conv_dim[-1]), nn.Linear(CONFIG.conv_dim[-1], MELS + 2)
+    )
     optimizer = torch.optim.AdamW([*convolutions.parameters(), *read.parameters()])
     random = torch.Generator().manual_seed(seed)
     frames = (CROP - FIELD) // HOP + 1
@@ -176,8 +235,9 @@ def learn_spectrum(speech: Speech, model: HubertModel, steps: int, seed: int) ->
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, 3e-3)
         clips = draw(speech, range(len(speech.noisy) // HOP - frames - 2), 16, random)[0]
-        spectrum = log_mel(F.pad(clips, (320 - FIELD // 2, 640)), 40, window=640, hop=HOP)
-        wanted = spectrum[..., :frames].transpose(1, 2)
+        tones = torch.stack([pitch(clip)[:frames] for clip in clips])
+        tones[..., 0] = (tones[..., 0] - 4.9) * tones[..., 1]  # of periodic sounds
+        wanted = torch.cat([spectrum(clips)[:, :frames], tones], dim=-1)
         wanted = (wanted - wanted.mean((0, 1))) / wanted.std((0, 1))
         with torch.autocast("cpu", torch.bfloat16):
             heard = convolutions(clips)
@@ -232,8 +292,8 @@ def train(
     seed: int,
 ) -> dict[str, object]:
     torch.manual_seed(seed)
-    count, codebooks = int(ids.max()) + 1, ids.shape[1]
-    head = nn.Linear(CONFIG.hidden_size, codebooks * count)
+    sizes = (ids.max(0) + 1).tolist()
+    head = nn.Linear(CONFIG.hidden_size, sum(sizes))
     keep_spectrum(model)
     parameters = [p for p in [*model.parameters(), *head.parameters()] if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.01)
@@ -241,49 +301,43 @@ def train(
     frames = (CROP - FIELD) // HOP + 1
     last = speech.rows[-HELD_OUT]["start"] // HOP - frames - 1
     labels = torch.from_numpy(ids)
-    history: list[tuple[float, ...]] = []
+    history: list[Tensor] = []
     began = time.time()
 
-    def losses(starts: range, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Cross-entropy of masked and of visible frames; accuracy of masked ones, (codebooks,)."""
+    def losses(starts: range, size: int) -> Tensor:
+        """Cross-entropy of clusters and of levels where hidden, then where visible: (4,)."""
         clips, at = draw(speech, starts, size, random)
-        wanted = torch.stack([labels[a : a + frames] for a in at])  # (B, T, codebooks)
+        wanted = torch.stack([labels[a : a + frames] for a in at])  # (B, T, FAST + SLOW)
         hidden = masks(size, frames, random)
         with torch.autocast("cpu", torch.bfloat16):
             states = model(clips, mask_time_indices=hidden).last_hidden_state
-        scores = head(states.float()).unflatten(-1, (codebooks, count))
-        right = (scores.argmax(-1) == wanted)[hidden].float().mean(0)
-        masked, seen = (
-            F.cross_entropy(scores[w].flatten(0, 1), wanted[w].flatten()) for w in (hidden, ~hidden)
-        )
-        return masked, seen, right
+        scores = head(states.float()).split(sizes, dim=-1)
+        found = []
+        for where in (hidden, ~hidden):
+            each = [F.cross_entropy(s[where], wanted[..., i][where]) for i, s in enumerate(scores)]
+            found += [torch.stack(each[:FAST]).mean(), torch.stack(each[FAST:]).mean()]
+        return torch.stack(found)
 
+    weights = torch.tensor([1.0, options.slow, options.seen, options.slow * options.seen])
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, options.learning_rate)
-        masked, seen, right = losses(range(last), options.batch)
+        loss = losses(range(last), options.batch)
         optimizer.zero_grad(set_to_none=True)
-        (masked + options.seen * seen).backward()
+        (weights * loss).sum().backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        history.append((float(masked.detach()), float(seen.detach()), *right.tolist()))
+        history.append(loss.detach())
         if (step + 1) % 100 == 0:
-            recent = np.mean(history[-100:], axis=0)
-            print(
-                f"{step + 1}/{steps} masked {recent[0]:.3f} seen {recent[1]:.3f} "
-                f"accuracy {np.round(recent[2:], 3)} {time.time() - began:.0f} s",
-                flush=True,
-            )
+            recent = torch.stack(history[-100:]).mean(0)
+            named = " ".join(f"{n} {v:.3f}" for n, v in zip(LOSSES, recent.tolist(), strict=True))
+            print(f"{step + 1}/{steps} {named} {time.time() - began:.0f} s", flush=True)
     model.eval()
     with torch.no_grad():
         held = [losses(range(last + frames, len(ids) - frames - 2), 16) for _ in range(10)]
     model.train()
-    return {
-        "masked_loss": float(np.mean([float(masked) for masked, _, _ in held])),
-        "visible_loss": float(np.mean([float(seen) for _, seen, _ in held])),
-        "masked_accuracy": torch.stack([right for *_, right in held]).mean(0).tolist(),
-        "seconds": time.time() - began,
-    }
+    result = dict(zip(LOSSES, torch.stack(held).mean(0).tolist(), strict=True))
+    return {**result, "seconds": time.time() - began}
 
 
 def save(model: HubertModel, folder: Path, record: dict[str, object]) -> None:
@@ -312,6 +366,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seen", type=float, default=1.0, help="weight of visible frames")
+    parser.add_argument("--slow", type=float, default=2.0, help="weight of levels")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     speech = Speech(options.data)
@@ -325,13 +380,13 @@ def main() -> None:
         first = frontend_model()
         print(learn_spectrum(speech, first, options.warm, options.seed))
         torch.save(first.feature_extractor.state_dict(), learned)
-    spectrum = torch.load(learned, weights_only=True)
+    start = torch.load(learned, weights_only=True)
     model: HubertModel | None = None
     for turn, steps in enumerate(options.steps):
         ids = targets(speech, model, options.block, options.clusters, options.seed)
         print(f"round {turn + 1}", flush=True)
         model = frontend_model()
-        model.feature_extractor.load_state_dict(spectrum)
+        model.feature_extractor.load_state_dict(start)
         record[f"round_{turn + 1}"] = train(speech, ids, model, options, steps, options.seed + turn)
         print(record[f"round_{turn + 1}"], flush=True)
         save(model, options.out, record)

@@ -2,9 +2,10 @@
 
 recipe.yaml          resolved                upstreams.json    names, revisions, hashes
 model.safetensors    trained parts           tasks.json        vocabularies and label sets
-metrics.json         with intervals          predictions/      references and predictions
-log.csv              step, name, value       versions.txt      of the libraries
-checkpoints/         best and last           events.*          TensorBoard
+metrics.json         with intervals          data.json         hashes of the data
+log.csv              step, name, value       predictions/      references and predictions
+checkpoints/         best and last           versions.txt      of the libraries
+events.*             TensorBoard
 """
 
 from __future__ import annotations
@@ -98,8 +99,24 @@ class Run:
             )
         return build.read_recipe(path)
 
-    def save_tasks(self, states: Mapping[str, Any]) -> None:
+    def check_data(self, marks: Mapping[str, Mapping[str, str]]) -> None:
+        """Compare the data of each task and split with what the run was begun with, if it was.
+
+        Raises:
+            RunError: a corpus has changed since.
+        """
+        if not (self.folder / "data.json").is_file():
+            return
+        if changed := _changed(self._read_json("data.json"), marks):
+            raise RunError(
+                f"{self.folder} was made with other data: {', '.join(changed)} changed since; "
+                "put the corpus back, or choose another folder"
+            )
+
+    def save_tasks(self, states: Mapping[str, Any], marks: Mapping[str, Mapping[str, str]]) -> None:
+        """states: vocabularies and label sets. marks: of the data of each task and split."""
         self._write_json("tasks.json", states)
+        self._write_json("data.json", marks)
 
     def tasks(self) -> dict[str, Any]:
         return self._read_json("tasks.json")

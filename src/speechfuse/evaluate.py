@@ -63,11 +63,12 @@ def open_run(
     """A trained run with its model, tasks and stored layers.
 
     Raises:
-        RunError: no run there, or not trained yet.
+        RunError: no run there, not trained yet, or its corpora have changed.
     """
     run = Run(folder)
     recipe = run.recipe()
     tasks = load_tasks(recipe, run.tasks(), progress)
+    run.check_data({name: data.marks() for name, data in tasks.items()})
     model = load_model(run, recipe, {name: data.task for name, data in tasks.items()})
     return run, model, tasks, fill_stores(recipe, tasks, progress)
 

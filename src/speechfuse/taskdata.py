@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,18 @@ class TaskData:
     splits: Splits
     trials: Mapping[str, Sequence[Trial]]
     noise_snr: float | None
+
+    def marks(self) -> dict[str, str]:
+        """One line for each split, another one when its utterances, labels or trials change."""
+        return {split: self._mark(split) for split in self.splits}
+
+    def _mark(self, split: str) -> str:
+        members = self.splits[split]
+        labels = [[u.label(need) for need in self.task.needs] for u in members]
+        rows = [[u.id, u.start, u.duration, *row] for u, row in zip(members, labels, strict=True)]
+        pairs = [[t.enrolment, t.test, t.same] for t in self.trials.get(split, ())]
+        digest = hashlib.sha256(json.dumps([rows, pairs]).encode()).hexdigest()
+        return f"{len(members)} utterances, {digest[:16]}"
 
 
 def corpora_folder() -> Path:

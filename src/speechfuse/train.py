@@ -50,6 +50,8 @@ def train_run(recipe: Recipe, folder: Path, progress: Progress | None = None) ->
     if run.finished:
         return run.metrics()
     tasks = load_tasks(recipe, progress=progress)
+    marks = {name: data.marks() for name, data in tasks.items()}
+    run.check_data(marks)
     model = build.build_model(
         recipe, build.stack_specs(recipe), {name: data.task for name, data in tasks.items()}
     )
@@ -57,7 +59,7 @@ def train_run(recipe: Recipe, folder: Path, progress: Progress | None = None) ->
     stores = fill_stores(recipe, tasks, progress)
     short = {name: _check_targets(name, model, tasks[name], stores[name]) for name in tasks}
     run.begin(recipe)
-    run.save_tasks({name: data.task.state() for name, data in tasks.items()})
+    run.save_tasks({name: data.task.state() for name, data in tasks.items()}, marks)
     began = time.monotonic()
     if any(p.requires_grad for p in model.parameters()):
         _fit(recipe, model, tasks, stores, run, progress)

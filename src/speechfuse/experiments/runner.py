@@ -10,6 +10,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from speechfuse import build
 from speechfuse.checkpoint import Run
 from speechfuse.experiments.sweep import Cell, SweepFile, cells
 from speechfuse.extract import fill_stores
@@ -55,7 +58,10 @@ def _in_turn(todo: Sequence[Cell], progress: Progress | None) -> Iterator[tuple[
 def _together(
     todo: Sequence[Cell], jobs: int, progress: Progress | None
 ) -> Iterator[tuple[Cell, Metrics]]:
-    """Layers are extracted first, with all cores, so that no two processes extract the same."""
+    """Layers are extracted first, with all cores, so that no two processes extract the same.
+
+    What takes longest begins first, so that no core waits for it at the end.
+    """
     for cell in todo:
         if not Run(cell.folder).finished:
             fill_stores(cell.recipe, load_tasks(cell.recipe, progress=progress), progress)
@@ -63,7 +69,9 @@ def _together(
     said = context.SimpleQueue()
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with ProcessPoolExecutor(jobs, context, _begin, (said, threads)) as pool:
-        left: dict[Future[Metrics], Cell] = {pool.submit(_train, cell): cell for cell in todo}
+        left: dict[Future[Metrics], Cell] = {
+            pool.submit(_train, cell): cell for cell in sorted(todo, key=_work, reverse=True)
+        }
         try:
             while left:
                 done, _ = wait(left, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -77,10 +85,16 @@ def _together(
             pool.shutdown(cancel_futures=True)
 
 
+def _work(cell: Cell) -> int:
+    """Parameters of the fusion times steps: roughly how long a cell takes beside the others."""
+    recipe = cell.recipe
+    with torch.device("meta"):
+        fusion = build.build_fusion(recipe, build.stack_specs(recipe), list(recipe.tasks))
+    return recipe.training.steps * sum(p.numel() for p in fusion.parameters())
+
+
 def _begin(said: Any, threads: int) -> None:
     """In a new process: its share of the cores, and where to tell how far it is."""
-    import torch
-
     global _said
     _said = said
     torch.set_num_threads(threads)

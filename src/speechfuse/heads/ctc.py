@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from speechfuse.contracts import Head, LossSum, Prediction
 from speechfuse.heads.ctc_search import FlashlightSearch, greedy, prefix_beam
-from speechfuse.ops import length_mask, zero_padding
+from speechfuse.ops import length_mask, normalise, zero_padding
 from speechfuse.types import Count, Frames, Share, Tokens
 
 
 class CTC(Head):
-    """A linear layer, bidirectional LSTMs if wanted, and a score for every character.
+    """A layer norm, a linear layer, bidirectional LSTMs if wanted, a score for every character.
 
     Token 0 is the blank. Scores and loss are computed in float32.
     """
@@ -30,6 +30,7 @@ class CTC(Head):
         in_dim: int,
         *,
         num_tokens: int,
+        normalize: Literal["none", "layer_norm", "unit_rms"] = "layer_norm",
         project: Count = 128,
         lstm_layers: Annotated[int, Field(ge=0)] = 1,
         lstm_dim: Count = 128,
@@ -41,7 +42,10 @@ class CTC(Head):
         language_weight: float = 1.0,
         symbols: Sequence[str] = (),
     ) -> None:
-        """project: width after the first linear layer. lstm_dim: width of each direction.
+        """normalize: of every frame first, nothing learned. Without it what an interface with
+        convolutions gives is too small at the start, and all frames stay blank.
+
+        project: width after the first linear layer. lstm_dim: width of each direction.
 
         join: neighbouring frames put together, which divides the frame rate. search: greedy takes
         the best token of each frame; beam sums over paths; flashlight is the package
@@ -49,7 +53,8 @@ class CTC(Head):
         from 1 on, for the language model; the task fills them in.
         """
         super().__init__()
-        self.join, self.search, self.beam_size = join, search, beam_size
+        self.normalize, self.join = normalize, join
+        self.search, self.beam_size = search, beam_size
         self.project = nn.Linear(in_dim * join, project)
         widths = [project] + [2 * lstm_dim] * lstm_layers
         self.lstms = nn.ModuleList(BidirectionalLSTM(w, lstm_dim) for w in widths[:-1])
@@ -67,7 +72,8 @@ class CTC(Head):
 
     def log_probs(self, frames: Frames) -> tuple[Tensor, Tensor]:
         """Log-probabilities (B, T, C) in float32 and how many frames of each are valid."""
-        hidden, lengths = zero_padding(frames.hidden, frames.lengths), self.lengths(frames.lengths)
+        hidden = zero_padding(normalise(frames.hidden, self.normalize), frames.lengths)
+        lengths = self.lengths(frames.lengths)
         if self.join > 1:
             batch, size, dim = hidden.shape
             hidden = F.pad(hidden, (0, 0, 0, -size % self.join))
