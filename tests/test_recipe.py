@@ -39,7 +39,7 @@ def test_overrides_set_any_value():
     assert recipe.training.learning_rate == 0.001
     assert recipe.upstreams["mel"].options["num_mels"] == 40
     assert recipe.fusion.interface.options == {"layer": 0}
-    assert recipe.tasks["emotion"].options == {"labels": ["a", "b"]}
+    assert recipe.tasks["emotion"].options == {"label": "emotion", "labels": ["a", "b"]}
 
 
 def test_overrides_reach_into_lists():
@@ -177,3 +177,9 @@ def test_merged_replaces_parts_of_another_kind():
     out = merged(base, {"fusion": {"interface": {"kind": "weighted_sum"}}})
     assert out == {"fusion": {"order": "merge_first", "interface": {"kind": "weighted_sum"}}}
     assert base["fusion"]["interface"]["stride"] == 2
+
+
+def test_a_sweep_is_no_recipe(tmp_path):
+    (tmp_path / "sweep.yaml").write_text("rows: {}\nrecipe: {}\n")
+    with pytest.raises(RecipeError, match=r"is a sweep, of many runs; run it with: speechfuse"):
+        load_recipe(tmp_path / "sweep.yaml")

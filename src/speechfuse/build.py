@@ -40,10 +40,10 @@ def _resolved(recipe: Recipe) -> Recipe:
             "interface": full("interface", recipe.fusion.interface),
         }
     )
-    tasks = {
-        name: entry.model_copy(update={"head": full("head", entry.head)})
-        for name, entry in recipe.tasks.items()
-    }
+    tasks = {}
+    for name, entry in recipe.tasks.items():
+        options = catalog.checked_options("task", entry.kind or name, entry.options)
+        tasks[name] = entry.model_copy(update={**options, "head": full("head", entry.head)})
     upstreams = {
         name: Part(kind=part.kind, **upstream_options(recipe, name))
         for name, part in recipe.upstreams.items()

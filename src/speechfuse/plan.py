@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from speechfuse.cache.store import DTYPES
 from speechfuse.contracts import UpstreamPlan
 from speechfuse.fusion import MergeFirst
 from speechfuse.recipe import Recipe
-from speechfuse.taskdata import corpora_folder
+from speechfuse.taskdata import is_prepared, prepared_folder
 from speechfuse.types import LayerStack, StackSpec
 from speechfuse.upstreams.attention import ATTENTION_SECONDS
 
@@ -115,7 +114,7 @@ def _second(spec: StackSpec) -> LayerStack:
 
 def _hours(corpus: str) -> float | None:
     """Hours of a prepared corpus, None if it is not prepared yet."""
-    for folder in (Path(corpus), corpora_folder() / corpus):
-        if (folder / "corpus.json").is_file():
-            return float(json.loads((folder / "corpus.json").read_text())["hours"])
+    folder = prepared_folder(corpus)
+    if is_prepared(folder):
+        return float(json.loads((folder / "corpus.json").read_text())["hours"])
     return None

@@ -48,32 +48,44 @@ def corpora_folder() -> Path:
     return Path(os.environ.get("SPEECHFUSE_CORPORA", "corpora"))
 
 
+def prepared_folder(name: str) -> Path:
+    """Where the corpus that a recipe names lies, or will lie once it is prepared."""
+    path = Path(name)
+    if path.is_file():  # a manifest: another folder when it or its trials change
+        parts = [str(path.resolve()), str(path.stat().st_mtime_ns)]
+        if trials := trials_beside(path):
+            parts.append(str(trials.stat().st_mtime_ns))
+        mark = hashlib.sha256("|".join(parts).encode()).hexdigest()[:8]
+        return corpora_folder() / f"{_stem(path)}-{mark}"
+    return path if is_prepared(path) else corpora_folder() / name
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether a whole corpus lies there."""
+    return (folder / "corpus.json").is_file()
+
+
 def find_corpus(name: str, progress: Progress | None = None) -> Corpus:
     """A prepared corpus by name or folder; `synthetic` and manifests are prepared on first use.
 
     Raises:
         DataError: there is none.
     """
+    folder, path = prepared_folder(name), Path(name)
     if name == "synthetic":
         return prepare_synthetic(corpora_folder() / name, progress=progress)
-    path = Path(name)
+    if is_prepared(folder):
+        return read_corpus(folder)
     if path.is_file():
-        parts = [str(path.resolve()), str(path.stat().st_mtime_ns)]
-        if trials := trials_beside(path):
-            parts.append(str(trials.stat().st_mtime_ns))
-        mark = hashlib.sha256("|".join(parts).encode()).hexdigest()[:8]
-        stem = path.parent.resolve().name if path.stem == "manifest" else path.stem
-        folder = corpora_folder() / f"{stem}-{mark}"
-        if (folder / "corpus.json").is_file():
-            return read_corpus(folder)
-        return prepare(path, folder, name=stem, progress=progress)
-    for folder in (path, corpora_folder() / name):
-        if (folder / "corpus.json").is_file():
-            return read_corpus(folder)
+        return prepare(path, folder, name=_stem(path), progress=progress)
     raise DataError(
         f"no corpus '{name}': neither a prepared folder, nor in {corpora_folder()}, nor a "
         "manifest; make it with: speechfuse prepare MANIFEST --out FOLDER"
     )
+
+
+def _stem(manifest: Path) -> str:
+    return manifest.parent.resolve().name if manifest.stem == "manifest" else manifest.stem
 
 
 def load_task(
