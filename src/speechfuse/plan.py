@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from speechfuse import build
 from speechfuse.cache.store import DTYPES
@@ -60,18 +62,15 @@ def _upstream_table(upstreams: Mapping[str, UpstreamPlan]) -> Table:
 
 
 def _trained_table(recipe: Recipe, specs: list[StackSpec]) -> Table:
-    from torch.utils.flop_counter import FlopCounterMode
-
     rows = []
-    with torch.device("meta"):  # no weights are drawn
-        fusion = build.build_fusion(recipe, specs, list(recipe.tasks))
-    counter: Any = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        fusion.to_empty(device="cpu")([_second(spec) for spec in specs], next(iter(recipe.tasks)))
-    macs = counter.get_total_flops() / 2
+    # Not on the meta device: its first operation imports the compiler, more than drawing weights.
+    fusion = build.build_fusion(recipe, specs, list(recipe.tasks))
+    products = _Products()  # type: ignore[no-untyped-call]
+    with products, torch.no_grad():
+        fusion([_second(spec) for spec in specs], next(iter(recipe.tasks)))
+    macs = products.total
     for name, entry in recipe.tasks.items():
-        with torch.device("meta"):  # shapes alone
-            head = build.build_head(entry, fusion.out_dim, ASSUMED)
+        head = build.build_head(entry, fusion.out_dim, ASSUMED)
         trained = sum(p.numel() for part in (fusion, head) for p in part.parameters())
         read = [fusion.merge.spec] if isinstance(fusion, MergeFirst) else specs
         shapes = " + ".join(f"{spec.num_layers} x {spec.dim}" for spec in read)
@@ -103,6 +102,25 @@ def _store_table(recipe: Recipe, upstreams: Mapping[str, UpstreamPlan]) -> Table
         rows.append([name, f"{each / 1e9:.2f} GB", total])
     title = f"Stored layers ({recipe.store.dtype}, budget {recipe.store.budget_gb:g} GB)"
     return title, ["upstream", "for an hour of audio", "for these corpora"], rows
+
+
+class _Products(TorchDispatchMode):
+    """Counts multiply-adds of matrix products and convolutions.
+
+    Torch's own FlopCounterMode imports the compiler first, which takes a second.
+    """
+
+    total = 0.0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:  # what a mode is asked before it imports the compiler
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func._overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=out) / 2
+        return out
 
 
 def _second(spec: StackSpec) -> LayerStack:

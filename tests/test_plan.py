@@ -1,0 +1,66 @@
+"""What a plan says is true, and it says so at once: no weights, no compiler, no data."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from speechfuse.build import read_recipe
+from speechfuse.plan import plan_recipe
+
+
+def trained(recipe):
+    """The table of the trained part, as one mapping for each task."""
+    _, columns, rows = plan_recipe(read_recipe(recipe))[1]
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def recipe_of(merge, *upstreams, interface="hconv"):
+    return {
+        "upstreams": {f"u{i}": part for i, part in enumerate(upstreams)},
+        "fusion": {"merge": {"kind": merge}, "interface": {"kind": interface}},
+        "tasks": {"asr": {"corpus": "nothing-yet", "head": {"kind": "ctc"}}},
+    }
+
+
+def encoder_of(folder, layers, dim):
+    """A folder with a configuration and no weights."""
+    folder.mkdir()
+    config = {"model_type": "hubert", "hidden_size": dim, "num_hidden_layers": layers - 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    return {"kind": "huggingface", "source": str(folder)}
+
+
+def test_hconv_of_a_base_model_has_the_published_parameters_and_products(tmp_path):
+    """13 -> 5 -> 2: every tap that meets a layer is one product, 50 frames a second."""
+    (row,) = trained(recipe_of("add", encoder_of(tmp_path / "base", 13, 768)))
+    assert row["fusion"] == "13 x 768 -> 768 at 50 Hz"
+    assert row["parameters"] == "4,424,832"
+    first = 3 + 5 + 5 + 5 + 3  # taps of five positions, two beyond either end
+    second = 3 + 4  # taps of two positions over five layers
+    macs = 50 * (first * 768 * 768 + second * 768 * 384)
+    assert row["multiply-adds / s"] == f"{macs / 1e9:.4f} G"
+
+
+def test_concat_adds_its_projection(tmp_path):
+    parts = [encoder_of(tmp_path / str(dim), 3, dim) for dim in (768, 512)]
+    (row,) = trained(recipe_of("concat", *parts, interface="weighted_sum"))
+    assert row["fusion"] == "3 x 1280 -> 768 at 50 Hz"
+    assert row["parameters"] == f"{3 + 1280 * 768 + 768:,}"
+    assert row["multiply-adds / s"] == f"{50 * 1280 * 768 / 1e9:.4f} G"
+
+
+@pytest.mark.parametrize("head", ["ctc", "classifier", "speaker"])
+def test_nothing_slow_is_imported(tmp_path, head):
+    """Torch alone takes a second; what is named here would take one more each."""
+    recipe = recipe_of("concat", {"kind": "filterbank"}, encoder_of(tmp_path / "e", 3, 64))
+    kind = {"ctc": "asr", "classifier": "emotion", "speaker": "verification"}[head]
+    recipe["tasks"] = {kind: {"corpus": "x", "head": {"kind": head}}}
+    code = (
+        "import json, sys; from speechfuse.build import read_recipe;"
+        "from speechfuse.plan import plan_recipe; plan_recipe(read_recipe(json.load(sys.stdin)));"
+        "slow = {'torch._dynamo', 'sympy', 'transformers', 'lightning', 'lhotse'} & {*sys.modules};"
+        "assert not slow, slow"
+    )
+    subprocess.run([sys.executable, "-c", code], input=json.dumps(recipe), text=True, check=True)
