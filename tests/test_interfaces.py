@@ -26,6 +26,7 @@ def made(name, layers, dim):
 
 def fusions(stacks, interface="hconv", **options):
     """Both orders with every merge that takes these stacks."""
+    torch.manual_seed(0)
     specs = aligned_specs([s.spec for s in stacks])
     for merge_class in catalog.MERGES.values():
         try:
@@ -124,7 +125,7 @@ def test_single_layer_is_the_chosen_one(stack):
 @pytest.mark.parametrize("interface", catalog.INTERFACES)
 @pytest.mark.parametrize("dims", [(24,), (24, 24), (24, 16), (8, 24, 16)])
 def test_fusions_keep_the_contract(interface, dims, stack):
-    """Models of other depth, rate and width: padding, batch mates, gradients, stated width."""
+    """Models of other depth, rate and width; what is asserted below, for every merge and order."""
     sizes = [(5, (14, 8), 50.0), (3, (11, 6), 40.0), (7, (27, 15), 100.0)]
 
     def stacks(garbage):
@@ -133,7 +134,8 @@ def test_fusions_keep_the_contract(interface, dims, stack):
             for seed, (dim, (layers, lengths, rate)) in enumerate(zip(dims, sizes, strict=False))
         ]
 
-    for fusion in fusions(stacks(0.0), interface):
+    others = list(fusions(stacks(0.0), interface))
+    for fusion, fresh in zip(fusions(stacks(0.0), interface), others, strict=True):
         fusion.eval()
         one, other = (fusion(stacks(garbage), "asr") for garbage in (1e4, -7.0))
         assert one.hidden.shape[-1] == fusion.out_dim
@@ -148,10 +150,16 @@ def test_fusions_keep_the_contract(interface, dims, stack):
         torch.testing.assert_close(
             fusion(alone, "asr").hidden[0, :size], one.hidden[1, :size], atol=1e-5, rtol=1e-5
         )
+        for tensor in fresh.state_dict().values():
+            tensor.normal_()
+        fresh.load_state_dict(fusion.state_dict())
+        assert torch.equal(fresh.eval()(stacks(1e4), "asr").hidden, one.hidden)
         if not list(fusion.parameters()):
             continue
-        one.hidden[0, : one.lengths[0]].square().sum().backward()
-        assert all(p.grad is not None for p in fusion.parameters())
+        fusion(stacks(0.0), "asr").hidden.square().sum().backward()
+        for label, parameter in fusion.named_parameters():
+            assert parameter.grad is not None, label
+            assert parameter.grad.abs().sum() > 0, label
 
 
 def test_add_is_the_sum_and_concat_lies_side_by_side(stack):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from architectures import ARCHITECTURES
+from speechfuse import catalog
 from speechfuse.audio import pad_clips
 from speechfuse.errors import DataError, UpstreamError
 from speechfuse.upstreams.huggingface import _DEFAULTS, HuggingFace
@@ -69,6 +70,61 @@ def test_a_batch_gives_the_same_frames_as_each_clip_alone(name, encoder):
         for one, many in zip(alone.layers, together.layers, strict=True):
             torch.testing.assert_close(one[0], many[row, :frames], atol=3e-5, rtol=1e-4)
             assert (many[row, frames:] == 0).all()
+
+
+@pytest.fixture(params=catalog.UPSTREAMS)
+def any_upstream(request, encoder):
+    """Makes each upstream of the catalog anew; `huggingface` has its architectures besides."""
+    source = {"huggingface": {"source": str(encoder("hubert"))}}
+    options = catalog.checked_options("upstream", request.param, source.get(request.param, {}))
+    return lambda: catalog.UPSTREAMS[request.param](**options)
+
+
+class TestContract:
+    def test_the_stack_is_as_planned(self, any_upstream):
+        part = any_upstream()
+        stack = part(pad_clips(clips()))
+        assert stack.spec == part.plan.spec
+        seconds = torch.tensor(CLIPS) / part.sample_rate
+        assert (stack.lengths / stack.frame_rate - seconds).abs().max() < 5 / stack.frame_rate
+        assert part(pad_clips([torch.ones(part.plan.min_samples)])).lengths.tolist() == [1]
+
+    def test_padding_never_reaches_a_valid_frame(self, any_upstream):
+        part, wav = any_upstream(), pad_clips(clips())
+        clean = part(wav)
+        for row, size in enumerate(CLIPS):
+            wav.samples[row, size:] = 0.3
+        dirty = part(wav)
+        assert all(torch.equal(a, b) for a, b in zip(clean.layers, dirty.layers, strict=True))
+        for row, frames in enumerate(clean.lengths.tolist()):
+            assert all((layer[row, frames:] == 0).all() for layer in clean.layers)
+
+    def test_alone_equals_in_a_batch(self, any_upstream):
+        part = any_upstream()
+        together = part(pad_clips(clips()))
+        for row, clip in enumerate(clips()):
+            alone = part(pad_clips([clip]))
+            frames = int(alone.lengths[0])
+            assert frames == int(together.lengths[row])
+            for one, many in zip(alone.layers, together.layers, strict=True):
+                torch.testing.assert_close(one[0], many[row, :frames], atol=3e-5, rtol=1e-4)
+
+    def test_frozen_stays_frozen_in_train(self, any_upstream):
+        part, wav = any_upstream(), pad_clips(clips())
+        part.load()
+        before = part(wav)
+        nn.ModuleList([part]).train()
+        assert not any(p.requires_grad for p in part.parameters())
+        after = part(wav)
+        assert not any(layer.requires_grad for layer in after.layers)
+        assert all(torch.equal(a, b) for a, b in zip(before.layers, after.layers, strict=True))
+
+    def test_made_again_it_gives_the_same_under_the_same_identity(self, any_upstream):
+        one, other, wav = any_upstream(), any_upstream(), pad_clips(clips())
+        assert one.identity() == other.identity()
+        assert one.identity()["source"]
+        layers = zip(one(wav).layers, other(wav).layers, strict=True)
+        assert all(torch.equal(a, b) for a, b in layers)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from speechfuse.audio import SAMPLE_RATE, log_mel, mel_macs
 from speechfuse.contracts import Upstream, UpstreamPlan
-from speechfuse.ops import zero_padding
+from speechfuse.ops import length_mask, zero_padding
 from speechfuse.types import Count, LayerStack, StackSpec, Waveforms
 
 _WINDOW = 400  # samples, 25 ms
@@ -41,7 +41,8 @@ class Filterbank(Upstream):
         lengths = (wav.lengths + self.hop // 2) // self.hop
         edge = _WINDOW // 2 - self.hop // 2
         needed = (int(lengths.max()) - 1) * self.hop + _WINDOW
-        samples = F.pad(wav.samples, (edge, max(0, needed - edge - wav.samples.shape[1])))
+        silent = wav.samples * length_mask(wav.lengths, wav.samples.shape[1])
+        samples = F.pad(silent, (edge, max(0, needed - edge - silent.shape[1])))
         mel = log_mel(samples, self.num_mels, _WINDOW, self.hop)[..., : int(lengths.max())]
         hidden = (mel.transpose(1, 2) + 4) / 4
         return LayerStack((zero_padding(hidden, lengths),), lengths, self.plan.spec.frame_rate)
