@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechfuse.alignment import align, aligned_specs, spread_layers
+from speechfuse.alignment import align, aligned_specs, common_lengths, spread_layers
 from speechfuse.errors import ShapeError
 from speechfuse.types import LayerStack, StackSpec
 
@@ -61,6 +61,12 @@ def test_equal_rates_cut_the_edge_frames_only(stack):
 def test_other_audio_is_refused_at_other_rates_too(stack):
     with pytest.raises(ShapeError, match="same audio"):
         align([stack(lengths=(100,), rate=50.0), stack(lengths=(70,), rate=25.0)])
+
+
+def test_the_common_frames_are_known_without_any_tensor(stack):
+    stacks = [stack(lengths=(9, 4), rate=40.0), stack(lengths=(12, 6)), stack(lengths=(11, 7))]
+    lengths = common_lengths([s.lengths for s in stacks], [s.frame_rate for s in stacks])
+    assert lengths.tolist() == align(stacks)[0].lengths.tolist() == [11, 6]
 
 
 def test_specs_agree_with_tensors(stack):

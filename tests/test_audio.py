@@ -55,6 +55,12 @@ def test_bad_files_are_named_with_a_remedy(tmp_path):
     soundfile.write(tmp_path / "nan.wav", samples, 16000, subtype="FLOAT")
     with pytest.raises(DataError, match="holds 1 NaN or infinite samples"):
         read_audio(tmp_path / "nan.wav")
+    soundfile.write(tmp_path / "whole.mp3", tone(44100, 2.0), 44100)
+    (tmp_path / "half.mp3").write_bytes((tmp_path / "whole.mp3").read_bytes()[:6000])
+    with pytest.raises(DataError, match=r"half\.mp3 breaks off after .* of 2\.00 s"):
+        read_audio(tmp_path / "half.mp3")
+    with pytest.raises(DataError, match="found a folder"):
+        read_audio(tmp_path)
     soundfile.write(tmp_path / "short.wav", np.zeros(100), 16000)
     with pytest.raises(DataError, match="holds no samples from 9 s on"):
         read_audio(tmp_path / "short.wav", start=9.0)

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from speechfuse.build import read_recipe
 from speechfuse.checkpoint import Run
-from speechfuse.errors import DataError, RunError
+from speechfuse.errors import DataError, RunError, ShapeError, UpstreamError
 from speechfuse.evaluate import evaluate_again, evidence_of
 from speechfuse.extract import fill_stores
 from speechfuse.metrics import with_interval
@@ -188,6 +188,9 @@ def test_predict_answers_for_files(workspace, tone_recipe, tiny_corpus):
     assert len(list(predict_files(workspace / "run", files, ["asr"]))) == 2
     with pytest.raises(RunError, match="Did you mean 'emotion'"):
         list(predict_files(workspace / "run", files, ["emotoin"]))
+    with pytest.raises(RunError, match="verification compares files; give two or more"):
+        list(predict_files(workspace / "run", files[:1], ["verification"]))
+    assert len(list(predict_files(workspace / "run", files[:1]))) == 2
 
 
 def test_noise_is_another_store_and_the_same_each_time(workspace, tone_recipe):
@@ -218,6 +221,67 @@ def test_bad_data_stops_before_any_training_and_leaves_nothing(
     with pytest.raises(DataError, match=message):
         train_run(recipe, workspace / "run")
     assert not (workspace / "run").exists()
+
+
+def test_every_upstream_is_looked_at_before_one_is_run(workspace, tone_recipe, encoder, tmp_path):
+    """Weights that are not there and the shortest clip: not after an hour with another encoder."""
+    folder = tmp_path / "no-weights"
+    shutil.copytree(encoder("hubert"), folder)
+    (folder / "model.safetensors").unlink()
+    ssl = f"upstreams.ssl={{kind: huggingface, source: {folder}}}"
+    told = []
+    with pytest.raises(UpstreamError, match=r"has no \*\.safetensors"):
+        train_run(
+            read_recipe(tone_recipe, [ssl, "fusion.merge.kind=concat"]),
+            workspace / "run",
+            lambda what, *_: told.append(what),
+        )
+    slow = "upstreams.slow={kind: filterbank, frame_rate: 1}"  # half a second at least
+    with pytest.raises(DataError, match="has 6400 samples at 16000 Hz, the upstream needs 8000"):
+        train_run(
+            read_recipe(tone_recipe, [slow, "fusion.merge.kind=concat"]),
+            workspace / "run",
+            lambda what, *_: told.append(what),
+        )
+    assert not any(what.startswith("layers of") for what in told)
+    assert not (workspace / "run").exists()
+
+
+WRONG_RATE = """
+from speechfuse.upstreams.filterbank import Filterbank
+
+class Late(Filterbank):
+    def __init__(self):
+        super().__init__(frame_rate=100.0)
+        spec = type(self.plan.spec)(1, 80, 50.0)  # and gives twice as many
+        self.plan = self.plan._replace(spec=spec)
+"""
+
+
+def test_upstreams_that_cannot_be_aligned_stop_before_any_training(workspace, tone_recipe):
+    (workspace / "wrong_rate.py").write_text(WRONG_RATE)
+    overrides = ["upstreams.late={kind: 'wrong_rate:Late'}", "fusion.merge.kind=concat"]
+    with pytest.raises(ShapeError, match=r"upstreams mel, late cannot be aligned: .* 0\.400 s"):
+        train_run(read_recipe(tone_recipe, overrides), workspace / "run")
+    assert not (workspace / "run").exists()
+
+
+def test_a_run_is_not_read_with_other_weights_of_its_upstream(
+    workspace, tone_recipe, encoder, tmp_path, tiny_corpus
+):
+    folder = tmp_path / "encoder"
+    shutil.copytree(encoder("hubert"), folder)
+    tone_recipe["upstreams"] = {"ssl": {"kind": "huggingface", "source": str(folder)}}
+    train_run(read_recipe(tone_recipe), workspace / "run")
+    tensors = load_file(folder / "model.safetensors")
+    save_file(
+        {k: v + 1 for k, v in tensors.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    message = r"made with another upstream 'ssl' \(differs in weights_sha256\); put it back"
+    with pytest.raises(RunError, match=message):
+        evaluate_again(workspace / "run")
+    with pytest.raises(RunError, match=message):
+        list(predict_files(workspace / "run", [tiny_corpus.parent / "s7-0.wav"]))
 
 
 def test_bad_audio_is_named_before_any_training(workspace, tone_recipe, tiny_corpus, tmp_path):

@@ -41,10 +41,9 @@ def align(stacks: Sequence[LayerStack]) -> list[LayerStack]:
     """
     depth = max(len(stack.layers) for stack in stacks)
     rate = max(stack.frame_rate for stack in stacks)
-    finest = torch.stack([stack.lengths for stack in stacks if stack.frame_rate == rate])
-    lengths = finest.amin(0)
-    for stack in stacks:
-        _check_same_audio(stack, lengths, rate)
+    lengths = common_lengths(
+        [stack.lengths for stack in stacks], [stack.frame_rate for stack in stacks]
+    )
     return [
         LayerStack(
             spread_layers([_on_grid(layer, stack, rate, lengths) for layer in stack.layers], depth),
@@ -53,6 +52,26 @@ def align(stacks: Sequence[LayerStack]) -> list[LayerStack]:
         )
         for stack in stacks
     ]
+
+
+def common_lengths(lengths: Sequence[Tensor], rates: Sequence[float]) -> Tensor:
+    """Frames on the common grid, (B,), from the frames (B,) and the rate of each stack.
+
+    Raises:
+        ShapeError: durations differ by more than the edge frames of the coarser stack.
+    """
+    finest = max(rates)
+    found = torch.stack([n for n, rate in zip(lengths, rates, strict=True) if rate == finest])
+    common = found.amin(0)
+    for frames, rate in zip(lengths, rates, strict=True):
+        seconds = float((frames / rate - common / finest).abs().max())
+        if seconds > (MAX_EDGE_FRAMES + 0.5) / rate:
+            raise ShapeError(
+                f"stacks at {rate:g} and {finest:g} Hz differ by {seconds:.3f} s, more than "
+                f"{MAX_EDGE_FRAMES} frames at the edges; they must be of the same audio, and their "
+                "frame rates the true ones"
+            )
+    return common
 
 
 def spread_layers(layers: Sequence[Tensor], depth: int) -> tuple[Tensor, ...]:
@@ -67,16 +86,6 @@ def spread_layers(layers: Sequence[Tensor], depth: int) -> tuple[Tensor, ...]:
         lower = layers[low]
         spread.append(lower if share == 0 else torch.lerp(lower, layers[low + 1], share))
     return tuple(spread)
-
-
-def _check_same_audio(stack: LayerStack, lengths: Tensor, rate: float) -> None:
-    """Durations may differ by the edge frames of the coarser stack, no more."""
-    seconds = (stack.lengths / stack.frame_rate - lengths / rate).abs().max()
-    if seconds > (MAX_EDGE_FRAMES + 0.5) / stack.frame_rate:
-        raise ShapeError(
-            f"stacks at {stack.frame_rate:g} and {rate:g} Hz differ by {float(seconds):.3f} s, "
-            f"more than {MAX_EDGE_FRAMES} frames at the edges: were they made of the same audio?"
-        )
 
 
 def _on_grid(hidden: Tensor, stack: LayerStack, rate: float, lengths: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from speechfuse.errors import DataError
-from speechfuse.types import Utterance, Waveforms
+from speechfuse.types import Waveforms
 
 if TYPE_CHECKING:
     from numpy import float32
@@ -28,23 +28,31 @@ def read_audio(path: Path, start: float = 0.0, duration: float | None = None) ->
     Channels are averaged and other rates resampled with soxr. start, duration: seconds.
 
     Raises:
-        DataError: the file is missing, unreadable or empty, or holds NaN or infinite samples.
+        DataError: the file is missing, unreadable, empty or broken off, or holds NaN or infinite
+            samples.
     """
     import soundfile
     import soxr
 
     if not path.is_file():
-        raise DataError(f"no audio file at {path}; check the manifest's audio column")
+        found = "a folder" if path.is_dir() else "nothing"
+        raise DataError(f"no audio file at {path}, found {found}; check the path")
     try:
         with soundfile.SoundFile(path) as file:
             rate = file.samplerate
-            file.seek(min(round(start * rate), file.frames))
+            left = file.frames - file.seek(min(round(start * rate), file.frames))
             count = -1 if duration is None else round(duration * rate)
             samples = file.read(count, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise DataError(f"cannot decode {path} ({error}); {REMEDY}") from error
     if not len(samples):
         raise DataError(f"{path} holds no samples from {start:g} s on; remove it or mend its times")
+    promised = left if duration is None else min(left, count)
+    if len(samples) < 0.9 * promised:  # a header may be a little wrong, as of some MP3 files
+        raise DataError(
+            f"{path} breaks off after {len(samples) / rate:.2f} of {promised / rate:.2f} s; "
+            f"copy it again, or {REMEDY}"
+        )
     if not np.isfinite(samples).all():
         bad = int((~np.isfinite(samples)).sum())
         raise DataError(f"{path} holds {bad} NaN or infinite samples; make the file again")
@@ -55,12 +63,6 @@ def read_audio(path: Path, start: float = 0.0, duration: float | None = None) ->
     if not len(resampled):
         raise DataError(f"{path} has {len(mono)} samples at {rate} Hz, too few to resample")
     return resampled
-
-
-def read_utterances(utterances: list[Utterance]) -> Waveforms:
-    """The audio of several utterances as one batch."""
-    clips = [torch.from_numpy(read_audio(u.audio, u.start, u.duration)) for u in utterances]
-    return pad_clips(clips)
 
 
 def pad_clips(clips: list[Tensor]) -> Waveforms:

@@ -85,7 +85,7 @@ class Run:
             if changed := _changed(known.get(name, {}), identity):
                 raise RunError(
                     f"{self.folder} was made with another upstream '{name}' (differs in "
-                    f"{', '.join(changed)}); {remedy}"
+                    f"{', '.join(changed)}); put it back, or {remedy}"
                 )
         return upstreams
 
@@ -175,7 +175,10 @@ class Run:
         path = self.folder / name
         if not path.is_file():
             raise RunError(f"{self.folder} has no {name}; is the run finished?")
-        data: dict[str, Any] = json.loads(path.read_text())
+        try:
+            data: dict[str, Any] = json.loads(path.read_text())
+        except ValueError as error:
+            raise RunError(f"{path} is damaged ({error}); train into another folder") from error
         return data
 
 

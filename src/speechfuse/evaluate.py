@@ -63,10 +63,11 @@ def open_run(
     """A trained run with its model, tasks and stored layers.
 
     Raises:
-        RunError: no run there, not trained yet, or its corpora have changed.
+        RunError: no run there, not trained yet, or its corpora or upstreams have changed.
     """
     run = Run(folder)
     recipe = run.recipe()
+    run.check(recipe)
     tasks = load_tasks(recipe, run.tasks(), progress)
     run.check_data({name: data.marks() for name, data in tasks.items()})
     model = load_model(run, recipe, {name: data.task for name, data in tasks.items()})

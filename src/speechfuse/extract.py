@@ -53,6 +53,7 @@ def fill_stores(
 
     Raises:
         DataError: too little room for all the stacks, unreadable audio, too short a clip.
+        UpstreamError: an upstream whose weights cannot be read.
     """
     by_noise: dict[float | None, list[Utterance]] = defaultdict(list)
     for data in tasks.values():
@@ -65,6 +66,10 @@ def fill_stores(
     }
     missing = {place: store.missing(by_noise[place[1]]) for place, store in stores.items()}
     _check_room(recipe, stores, missing)
+    for (name, _), utterances in missing.items():  # all of them before an hour is spent on one
+        if utterances:
+            upstreams[name].load()
+            read_batch([min(utterances, key=lambda u: u.duration or 0.0)], upstreams[name])
     for (name, noise), utterances in missing.items():
         if utterances:
             _fill(recipe, name, upstreams[name], stores[name, noise], utterances, noise, progress)
@@ -84,7 +89,6 @@ def _fill(
     progress: Progress | None,
 ) -> None:
     """Compute the stacks of these utterances, on the GPU if there is one."""
-    upstream.load()
     if recipe.length_policy == "padded":
         _report_drift(name, upstream, utterances)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -118,7 +122,7 @@ def read_batch(
             raise DataError(
                 f"utterance {u.id} ({u.audio.name}) has {len(samples)} samples at "
                 f"{SAMPLE_RATE} Hz, the upstream needs {upstream.plan.min_samples} for one frame; "
-                "remove it from the manifest"
+                "leave it out"
             )
         if noise_snr is not None:
             samples = _with_noise(samples, noise_snr)

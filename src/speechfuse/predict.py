@@ -27,7 +27,8 @@ def predict_files(
     A few files cannot be standardised as the many of the trials are: such a cosine is marked.
 
     Raises:
-        RunError: no trained run, or no such task.
+        RunError: no trained run, other weights of an upstream, no such task, or one file alone
+            where there is something to compare only.
         DataError: a file that cannot be read, before anything is answered.
     """
     run = Run(folder)
@@ -39,11 +40,15 @@ def predict_files(
     for name, state in run.tasks().items():
         tasks[name] = build.build_task(name, recipe.tasks[name])
         tasks[name].load_state(state)
+    wanted = list(only or tasks)
+    if len(files) == 1 and all(tasks[name].reads == "vector" for name in wanted):
+        raise RunError(f"{' and '.join(wanted)} compares files; give two or more, found {files[0]}")
+    run.check(recipe)
     model = load_model(run, recipe, tasks)
     upstreams = [build.build_upstream(recipe, name) for name in recipe.upstreams]
     utterances = [Utterance(id=str(path), audio=path) for path in files]
     read = [[read_batch([u], upstream) for upstream in upstreams] for u in utterances]
-    answers: dict[str, list[Any]] = {name: [] for name in (only or tasks)}
+    answers: dict[str, list[Any]] = {name: [] for name in wanted}
     for clips in read:
         stacks = [upstream(clip) for upstream, clip in zip(upstreams, clips, strict=True)]
         for name, found in answers.items():

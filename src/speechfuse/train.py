@@ -20,11 +20,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from speechfuse import build
+from speechfuse.alignment import common_lengths
 from speechfuse.cache.store import Store
 from speechfuse.checkpoint import Run
 from speechfuse.data.batching import by_duration
 from speechfuse.data.stream import Source, Stream, draw_batches
-from speechfuse.errors import DataError, RecipeError
+from speechfuse.errors import DataError, RecipeError, ShapeError
 from speechfuse.evaluate import BATCH_SECONDS, evaluate_run
 from speechfuse.extract import fill_stores
 from speechfuse.heads.ctc import CTC, frames_needed
@@ -57,6 +58,8 @@ def train_run(recipe: Recipe, folder: Path, progress: Progress | None = None) ->
     )
     _check_trained(recipe, model)
     stores = fill_stores(recipe, tasks, progress)
+    for data in tasks.values():
+        _check_aligned(recipe, data, stores[data.name])
     short = {name: _check_targets(name, model, tasks[name], stores[name]) for name in tasks}
     run.begin(recipe)
     run.save_tasks({name: data.task.state() for name, data in tasks.items()}, marks)
@@ -96,6 +99,18 @@ def load_batch(
     """Stored stacks of some utterances, and what the head learns from."""
     wanted = data.task.targets(utterances) if targets else None
     return Batch(data.name, utterances, [store.batch(utterances) for store in stores], wanted)
+
+
+def _check_aligned(recipe: Recipe, data: TaskData, stores: Sequence[Store]) -> None:
+    """Refuse upstreams that give an utterance another duration, while nothing is begun."""
+    rates = [store.spec.frame_rate for store in stores]
+    for members in data.splits.values():
+        lengths = [torch.tensor([store.frames(u) for u in members]) for store in stores]
+        try:
+            common_lengths(lengths, rates)
+        except ShapeError as error:
+            names = ", ".join(recipe.upstreams)
+            raise ShapeError(f"upstreams {names} cannot be aligned: {error}") from error
 
 
 def _check_targets(name: str, model: FusionModel, data: TaskData, stores: Sequence[Store]) -> int:
