@@ -65,6 +65,31 @@ def test_the_installed_command_exits_with_2_and_one_message(workspace, tone_reci
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train r.yaml --out r.yaml", "r.yaml is a file, expected a run folder"),
+        ("train r.yaml --out x store.folder=r.yaml", "Not a directory: 'r.yaml"),
+        ("prepare CORPUS --trials nowhere.tsv --out x", "no file at nowhere.tsv"),
+        ("weights x --picture nowhere/layers.svg", "in a folder that is there"),
+        ("weights x --picture layers.doc", "name an .svg or a .png"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_one_line_of_error(
+    workspace, tone_recipe, tiny_corpus, arguments, message
+):
+    written(tone_recipe, workspace / "r.yaml")
+    command = Path(sys.executable).parent / "speechfuse"
+    given = arguments.replace("CORPUS", str(tiny_corpus)).split()
+    done = subprocess.run([command, *given], capture_output=True, text=True)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not (workspace / "x").exists()
+
+
 def test_plan_prints_shapes_without_weights(run, workspace, encoder):
     recipe = {
         "upstreams": {

@@ -81,7 +81,8 @@ class TestManifests:
             ("audio,start\na.wav,1.5\n", "starts at 1.5 s"),
             ("audio,duration\na.wav,2\n", "2 s from 0 s on"),
             ("audio,start\na.wav,soon\n", "start and duration are seconds"),
-            ("audio,split\na.wav,tset\n", "Did you mean 'test'"),
+            ("audio,split\na.wav,tset\n", "unknown split 'tset'; .* Did you mean 'test'"),
+            ("audio,text\na.wav,yes, please\n", "line 2: more fields than columns"),
             ("audio\na.wav\na.wav\n", "'a' stands for two utterances"),
             ("audio\n", "has no utterances"),
             ("id,audio\nx,\ny,a.wav\n", "utterance 1: the audio column is empty"),
@@ -115,8 +116,12 @@ class TestManifests:
     def test_other_files_are_refused(self, audio, tmp_path):
         with pytest.raises(DataError, match=r"a manifest is \.csv, \.tsv or \.jsonl"):
             prepare(manifest(audio, "x", "m.txt"), tmp_path / "c")
-        with pytest.raises(DataError, match="cannot be read as jsonl"):
-            prepare(manifest(audio, "{not json", "m.jsonl"), tmp_path / "c")
+        for line in ("{not json", "[1, 2]", "3"):
+            with pytest.raises(DataError, match=r"m\.jsonl, line 2: found .*, expected"):
+                prepare(manifest(audio, f"\n{line}", "m.jsonl"), tmp_path / "c")
+        (audio / "m.csv").write_bytes("audio,text\na.wav,für\n".encode("latin-1"))
+        with pytest.raises(DataError, match="cannot be read as csv"):
+            prepare(audio / "m.csv", tmp_path / "c")
         with pytest.raises(DataError, match="no manifest or Kaldi folder"):
             prepare(tmp_path / "nowhere.csv", tmp_path / "c")
 
@@ -153,6 +158,12 @@ class TestKaldi:
     def test_commands_are_not_run(self, audio, tmp_path):
         with pytest.raises(DataError, match="commands are not run"):
             prepare(self.folder(audio, wav_scp="r1 touch /tmp/x |\n"), tmp_path / "corpus")
+
+    def test_a_table_that_is_not_utf_8_is_named(self, audio, tmp_path):
+        self.folder(audio, wav_scp="r1 a.wav\n")
+        (audio / "text").write_bytes("r1 für".encode("latin-1"))
+        with pytest.raises(DataError, match="text is no text in UTF-8"):
+            prepare(audio, tmp_path / "corpus")
 
     def test_a_folder_without_wav_scp(self, audio, tmp_path):
         with pytest.raises(DataError, match=r"has no wav\.scp"):
@@ -308,6 +319,11 @@ class TestTrials:
         with pytest.raises(DataError, match=message):
             read_trials(tmp_path / "trials.tsv", self.utterances())
 
+    def test_a_file_that_is_not_there_is_named(self, tmp_path):
+        for path in (tmp_path / "trials.tsv", tmp_path):
+            with pytest.raises(DataError, match=f"no file at {path}"):
+                read_trials(path, self.utterances())
+
     def test_a_name_of_two_utterances_is_refused_and_their_ids_are_not(self, tmp_path):
         utterances = [
             Utterance(id="1", audio=Path("data/x/a.wav")),
@@ -375,7 +391,7 @@ class TestSplits:
     @pytest.mark.parametrize(
         ("choice", "message"),
         [
-            ({"test_speakers": ("s11",)}, "test speaker unknown"),
+            ({"test_speakers": ("s11",)}, "test speaker 's11' unknown"),
             ({"test_speakers": ("s1",), "train_speakers": ("s1", "s2")}, "'s1' is in train and in"),
             ({"train_speakers": ("s1", "s2")}, "the test split has 0 utterances of 0 speakers"),
         ],
@@ -395,6 +411,9 @@ def test_joined_clips_hold_their_texts_one_after_the_other(audio, tmp_path):
     assert found.audio.is_file()
     assert 2.05 <= found.duration <= 2.25
     assert corpus.utterances[0].id == found.id
+    with pytest.raises(DataError, match="no speaker has 4 clips to join, at most 3"):
+        prepare(manifest(audio, body), tmp_path / "four", join=4)
+    assert not (tmp_path / "four").exists()
 
 
 def test_batches_hold_every_utterance_once_and_no_more_than_asked():

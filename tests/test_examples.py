@@ -41,8 +41,16 @@ def test_it_is_the_mean(stack, monkeypatch):
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("no_such_file:Part", "cannot be imported"), ("json:Part", "cannot be imported")],
+    [
+        ("no_such_file:Part", "cannot be imported: ModuleNotFoundError"),
+        ("json:Part", "cannot be imported: AttributeError"),
+        ("half_written:Part", "cannot be imported: SyntaxError"),
+        ("json:loads", r"is no subclass of speechfuse\.contracts\.Interface; make it one"),
+        ("json:JSONDecoder", "is no subclass of"),
+        ("speechfuse.contracts:Interface", "lacks forward"),
+    ],
 )
-def test_a_part_that_cannot_be_found_is_named(tone_recipe, kind, message):
+def test_a_part_that_cannot_be_used_is_named(workspace, tone_recipe, kind, message):
+    (workspace / "half_written.py").write_text("class Part(")
     with pytest.raises(RecipeError, match=message):
         read_recipe(tone_recipe, [f"fusion.interface={{kind: '{kind}'}}"])

@@ -175,6 +175,8 @@ class TestSearch:
         pytest.importorskip("flashlight.lib.text.decoder")
         with pytest.raises(RecipeError, match=r"cannot read KenLM file nowhere\.arpa"):
             CTC(8, num_tokens=3, search="flashlight", language_model="nowhere.arpa", symbols="ab")
+        with pytest.raises(RecipeError, match="search 'greedy' reads no language_model"):
+            CTC(8, num_tokens=3, language_model="nowhere.arpa")
 
 
 def test_am_softmax_lowers_the_true_cosine_by_the_margin():

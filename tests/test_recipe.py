@@ -92,7 +92,10 @@ def test_a_task_name_that_the_model_needs_is_refused(name):
         ("fusion.interface.stride=1", "greater than or equal to 2"),
         ("tasks.asr.head.dropout=2", "less than 1"),
         ("tasks.asr.head.join=0", "greater than or equal to 1"),
-        ("tasks.asr=5", "tasks.asr"),
+        ("tasks.asr=5", "tasks.asr: expected a mapping of settings (found 5)"),
+        ("tasks.asr.head=ctc", "tasks.asr.head: expected a mapping of settings (found 'ctc')"),
+        ("tasks=", "tasks: expected a mapping of settings (found None)"),
+        ("fusion.interface={}", "fusion.interface.kind: is missing"),
         ("seed=-1", "greater than or equal to 0"),
         ("training.interleave={asr: -1}", "greater than or equal to 0"),
         ("training.interleave={asr: 0}", "all shares are 0"),
@@ -148,7 +151,11 @@ def test_variables_are_filled_in_or_named(monkeypatch):
 
 
 def test_a_file_that_is_no_recipe(tmp_path):
-    for text, message in (("- 1\n", "expected a mapping"), ("a: [", "not readable YAML")):
+    for text, message in (
+        ("- 1\n", "holds list, expected a mapping"),
+        ("", "holds nothing, expected a mapping"),
+        ("a: [", "not readable YAML"),
+    ):
         (tmp_path / "r.yaml").write_text(text)
         with pytest.raises(RecipeError, match=message):
             load_recipe(tmp_path / "r.yaml")

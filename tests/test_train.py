@@ -206,7 +206,7 @@ def test_noise_is_another_store_and_the_same_each_time(workspace, tone_recipe):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("tasks.asr.split.test_speakers=[nobody]", "test speaker unknown"),
+        ("tasks.asr.split.test_speakers=[nobody]", "test speaker 'nobody' unknown"),
         ("tasks.emotion.labels=[calm, angry]", "emotion 'loud' is outside the label set"),
         ("tasks.asr.corpus=no-such-corpus", "no corpus 'no-such-corpus'"),
         ("tasks.language={kind: classification, label: language, corpus: CORPUS, head: {kind: classifier}}", "none of the 64 utterances"),  # noqa: E501

@@ -58,10 +58,12 @@ def _wrong_parts(data: Mapping[str, Any]) -> list[str]:
     def look(where: str, role: str, entry: Any, kind: str | None = None, skip: Any = ()) -> None:
         if not isinstance(entry, Mapping):
             return
-        kind = entry.get("kind") or kind
+        kind = entry.get("kind", kind)
+        if not isinstance(kind, str):
+            return  # the recipe's own check tells that
         options = {k: v for k, v in entry.items() if k != "kind" and k not in skip}
         try:
-            catalog.checked_options(role, str(kind), options)
+            catalog.checked_options(role, kind, options)
         except RecipeError as error:
             wrong.extend(f"{where}: {line}" for line in str(error).splitlines())
 

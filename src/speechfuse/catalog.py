@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from speechfuse.contracts import Head, Interface, Merge, Task, Upstream
 from speechfuse.errors import RecipeError, did_you_mean
 from speechfuse.heads.classifier import Classifier
 from speechfuse.heads.ctc import CTC
@@ -56,6 +57,13 @@ ROLES: Mapping[str, Table] = {
     "head": HEADS,
     "task": TASKS,
 }
+CONTRACTS: Mapping[str, type[Any]] = {
+    "upstream": Upstream,
+    "merge": Merge,
+    "interface": Interface,
+    "head": Head,
+    "task": Task,
+}
 # What the library fills in itself: a recipe cannot set it.
 FILLED_IN = ("tasks", "num_classes", "num_tokens", "symbols")
 
@@ -64,7 +72,8 @@ def find(role: str, kind: str) -> type[Any]:
     """The class that a recipe means by `kind`.
 
     Raises:
-        RecipeError: no such name, or the named module or class cannot be imported.
+        RecipeError: no such name, the named module or class cannot be imported, or it does not
+            play the role.
     """
     table = ROLES[role]
     if kind in table:
@@ -77,9 +86,20 @@ def find(role: str, kind: str) -> type[Any]:
         sys.path.insert(0, here)
     try:
         found: type[Any] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise RecipeError(f"{role} kind '{kind}' cannot be imported: {error}") from error
+    except Exception as error:  # whatever the user's file raises
+        what = f"{type(error).__name__}: {error}"
+        raise RecipeError(f"{role} kind '{kind}' cannot be imported: {what}") from error
+    contract = CONTRACTS[role]
+    if not (isinstance(found, type) and issubclass(found, contract)):
+        raise RecipeError(f"{role} kind '{kind}' is no subclass of {_full(contract)}; make it one")
+    if inspect.isabstract(found):
+        lacks = ", ".join(sorted(found.__abstractmethods__))
+        raise RecipeError(f"{role} kind '{kind}' lacks {lacks}; see {_full(contract)}")
     return found
+
+
+def _full(cls: type[Any]) -> str:
+    return f"{cls.__module__}.{cls.__name__}"
 
 
 def checked_options(role: str, kind: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,8 +66,11 @@ class Run:
         """The identities of the recipe's upstreams, if this folder may hold a run of it.
 
         Raises:
-            RunError: the folder belongs to another recipe, or to other weights of an upstream.
+            RunError: the folder belongs to another recipe, or to other weights of an upstream; or
+                it is a file.
         """
+        if self.folder.is_file():
+            raise RunError(f"{self.folder} is a file, expected a run folder; choose another name")
         upstreams = {
             name: build.build_upstream(recipe, name).identity() for name in recipe.upstreams
         }

@@ -38,6 +38,9 @@ def main() -> None:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # no room, no permission: the system's own words are the clearest
+        print(f"error: {error}; check path, permission and free room", file=sys.stderr)
+        sys.exit(2)
 
 
 @app.command()
@@ -157,6 +160,10 @@ def weights(
     picture: Annotated[Path | None, typer.Option(help="Write a picture (SVG or PNG).")] = None,
 ) -> None:
     """How much each layer of each model counts for each task."""
+    if picture and not (picture.parent.is_dir() and picture.suffix in (".svg", ".png")):
+        raise SpeechFuseError(
+            f"cannot draw into {picture}; name an .svg or a .png in a folder that is there"
+        )
     from speechfuse.experiments.layers import draw_layer_use, run_layer_use
 
     with _progress() as progress:

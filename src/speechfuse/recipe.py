@@ -172,7 +172,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{path} is not readable YAML: {error}") from error
     if not isinstance(data, dict):
-        raise RecipeError(f"{path} holds {type(data).__name__}, expected a mapping of sections")
+        found = "nothing" if data is None else type(data).__name__
+        raise RecipeError(f"{path} holds {found}, expected a mapping of sections")
     return data
 
 
@@ -239,6 +240,8 @@ def explain(error: ValidationError, top: type[BaseModel] = Recipe) -> list[str]:
             lines.append(f"{where}: unknown setting; {_known_beside(item['loc'], top)}")
         elif item["type"] == "missing":
             lines.append(f"{where}: is missing")
+        elif item["type"] in ("model_type", "dict_type"):
+            lines.append(f"{where}: expected a mapping of settings (found {item['input']!r})")
         else:
             lines.append(f"{where}: {item['msg']} (found {item['input']!r})")
     return lines

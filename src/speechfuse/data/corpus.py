@@ -163,11 +163,11 @@ def read_trials(path: Path, utterances: Sequence[Utterance]) -> tuple[Trial, ...
     """Pairs as `label enrol test`, with or without a header; names are ids or audio paths.
 
     Raises:
-        DataError: a row is not three fields, a label not 0 or 1, a name unknown or ambiguous.
+        DataError: no such file, a row that is not three fields, a label that is not 0 or 1, a
+            name unknown or ambiguous.
     """
     names = _names(utterances)
-    text = path.read_text(encoding="utf-8-sig")
-    rows = [line.replace(",", " ").split() for line in text.splitlines() if line]
+    rows = [line.replace(",", " ").split() for line in read_lines(path) if line]
     order, first = (0, 1, 2), 1
     if rows and "label" in rows[0]:
         head = ["enrol" if name in ("enroll", "enrolment") else name for name in rows[0]]
@@ -190,6 +190,20 @@ def read_trials(path: Path, utterances: Sequence[Utterance]) -> tuple[Trial, ...
                 )
         trials.append(Trial(names[one][0], names[other][0], label == "1"))
     return tuple(trials)
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a text that people bring.
+
+    Raises:
+        DataError: no such file, or not UTF-8.
+    """
+    if not path.is_file():
+        raise DataError(f"no file at {path}; check the path")
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text in UTF-8 ({error}); save it as UTF-8") from error
 
 
 def _names(utterances: Sequence[Utterance]) -> dict[str, list[str]]:

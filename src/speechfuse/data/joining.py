@@ -8,6 +8,7 @@ import numpy as np
 
 from speechfuse.audio import SAMPLE_RATE, read_audio
 from speechfuse.data.corpus import Corpus, read_corpus, replacing, write_corpus
+from speechfuse.errors import DataError
 from speechfuse.types import Progress, Utterance
 
 _PAUSE = (0.05, 0.25)  # seconds between two clips
@@ -18,6 +19,9 @@ def join_clips(corpus: Corpus, count: int, progress: Progress | None = None) -> 
     """Every clip once, `count` of one speaker and split in a row, as new files in the folder.
 
     Clips are drawn in a fixed random order; fewer than `count` at the end are left out.
+
+    Raises:
+        DataError: nobody has so many clips.
     """
     import soundfile
 
@@ -29,6 +33,9 @@ def join_clips(corpus: Corpus, count: int, progress: Progress | None = None) -> 
     for members in groups.values():
         order = [members[i] for i in random.permutation(len(members))]
         parts += [order[i : i + count] for i in range(0, len(order) - count + 1, count)]
+    if not parts:
+        most = max(len(members) for members in groups.values())
+        raise DataError(f"no speaker has {count} clips to join, at most {most}; join fewer")
     with replacing(corpus.folder) as out:
         (out / "audio").mkdir()
         utterances, about = [], {}

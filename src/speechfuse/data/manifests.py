@@ -11,6 +11,7 @@ from pathlib import Path
 from speechfuse.data.corpus import (
     Corpus,
     check_replaceable,
+    read_lines,
     read_trials,
     replacing,
     write_corpus,
@@ -98,25 +99,46 @@ def trials_beside(manifest: Path) -> Path | None:
 
 
 def _manifest_rows(path: Path) -> list[dict[str, str]]:
-    try:
-        if path.suffix == ".jsonl":
-            with path.open(encoding=_ENCODING) as file:
-                found = [json.loads(line) for line in file if line.strip()]
-            rows = [{k: str(v) for k, v in row.items() if v is not None} for row in found]
-        elif path.suffix in (".csv", ".tsv"):
-            with path.open(newline="", encoding=_ENCODING) as file:
-                reader = csv.DictReader(file, dialect=_TSV if path.suffix == ".tsv" else "excel")
-                rows = [{k: v for k, v in row.items() if k and v} for row in reader]
-        else:
-            raise DataError(f"{path} ends in '{path.suffix}'; a manifest is .csv, .tsv or .jsonl")
-    except (json.JSONDecodeError, UnicodeDecodeError, csv.Error, AttributeError) as error:
-        raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
+    if path.suffix == ".jsonl":
+        lines = enumerate(read_lines(path), start=1)
+        rows = [_json_row(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+    elif path.suffix in (".csv", ".tsv"):
+        rows = _table_rows(path, _TSV if path.suffix == ".tsv" else csv.excel)
+    else:
+        raise DataError(f"{path} ends in '{path.suffix}'; a manifest is .csv, .tsv or .jsonl")
     rows = [{_SAME_AS.get(k, k): v for k, v in row.items()} for row in rows]
     if rows and not any("audio" in row for row in rows):
         raise DataError(
-            f"{path} has no column 'audio' (or 'path'), found {sorted(rows[0])}; "
-            f"{did_you_mean('audio', rows[0])}"
+            f"{path} has no column 'audio' (or 'path'), found {sorted(rows[0])}; give that name to "
+            "the column of files"
         )
+    return rows
+
+
+def _json_row(line: str, where: str) -> dict[str, str]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where}: found '{line[:60]}', expected JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: found '{line[:60]}', expected {{\"audio\": ...}}")
+    return {k: str(v) for k, v in row.items() if v is not None}
+
+
+def _table_rows(path: Path, dialect: type[csv.Dialect]) -> list[dict[str, str]]:
+    rows = []
+    try:
+        with path.open(newline="", encoding=_ENCODING) as file:
+            reader = csv.DictReader(file, dialect=dialect)
+            for row in reader:
+                if None in row:  # else a text would be cut off at its first comma
+                    raise DataError(
+                        f"{path}, line {reader.line_num}: more fields than columns; in a .csv put "
+                        "quotes around a text with a comma"
+                    )
+                rows.append({k: v for k, v in row.items() if k and v})
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
     return rows
 
 
@@ -153,7 +175,7 @@ def _kaldi_rows(folder: Path) -> list[dict[str, str]]:
 def _kaldi_segments(path: Path, audio: dict[str, str]) -> dict[str, dict[str, str]]:
     """Lines `utterance recording start end`, in seconds."""
     rows = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         try:
@@ -173,7 +195,7 @@ def _kaldi_segments(path: Path, audio: dict[str, str]) -> dict[str, dict[str, st
 def _kaldi_table(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise DataError(f"{path.parent} is no Kaldi folder: it has no {path.name}")
-    pairs = [line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip()]
+    pairs = [line.split(maxsplit=1) for line in read_lines(path) if line.strip()]
     return {pair[0]: pair[1] if len(pair) > 1 else "" for pair in pairs}
 
 
@@ -201,7 +223,7 @@ def _utterance(
         raise DataError(f"{where}: {span:g} s from {start:g} s on, {path.name} has {rest:.2f} s")
     split = row.get("split")
     if split is not None and split not in SPLITS:
-        raise DataError(f"{where}: unknown split; {did_you_mean(split, SPLITS)}")
+        raise DataError(f"{where}: unknown split '{split}'; {did_you_mean(split, SPLITS)}")
     return Utterance(
         id=row.get("id") or path.stem,
         audio=path,

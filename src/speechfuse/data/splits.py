@@ -38,7 +38,8 @@ def split_utterances(
     for split, names in named.items():
         for name in names:
             if name not in speakers:
-                raise DataError(f"{where}: {split} speaker unknown; {did_you_mean(name, speakers)}")
+                hint = did_you_mean(name, speakers)
+                raise DataError(f"{where}: {split} speaker '{name}' unknown; {hint}")
     for one, other in combinations(named, 2):
         if both := set(named[one]) & set(named[other]):
             raise DataError(f"{where}: speaker '{min(both)}' is in {one} and in {other}")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechfuse.contracts import Head, LossSum, Prediction
+from speechfuse.errors import RecipeError
 from speechfuse.heads.ctc_search import FlashlightSearch, greedy, prefix_beam
 from speechfuse.ops import length_mask, normalise, zero_padding
 from speechfuse.types import Count, Frames, Share, Tokens
@@ -51,8 +52,13 @@ class CTC(Head):
         the best token of each frame; beam sums over paths; flashlight is the package
         flashlight-text, with a KenLM file as language_model. symbols: characters of the tokens
         from 1 on, for the language model; the task fills them in.
+
+        Raises:
+            RecipeError: a language model that cannot be read, or that the search does not use.
         """
         super().__init__()
+        if language_model and search != "flashlight":
+            raise RecipeError(f"ctc: search '{search}' reads no language_model; use 'flashlight'")
         self.normalize, self.join = normalize, join
         self.search, self.beam_size = search, beam_size
         self.project = nn.Linear(in_dim * join, project)

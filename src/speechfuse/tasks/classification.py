@@ -36,7 +36,8 @@ class Classification(Task):
             if label not in self.labels:
                 hint = did_you_mean(label, self.labels)
                 raise DataError(
-                    f"utterance {u.id}: {self.label} '{label}' is outside the label set; {hint}"
+                    f"utterance {u.id}: {self.label} '{label}' is outside the label set; {hint} "
+                    "Mend the manifest, or the task's labels"
                 )
 
     def head_options(self) -> dict[str, Any]:
