@@ -155,6 +155,7 @@ def test_a_file_that_is_no_recipe(tmp_path):
         ("- 1\n", "holds list, expected a mapping"),
         ("", "holds nothing, expected a mapping"),
         ("a: [", "not readable YAML"),
+        ("tasks:\n  asr: {x: 1}\n  asr: {x: 2}\n", r"'asr' stands twice in one section\n.* line 3"),
     ):
         (tmp_path / "r.yaml").write_text(text)
         with pytest.raises(RecipeError, match=message):

@@ -125,7 +125,7 @@ def test_the_choice_is_made_on_development_data(sweep, workspace):
         ("folds.tset=3", "folds.tset: unknown setting; known: dev, task, test, train. Did you"),
         ("conditions.one speaker.folds={trian: 1}", "'one speaker': folds.trian.* mean 'train'"),
         ("conditions.one speaker.folds.train=0", "'one speaker': folds.train: .*greater than 0"),
-        ("conditions.one speaker.folds=3", "conditions.one speaker.folds: .*dictionary"),
+        ("conditions.one speaker.folds=3", "conditions.one speaker.folds: expected a mapping"),
         ("folds=null", "condition 'one speaker': changes folds that the sweep has not"),
         ("folds.task=emotoin", "folds.task: no task 'emotoin'; .*Did you mean 'emotion'"),
         ("folds.test=3", "8 speakers in groups of 3 leave 2 untested; choose one of 1, 2, 4"),

@@ -162,6 +162,18 @@ def test_the_planned_products_are_those_that_are_computed(name, encoder):
     assert part.plan.macs_per_second == pytest.approx(found, rel=0.06)
 
 
+def test_the_input_is_normalised_as_the_preprocessor_says(encoder, tmp_path):
+    (clip,) = clips((5000,))
+    folder, found = tmp_path / "hubert", []
+    shutil.copytree(encoder("hubert large"), folder)
+    path = folder / "preprocessor_config.json"
+    for normalize in (True, False):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"do_normalize": normalize}))
+        found.append(upstream(folder)(pad_clips([clip])).layers[-1][0])
+        torch.testing.assert_close(found[-1], reference(folder, clip)[-1][0], atol=2e-5, rtol=1e-4)
+    assert not torch.allclose(*found, atol=1e-3)
+
+
 def test_defaults_equal_those_of_transformers():
     import transformers
 

@@ -163,10 +163,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping, through the safe loader.
 
     Raises:
-        RecipeError: no such file, not YAML, or not a mapping.
+        RecipeError: no such file, not YAML, a key twice in one section, or not a mapping.
     """
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.load(path.read_text(), _OnceLoader)  # a safe loader
     except FileNotFoundError as error:
         raise RecipeError(f"no recipe at {path}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -175,6 +175,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
         found = "nothing" if data is None else type(data).__name__
         raise RecipeError(f"{path} holds {found}, expected a mapping of sections")
     return data
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """YAML would let the second of two tasks of one name replace the first without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"'{key.value}' stands twice in one section",
+                    problem_mark=key.start_mark,
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
