@@ -68,7 +68,8 @@ def test_the_installed_command_exits_with_2_and_one_message(workspace, tone_reci
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("train r.yaml --out r.yaml", "r.yaml is a file, expected a run folder"),
+        ("train r.yaml --out r.yaml", "r.yaml is a file, expected a folder for runs"),
+        ("train r.yaml --out r.yaml/x", "r.yaml is a file, expected a folder for runs"),
         ("train r.yaml --out x store.folder=r.yaml", "Not a directory: 'r.yaml"),
         ("prepare CORPUS --trials nowhere.tsv --out x", "no file at nowhere.tsv"),
         ("weights x --picture nowhere/layers.svg", "in a folder that is there"),

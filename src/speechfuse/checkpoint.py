@@ -67,10 +67,11 @@ class Run:
 
         Raises:
             RunError: the folder belongs to another recipe, or to other weights of an upstream; or
-                it is a file.
+                there can be none, below a file.
         """
-        if self.folder.is_file():
-            raise RunError(f"{self.folder} is a file, expected a run folder; choose another name")
+        there = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        if not there.is_dir():
+            raise RunError(f"{there} is a file, expected a folder for runs; choose another name")
         upstreams = {
             name: build.build_upstream(recipe, name).identity() for name in recipe.upstreams
         }

@@ -251,7 +251,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
         with _shown() as show:
             yield show
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        print("\nstopped; the same command goes on from what was saved last", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
