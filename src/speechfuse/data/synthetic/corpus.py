@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy import float32
     from numpy.typing import NDArray
 
-VERSION = 1  # of this recipe for a corpus; another one is made again
+VERSION = 2  # of this recipe for a corpus; another one is made again
 _SPLITS = ("train", "dev", "test")
 _MARK = "synthetic.json"  # the settings of a folder we made
 
@@ -38,9 +38,9 @@ class Settings:
     seed: int = 7
     speakers: tuple[int, int, int] = (36, 8, 20)  # train, dev, test
     utterances: tuple[int, int, int] = (18, 12, 12)  # of each speaker
-    emotion_spread: float = 0.6  # how much performances of an emotion vary
-    snr: tuple[float, float] = (10.0, 30.0)  # dB
-    reverb_time: tuple[float, float] = (0.1, 0.4)  # seconds
+    emotion_spread: float = 0.45  # how much performances of an emotion vary
+    snr: tuple[float, float] = (5.0, 25.0)  # dB
+    reverb_time: tuple[float, float] = (0.1, 0.5)  # seconds
     version: int = VERSION
 
 
