@@ -1,8 +1,10 @@
 """The main job on tones: train, stop, go on, evaluate again, predict."""
 
 import json
+import os
 import re
 import shutil
+import signal
 from dataclasses import replace
 
 import pytest
@@ -46,6 +48,7 @@ def test_a_run_folder_holds_what_it_should(workspace, tone_recipe):
         "versions.txt",
     }
     assert any(name.startswith("events.") for name in names)
+    assert "hparams.yaml" not in names
     assert {p.name for p in (run.folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert "torch 2." in (run.folder / "versions.txt").read_text()
     assert not any(name.startswith("upstream.") for name in weights(run.folder))
@@ -79,6 +82,17 @@ class Stop(Exception):
     pass
 
 
+def assert_same_log(parts, whole):
+    """No step twice; a loss may lack, which Lightning repeats until the task has its next batch."""
+    parts, whole = Run(parts).log(), Run(whole).log()
+    assert len({(step, name) for step, name, _ in parts}) == len(parts)
+    assert set(parts) <= set(whole)
+    assert {step for step, *_ in parts} == {step for step, *_ in whole}
+    assert [row for row in parts if row[1][:4] == "dev/"] == [
+        r for r in whole if r[1][:4] == "dev/"
+    ]
+
+
 @pytest.mark.parametrize("stop", [3, 5, 8, 9])
 def test_a_stopped_run_goes_on_to_the_same_weights(workspace, tone_recipe, stop):
     """With dropout, in mid-epoch: batches, seeds and optimiser go on where they were."""
@@ -102,6 +116,47 @@ def test_a_stopped_run_goes_on_to_the_same_weights(workspace, tone_recipe, stop)
     assert first == 4 * ((stop - 1) // 4) + 1  # after the last development score
     whole, parts = weights(workspace / "whole"), weights(workspace / "parts")
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
+    assert_same_log(workspace / "parts", workspace / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [1, 4, 6, 10])
+def test_ctrl_c_ends_the_step_and_the_run_goes_on_from_there(
+    workspace, tone_recipe, stop, number, caplog
+):
+    """Before the first score, at one, between two and in the last step, which is not scored."""
+    change = {"training": {"steps": 10, "evaluate_every": 4}}
+    recipe = read_recipe(merged(tone_recipe, change))
+    train_run(recipe, workspace / "whole")
+
+    def interrupt(what, done, total):
+        if what == "training steps" and done == stop:
+            os.kill(os.getpid(), number)
+
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt):
+        train_run(recipe, workspace / "parts", interrupt)
+    assert "stopping after this step" in caplog.text
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    assert not Run(workspace / "parts").finished
+    steps = []
+    train_run(recipe, workspace / "parts", lambda w, d, n: steps.append((w, d)))
+    assert min(d for w, d in steps if w == "training steps") == (stop + 1 if stop < 10 else 9)
+    whole, parts = weights(workspace / "whole"), weights(workspace / "parts")
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+    assert_same_log(workspace / "parts", workspace / "whole")
+
+
+def test_a_second_ctrl_c_does_not_wait(workspace, tone_recipe):
+    def insist(what, done, total):
+        if what == "training steps":
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("not stopped at once")
+
+    with pytest.raises(KeyboardInterrupt):
+        train_run(read_recipe(tone_recipe), workspace / "run", insist)
+    assert not (workspace / "run" / "checkpoints" / "last.ckpt").exists()
 
 
 def test_a_finished_run_is_not_run_again(workspace, tone_recipe):

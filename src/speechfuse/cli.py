@@ -251,7 +251,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
         with _shown() as show:
             yield show
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from what was saved last", file=sys.stderr)
+        print("\nstopped, what is done is kept; the same command goes on", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from torch import Tensor
 from speechfuse import build
 from speechfuse.alignment import common_lengths
 from speechfuse.cache.store import Store
-from speechfuse.checkpoint import Run
+from speechfuse.checkpoint import Run, write_text
 from speechfuse.data.batching import by_duration
 from speechfuse.data.stream import Source, Stream, draw_batches
 from speechfuse.errors import DataError, RecipeError, ShapeError
@@ -45,6 +47,7 @@ def train_run(recipe: Recipe, folder: Path, progress: Progress | None = None) ->
 
     Raises:
         SpeechFuseError: whatever is wrong with recipe, data or upstreams, before any training.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; training ends its step first and keeps it.
     """
     run = Run(folder)
     run.check(recipe)
@@ -152,8 +155,12 @@ def _fit(
         for name, data in tasks.items()
         if model.parameters_of(name)
     }
+    resume = run.folder / "checkpoints" / "last.ckpt"
+    stop, log = _Stop(resume), LongCSV(run.folder / "log.csv")
     stream = Stream(
-        lambda: draw_batches({n: s for n, s in sources.items() if s.share}, recipe.seed),
+        lambda: stop.between(
+            draw_batches({n: s for n, s in sources.items() if s.share}, recipe.seed)
+        ),
         lambda task, members: load_batch(tasks[task], stores[task], members, targets=True),
         training.steps,
     )
@@ -168,7 +175,7 @@ def _fit(
         )
         for name in ("best", "last")  # last after best, so that it knows which the best one is
     )
-    callbacks: list[Callback] = [_StepSeed(recipe.seed), best, last]
+    callbacks: list[Callback] = [_StepSeed(recipe.seed), _OneLine(log), stop, best, last]
     if progress:
         callbacks.append(_Progress(progress))
     with _quiet():
@@ -180,7 +187,7 @@ def _fit(
             check_val_every_n_epoch=None,
             precision=training.precision,
             gradient_clip_val=training.gradient_clip,
-            logger=[LongCSV(run.folder / "log.csv"), TensorBoardLogger(run.folder, "", "")],
+            logger=[log, _Events(run.folder, "", "")],
             callbacks=callbacks,
             log_every_n_steps=max(1, training.steps // 100),
             num_sanity_val_steps=0,
@@ -189,7 +196,6 @@ def _fit(
             use_distributed_sampler=False,
         )
         module = FusionTraining(recipe, model, tasks)
-        resume = run.folder / "checkpoints" / "last.ckpt"
         try:
             trainer.fit(
                 module,
@@ -197,8 +203,10 @@ def _fit(
                 val_dataloaders=_Development(tasks, stores),
                 ckpt_path=resume if resume.is_file() else None,
             )
-        except SystemExit as stopped:  # what Lightning makes of Ctrl-C
+        except SystemExit as stopped:  # what Lightning makes of KeyboardInterrupt
             raise KeyboardInterrupt from stopped
+        if stop.asked:  # while the last step was taken or scored
+            raise KeyboardInterrupt
         if training.keep == "best" and best.best_model_path:
             state = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
             module.load_state_dict(state["state_dict"])
@@ -299,6 +307,52 @@ class _StepSeed(Callback):
         torch.manual_seed((self._seed << 32) + trainer.global_step)
 
 
+class _Stop(Callback):
+    """Ctrl-C or SIGTERM ends training between two steps and the state is kept; twice, at once.
+
+    In the midst of a step the weights may be half updated, and a batch drawn but not learned from.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._checkpoint = checkpoint
+        self.asked = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._trainer, self._saved = trainer, trainer.global_step
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):  # Lightning puts the old ones back
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, self._ask)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved = trainer.global_step  # by the checkpoint `last`
+
+    def between(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The same batches; a batch is drawn when the step before it is done and scored."""
+        for batch in batches:
+            if self.asked:
+                if self._saved != self._trainer.global_step:
+                    self._trainer.save_checkpoint(self._checkpoint)
+                raise KeyboardInterrupt
+            yield batch
+
+    def _ask(self, *_: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        logging.getLogger(__name__).warning("stopping after this step; once more: at once")
+
+
+class _OneLine(Callback):
+    """A step has one line of a name in the log: those after the resumed one are taken again."""
+
+    def __init__(self, log: LongCSV) -> None:
+        self._log = log
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log.forget_from(trainer.global_step)
+
+
 class _Progress(Callback):
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -339,6 +393,20 @@ class LongCSV(Logger):
             for name, value in metrics.items():
                 if name != "epoch":
                     file.write(f"{step},{name},{value:.6g}\n")
+
+    def forget_from(self, step: int) -> None:
+        """Drop what was logged at this step or later, by a run that goes on before it."""
+        if self._path.is_file():
+            header, *lines = self._path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if int(line.split(",")[0]) < step]
+            write_text(self._path, "".join([header, *kept]))
+
+
+class _Events(TensorBoardLogger):
+    """Events alone: hparams.yaml would be empty."""
+
+    def save(self) -> None:
+        self.experiment.flush()
 
 
 class _quiet:
