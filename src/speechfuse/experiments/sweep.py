@@ -112,6 +112,10 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepFile:
         RecipeError: all that is wrong with its sections, or all names that stand for nothing.
     """
     data = read_yaml(path)
+    if "upstreams" in data and "rows" not in data:
+        raise RecipeError(
+            f"{path}: is a recipe, of one run; use: speechfuse train {path} --out FOLDER"
+        )
     for override in overrides:
         apply_override(data, override)
     try:
