@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import load_file
 
 from speechfuse.analyse import LayerUse
-from speechfuse.errors import RecipeError
+from speechfuse.errors import RecipeError, RunError
 from speechfuse.experiments import report
 from speechfuse.experiments.report import result_tables, write_report
 from speechfuse.experiments.runner import run_sweep
@@ -80,6 +80,17 @@ def test_a_sweep_runs_resumes_and_reports(sweep, workspace):
     assert "src=" not in page
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_folder_of_another_run_is_refused_before_anything_is_computed(sweep, workspace, jobs):
+    quick = ["conditions={all: {}}", "seeds=[1]", "folds=null", "recipe.training.steps=1"]
+    run_sweep(read_sweep(sweep, quick), workspace / "out", rows=["both"])
+    longer = read_sweep(sweep, [*quick, "recipe.training.steps=2", "recipe.store.folder=new"])
+    with pytest.raises(RunError, match=r"another recipe \(differs in training\.steps\)"):
+        run_sweep(longer, workspace / "out", jobs=jobs)
+    assert not (workspace / "new").exists()
+    assert not (workspace / "out" / "fine").exists()
+
+
 def test_jobs_give_the_same_runs(sweep, workspace):
     read = read_sweep(sweep, ["conditions={all: {}}", "seeds=[1]"])
     alone = run_sweep(read, workspace / "alone", rows=["fine"])
@@ -143,6 +154,16 @@ def test_a_wrong_sweep_is_refused_before_anything_runs(sweep, workspace, overrid
     with pytest.raises(RecipeError, match=message.replace("=[", r"=\[")):
         cells(read_sweep(sweep, [override]), workspace / "out")
     assert not (workspace / "out").exists()
+
+
+def test_a_recipe_is_no_sweep(workspace, tone_recipe):
+    path = workspace / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tone_recipe))
+    with pytest.raises(RecipeError) as error:
+        read_sweep(path)
+    assert str(error.value) == (
+        f"{path}: is a recipe, of one run; use: speechfuse train {path} --out FOLDER"
+    )
 
 
 def test_rows_may_be_named_in_any_script(sweep, workspace):

@@ -36,9 +36,12 @@ def run_sweep(
     jobs: cells trained at a time, each in a process of its own with its share of the cores.
 
     Raises:
-        SpeechFuseError: whatever is wrong with a cell; those before it stay.
+        RunError: a cell's folder holds another run, and nothing is begun.
+        SpeechFuseError: whatever else is wrong with a cell; those before it stay.
     """
     todo = cells(sweep, out, rows)
+    for cell in todo:
+        Run(cell.folder).check(cell.recipe)
     new = {cell.folder for cell in todo if not Run(cell.folder).finished}
     finished = _in_turn(todo, progress) if jobs == 1 else _together(todo, jobs, progress)
     for number, (cell, metrics) in enumerate(finished, start=1):
