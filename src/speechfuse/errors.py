@@ -33,8 +33,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
     >>> did_you_mean("hcnov", ["hconv", "weighted_sum"])
     "known: hconv, weighted_sum. Did you mean 'hconv'?"
+    >>> did_you_mean("one", ["both, HConv", "two"])
+    "known: 'both, HConv', two."
     """
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return f"known: {', '.join(names) or 'none'}.{hint}"
+    shown = (f"'{one}'" if "," in one else one for one in names)
+    return f"known: {', '.join(shown) or 'none'}.{hint}"
