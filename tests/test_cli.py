@@ -1,5 +1,7 @@
 """What a user meets: help at once, one clear message for an error, exit code 2."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +138,14 @@ def test_the_whole_way_from_a_manifest(run, workspace, tone_recipe, tiny_corpus)
     assert [r for r in trained.splitlines() if "test" in r] == [
         r for r in evaluated.splitlines() if "test" in r
     ]
+    assert "accuracy (WA)" in evaluated
+    assert "balanced accuracy (UA)" in evaluated
+    assert "WER and CER compare texts as lower case, letters of any script" in evaluated
+    test = json.loads((workspace / "runs/a/metrics.json").read_text())["test"]
+    for metric, m in {"WER": test["asr"]["wer"], "EER": test["verification"]["eer"]}.items():
+        value, low, high = (f"{100 * m[key]:.1f}" for key in ("value", "low", "high"))
+        row = rf"test .* {metric} .* {value} .*\[{low}, {high}\] .* 2 "
+        assert re.search(row, evaluated), row
     status, out, _ = run("predict", "runs/a", tiny_corpus.parent / "s7-0.wav", "--task", "emotion")
     assert status == 0
     assert out.split("\t")[1] == "emotion"

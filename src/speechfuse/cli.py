@@ -214,20 +214,25 @@ def _run_sweep(
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:
+    from speechfuse.metrics import full_name
+    from speechfuse.text import NORMALISER
+
     rows = [
         [
             task,
             split,
-            metric,
-            f"{m['value']:.3f}",
-            f"{m['low']:.3f} to {m['high']:.3f}",
+            full_name(metric),
+            f"{100 * m['value']:.1f}",
+            f"[{100 * m['low']:.1f}, {100 * m['high']:.1f}]",
             str(m["speakers"]),
         ]
         for split in ("dev", "test")
         for task, scores in metrics[split].items()
         for metric, m in scores.items()
     ]
-    _table("", ["task", "split", "metric", "value", "95 % interval", "speakers"], rows)
+    _table("", ["task", "split", "metric", "%", "95 % interval", "speakers"], rows)
+    if any("wer" in scores for scores in metrics["test"].values()):
+        typer.echo(f"WER and CER compare texts as {NORMALISER}")
     for task, count in metrics["targets_longer_than_frames"].items():
         typer.echo(f"{task}: {count} training texts are longer than their frames, CTC skips them")
 

@@ -19,7 +19,19 @@ from numpy.typing import NDArray
 from speechfuse.types import Metric
 
 DRAWS = 1000
+NAMES = {
+    "wer": "WER",
+    "cer": "CER",
+    "accuracy": "accuracy (WA)",
+    "balanced_accuracy": "balanced accuracy (UA)",
+    "eer": "EER",
+}
 Values = NDArray[float64]
+
+
+def full_name(metric: str) -> str:
+    """A metric as it is printed; of a user's own task as the task calls it."""
+    return NAMES.get(metric, metric)
 
 
 def speaker_draws(speakers: int, draws: int = DRAWS) -> Values:

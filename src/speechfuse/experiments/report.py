@@ -10,16 +10,10 @@ from typing import Any
 from speechfuse.checkpoint import Run, write_text
 from speechfuse.experiments.layers import layer_figure, run_layer_use
 from speechfuse.experiments.sweep import Cell, Result, Split, SweepFile, summarise
+from speechfuse.metrics import full_name
 from speechfuse.text import NORMALISER
 from speechfuse.types import Metric
 
-NAMES = {
-    "wer": "WER",
-    "cer": "CER",
-    "accuracy": "accuracy (WA)",
-    "balanced_accuracy": "balanced accuracy (UA)",
-    "eer": "EER",
-}
 NAME_OF = {"dev": "development", "test": "test"}
 Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
 
@@ -45,7 +39,7 @@ def _table(
     split: Split,
 ) -> Table:
     keys = list(dict.fromkeys((r.task, r.metric) for r in results))
-    columns = ["", *(NAMES[metric] for _, metric in keys), "trained parameters", "seconds"]
+    columns = ["", *(full_name(metric) for _, metric in keys), "trained parameters", "seconds"]
     rows = []
     for row in dict.fromkeys(r.row for r in results):
         mine = {(r.task, r.metric): r for r in results if r.row == row}
@@ -128,7 +122,7 @@ def _curve_figure(done: Sequence[Cell]) -> Any:
             if points:
                 steps, values = zip(*points, strict=True)
                 axis.plot(steps, [100 * v for v in values], label=cell.row, linewidth=1.3)
-        axis.set_title(f"{task}: {NAMES[metric]}, %", fontsize=9, loc="left")
+        axis.set_title(f"{task}: {full_name(metric)}, %", fontsize=9, loc="left")
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3, linewidth=0.5)
