@@ -108,6 +108,21 @@ def test_what_cannot_work_is_refused_as_it_is_read(override, message):
     assert message in line
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("40", "Input should be less than 30, or '30s' (found 40)"),
+        ("long", "a valid number, unable to parse string as a number, or '30s' (found 'long')"),
+        ("[]", "Input should be a valid number, or '30s' (found [])"),
+    ],
+)
+def test_a_setting_of_several_types_is_told_in_one_line(value, message):
+    upstream = f"upstreams.w={{kind: huggingface, source: x, whisper_pad: {value}}}"
+    (line,) = wrong([upstream])
+    assert line.startswith("recipe: upstreams.w: whisper_pad: Input should be ")
+    assert line.endswith(message)
+
+
 def test_a_task_without_a_share_is_named():
     emotion = "tasks.emotion={corpus: synthetic, head: {kind: classifier}}"
     (line,) = wrong([emotion, "training.interleave={asr: 1}"])

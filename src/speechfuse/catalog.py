@@ -112,12 +112,7 @@ def checked_options(role: str, kind: str, options: Mapping[str, Any]) -> dict[st
     try:
         read = model.model_validate(dict(options))
     except ValidationError as error:
-        lines = []
-        for item, line in zip(error.errors(), explain(error), strict=True):
-            name = str(item["loc"][0])
-            if item["type"] == "extra_forbidden":
-                line = f"{name}: {kind} has no such option; {did_you_mean(name, _names(model))}"
-            lines.append(line)
+        lines = explain(error, model, unknown=f"{kind} has no such option")
         raise RecipeError("\n".join(lines)) from error
     return {name: getattr(read, name) for name in model.model_fields}
 
@@ -129,10 +124,6 @@ def option_lines(cls: type[Any]) -> list[str]:
         name if field.is_required() else f"{name} = {field.default!r}"
         for name, field in model.model_fields.items()
     ]
-
-
-def _names(model: type[BaseModel]) -> list[str]:
-    return list(model.model_fields)
 
 
 def _options_model(cls: type[Any]) -> type[BaseModel]:

@@ -9,15 +9,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from speechfuse.errors import RecipeError, did_you_mean
+
+Steps = tuple[int | str, ...]  # from the top of a recipe to one of its settings
 
 
 class _Strict(BaseModel):
@@ -243,37 +246,51 @@ def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-def explain(error: ValidationError, top: type[BaseModel] = Recipe) -> list[str]:
+def explain(
+    error: ValidationError, top: type[BaseModel] = Recipe, unknown: str = "unknown setting"
+) -> list[str]:
     """One line for each thing pydantic found wrong, with the nearest known name.
 
-    top: the model that was validated.
+    top: the model that was validated. unknown: what to call a name that it does not have.
     """
     lines = []
-    for item in error.errors():
-        where = ".".join(str(step) for step in item["loc"] if step != "[key]")
+    for path, found in groupby(error.errors(), lambda item: _setting(item["loc"], top)):
+        item, *others = found  # others: what else a setting of several types could have been
+        where = ".".join(str(step) for step in path if step != "[key]")
         if item["type"] == "extra_forbidden":
-            lines.append(f"{where}: unknown setting; {_known_beside(item['loc'], top)}")
+            known = getattr(_type_at(path[:-1], top), "model_fields", ())
+            lines.append(f"{where}: {unknown}; {did_you_mean(str(path[-1]), known)}")
         elif item["type"] == "missing":
             lines.append(f"{where}: is missing")
         elif item["type"] in ("model_type", "dict_type"):
             lines.append(f"{where}: expected a mapping of settings (found {item['input']!r})")
         else:
-            lines.append(f"{where}: {item['msg']} (found {item['input']!r})")
+            wanted = [item["msg"], *(o["msg"].removeprefix("Input should be ") for o in others)]
+            lines.append(f"{where}: {', or '.join(wanted)} (found {item['input']!r})")
     return lines
 
 
-def _known_beside(path: tuple[int | str, ...], top: type[BaseModel]) -> str:
-    """The names that could stand where an unknown one does: the fields of its section's model."""
-    model: Any = top
-    for step in path[:-1]:
-        if get_origin(model) is dict:
-            model = get_args(model)[1]
+def _setting(path: Steps, top: type[BaseModel]) -> Steps:
+    """The path without pydantic's name for the type that it tried, of several."""
+    for size in range(1, len(path)):
+        if get_origin(_type_at(path[:size], top)) in (Union, UnionType):
+            return path[:size]
+    return path
+
+
+def _type_at(path: Steps, top: type[BaseModel]) -> Any:
+    """The type of a setting or a section; of one that may be left out, what it is if it is not."""
+    found: Any = top
+    for step in path:
+        if get_origin(found) is dict:
+            found = get_args(found)[1]
         else:
-            field = getattr(model, "model_fields", {}).get(step)
-            model = field and field.annotation
-        if isinstance(model, UnionType):  # a section that may be left out
-            model = get_args(model)[0]
-    return did_you_mean(str(path[-1]), getattr(model, "model_fields", ()))
+            field = getattr(found, "model_fields", {}).get(step)
+            found = field and field.annotation
+        given = [one for one in get_args(found) if one is not NoneType]
+        if get_origin(found) in (Union, UnionType) and len(given) == 1:
+            found = given[0]
+    return found
 
 
 def _expanded(value: Any, wrong: list[str]) -> Any:
