@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from speechfuse.audio import mel_filters, pad_clips
+from speechfuse.errors import RecipeError
 from speechfuse.upstreams.filterbank import Filterbank
 
 
@@ -36,7 +37,13 @@ def test_a_batch_equals_each_clip_alone():
         torch.testing.assert_close(alone.layers[0][0], together.layers[0][row, :size])
 
 
-@pytest.mark.parametrize("rate", [100.0, 50.0, 40.0])
+@pytest.mark.parametrize(("rate", "near"), [(44.1, "40 or 50"), (999, "800 or 1000"), (0.3, "1")])
+def test_a_rate_that_is_no_divisor_is_refused(rate, near):
+    with pytest.raises(RecipeError, match=f"{rate} is no divisor of 16000 Hz; use {near}$"):
+        Filterbank(frame_rate=rate)
+
+
+@pytest.mark.parametrize("rate", [100.0, 62.5, 50.0, 40.0, 6.4])
 def test_the_plan_states_the_shortest_clip(rate):
     part = Filterbank(frame_rate=rate)
     shortest = part.plan.min_samples

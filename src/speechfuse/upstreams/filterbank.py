@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from speechfuse.audio import SAMPLE_RATE, log_mel, mel_macs
 from speechfuse.contracts import Upstream, UpstreamPlan
+from speechfuse.errors import RecipeError
 from speechfuse.ops import length_mask, zero_padding
 from speechfuse.types import Count, LayerStack, StackSpec, Waveforms
 
@@ -28,9 +29,22 @@ class Filterbank(Upstream):
     def __init__(
         self, *, num_mels: Count = 80, frame_rate: Annotated[float, Field(gt=0, le=1000)] = 100.0
     ) -> None:
-        """num_mels: features. frame_rate: Hz, a divisor of the sample rate."""
+        """num_mels: features. frame_rate: Hz, a divisor of the sample rate.
+
+        Raises:
+            RecipeError: it is none.
+        """
         super().__init__()
-        self.hop = round(SAMPLE_RATE / frame_rate)
+        hop = SAMPLE_RATE / frame_rate
+        if not hop.is_integer():
+            divisors = [rate for rate in range(1, 1001) if SAMPLE_RATE % rate == 0]
+            below = [rate for rate in divisors if rate < frame_rate]
+            near = [*below[-1:], divisors[len(below)]]
+            raise RecipeError(
+                f"filterbank: frame_rate {frame_rate:g} is no divisor of {SAMPLE_RATE} Hz; "
+                f"use {' or '.join(str(rate) for rate in near)}"
+            )
+        self.hop = int(hop)
         self.num_mels = num_mels
         spec = StackSpec(1, num_mels, SAMPLE_RATE / self.hop)
         macs = spec.frame_rate * mel_macs(num_mels, _WINDOW)
