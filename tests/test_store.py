@@ -85,6 +85,16 @@ def test_a_writer_that_stops_leaves_whole_shards_only(tmp_path, utterances):
     assert again.missing(utterances) == utterances[1:]
 
 
+def test_colleagues_may_read_what_the_umask_lets_them(tmp_path, utterances):
+    before = os.umask(0o027)
+    try:
+        store = filled(tmp_path / "s", utterances)
+    finally:
+        os.umask(before)
+    modes = {path.suffix: path.stat().st_mode & 0o777 for path in store.folder.iterdir()}
+    assert modes == {".json": 0o640, ".safetensors": 0o640}
+
+
 def test_a_damaged_shard_is_named(tmp_path, utterances):
     store = filled(tmp_path / "s", utterances)
     (shard,) = store.folder.glob("*.safetensors")

@@ -49,6 +49,7 @@ def test_a_run_folder_holds_what_it_should(workspace, tone_recipe):
     }
     assert any(name.startswith("events.") for name in names)
     assert "hparams.yaml" not in names
+    assert len({path.stat().st_mode for path in run.folder.iterdir() if path.is_file()}) == 1
     assert {p.name for p in (run.folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert "torch 2." in (run.folder / "versions.txt").read_text()
     assert not any(name.startswith("upstream.") for name in weights(run.folder))

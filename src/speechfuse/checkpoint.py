@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from speechfuse import __version__, build
+from speechfuse.cache.store import write_tensors
 from speechfuse.data.corpus import read_table, write_table
 from speechfuse.errors import RunError
 from speechfuse.model import FusionModel
@@ -127,9 +128,8 @@ class Run:
 
     def save_model(self, model: FusionModel) -> None:
         tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-        part = self.folder / "model.part"
-        save_file(tensors, part, metadata={"format": "pt", "speechfuse": __version__})
-        part.replace(self.folder / "model.safetensors")
+        metadata = {"format": "pt", "speechfuse": __version__}
+        write_tensors(self.folder / "model.safetensors", tensors, metadata)
 
     def load_model(self, model: FusionModel) -> None:
         """Raises RunError if the run is not trained yet or its weights do not fit."""

@@ -133,11 +133,21 @@ class Writer:
             return
         name = hashlib.sha256("".join(sorted(self._tensors)).encode()).hexdigest()[:16]
         path = self._store.folder / f"{name}.safetensors"
-        part = path.with_suffix(f".part{os.getpid()}")
-        save_file(self._tensors, part)
-        part.replace(path)
+        write_tensors(path, self._tensors)
         self._tensors, self._bytes = {}, 0
         self._store._look()
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file whole or not at all, to be read by whom the umask lets."""
+    part = path.with_suffix(f".part{os.getpid()}")
+    part.touch()
+    mode = part.stat().st_mode & 0o777
+    save_file(tensors, part, metadata)  # for its owner alone
+    part.chmod(mode)
+    part.replace(path)
 
 
 def utterance_key(utterance: Utterance) -> str:
