@@ -340,6 +340,24 @@ def test_a_run_is_not_read_with_other_weights_of_its_upstream(
         list(predict_files(workspace / "run", [tiny_corpus.parent / "s7-0.wav"]))
 
 
+def test_a_later_commit_with_the_same_weights_is_the_same_upstream(
+    workspace, tone_recipe, encoder, monkeypatch
+):
+    import huggingface_hub.constants
+
+    cache = workspace / "models--org--tiny"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(workspace))
+    (cache / "refs").mkdir(parents=True)
+    tone_recipe["upstreams"] = {"ssl": {"kind": "huggingface", "source": "org/tiny"}}
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(encoder("hubert"), cache / "snapshots" / commit)
+        (cache / "refs" / "main").write_text(commit)
+        train_run(read_recipe(tone_recipe), workspace / "run")
+        kept = json.loads((workspace / "run" / "upstreams.json").read_text())
+        assert kept["ssl"]["revision"] == "a" * 40  # what made the run
+    assert evaluate_again(workspace / "run")
+
+
 def test_bad_audio_is_named_before_any_training(workspace, tone_recipe, tiny_corpus, tmp_path):
     import numpy as np
     import soundfile

@@ -238,6 +238,22 @@ def test_identity_names_the_weights(encoder):
     assert random["weights"] == "random, seed 3"
 
 
+def test_identity_names_the_commit_that_the_hub_gave(encoder, tmp_path, monkeypatch):
+    """A cache as huggingface_hub lays it out; no revision, a branch and a commit are asked for."""
+    import huggingface_hub.constants
+
+    commit, cache = "0123456789abcdef0123456789abcdef01234567", tmp_path / "models--org--tiny"
+    shutil.copytree(encoder("hubert"), cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    for revision in (None, "main", commit):
+        identity = HuggingFace(source="org/tiny", revision=revision).identity()
+        assert identity["revision"] == commit
+        assert identity["source"] == "org/tiny"
+    assert "revision" not in HuggingFace(source=str(encoder("hubert"))).identity()
+
+
 def test_an_encoder_without_a_decoder_loads(encoder, tmp_path):
     """Only `encoder.*` in the file, as encoder-only exports of Whisper have it."""
     from safetensors.torch import load_file, save_file

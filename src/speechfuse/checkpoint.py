@@ -87,7 +87,10 @@ class Run:
             )
         known = self._read_json("upstreams.json")
         for name, identity in upstreams.items():
-            if changed := _changed(known.get(name, {}), identity):
+            old = known.get(name, {})
+            if "config_sha256" in identity:  # the hashes decide, a later commit may have the same
+                old = old | {"revision": identity.get("revision")}
+            if changed := _changed(old, identity):
                 raise RunError(
                     f"{self.folder} was made with another upstream '{name}' (differs in "
                     f"{', '.join(changed)}); put it back, or {remedy}"

@@ -157,8 +157,9 @@ class HuggingFace(Upstream):
     def identity(self) -> dict[str, str]:
         folder = _folder(self.source, self.revision)
         found = {"source": self.source, "config_sha256": _sha256([folder / "config.json"])}
-        if self.revision:
-            found["revision"] = self.revision
+        in_cache = folder.parent.name == "snapshots"  # of the hub, named by the commit
+        if revision := folder.name if in_cache else self.revision:
+            found["revision"] = revision
         if self.random_seed is not None:
             return found | {"weights": f"random, seed {self.random_seed}"}
         return found | {"weights_sha256": _sha256(sorted(folder.glob("*.safetensors")))}
