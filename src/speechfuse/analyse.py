@@ -26,7 +26,7 @@ from speechfuse.ops import length_mask, masked_mean, normalise
 from speechfuse.taskdata import TaskData
 from speechfuse.types import LayerStack, Tokens
 
-SAMPLE = 48  # training utterances looked at
+SAMPLE = 24  # training utterances looked at
 
 
 @dataclass(frozen=True)
