@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from speechfuse import build
-from speechfuse.analyse import layer_use
+from speechfuse.analyse import SAMPLE, layer_use
 from speechfuse.extract import fill_stores
 from speechfuse.model import FusionModel
 from speechfuse.predict import _lines
@@ -56,7 +56,7 @@ def test_weights_are_the_interface_s_and_sizes_count(trained):
     expected = fusion.interface.logits.softmax(0)
     torch.testing.assert_close(torch.tensor(use.weights), expected.detach())
     members = tasks["emotion"].splits["train"]
-    sample = members[:: max(1, len(members) // 48)][:48]
+    sample = members[:: max(1, len(members) // SAMPLE)][:SAMPLE]
     stack = fusion.merged([store.batch(sample) for store in stores["emotion"]])
     assert len(set(stack.lengths.tolist())) == 1  # so that a plain mean is the mean of all frames
     sizes = torch.stack([layer.square().mean().sqrt() for layer in stack.layers])
