@@ -10,7 +10,8 @@ without its sounds, and numbers of its pitch and of the size and speed of its ch
 speaking; each in eight levels (product quantisation). They all come from clean speech and the model
 hears the same speech in a room with noise (as in WavLM's denoising, Chen et al. 2022), so that it
 learns to listen through them. In a second round, if there is one, a block of the first takes the
-place of the normalised MFCCs. A frame is 25 ms: the strides multiply to 400 samples.
+place of the normalised MFCCs. A frame is 25 ms: the strides multiply to 400 samples, which are read
+as loud as they are.
 
 A mask hides 75 ms, about one sound. In this fast speech a cluster says next to nothing of the one
 100 ms later (4.21 of 4.49 nats are left), and masks of 200 ms taught nothing in thousands of steps.
