@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
@@ -56,6 +58,56 @@ def normalise(hidden: Tensor, kind: str) -> Tensor:
 def pad_frames(frames: list[Tensor]) -> Tensor:
     """Utterances (T_b, D) side by side, zeros on the right: (B, T, D)."""
     return pad_sequence(frames, batch_first=True)
+
+
+def mix(weights: Tensor, layers: Sequence[Tensor]) -> Tensor:
+    """Sum over l of weights[l] * layers[l]: one pass over each layer and no stack.
+
+    weights: (L,), or whatever lets weights[l] broadcast over a layer (B, T, D): (L, D) weighs
+    features, (L, B, T, 1) frames.
+    """
+    mixed: Tensor = _Mix.apply(weights.to(layers[0].dtype), *layers)  # type: ignore[no-untyped-call]
+    return mixed
+
+
+class _Mix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, *layers: Tensor) -> Tensor:
+        ctx.save_for_backward(weights, *layers)
+        total = layers[0] * weights[0]
+        for weight, layer in zip(weights[1:], layers[1:], strict=True):
+            total.addcmul_(layer, weight)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weights, *layers = ctx.saved_tensors
+        by_weight = None
+        if ctx.needs_input_grad[0]:
+            by_weight = torch.stack([_summed(grad, layer, weights.shape[1:]) for layer in layers])
+        by_layer = [
+            grad * weight if needed else None
+            for weight, needed in zip(weights, ctx.needs_input_grad[1:], strict=True)
+        ]
+        return by_weight, *by_layer
+
+
+def _summed(grad: Tensor, layer: Tensor, shape: torch.Size) -> Tensor:
+    """grad * layer, summed to a shape that broadcasts over it; a dot product makes no copy."""
+    if not shape:
+        return torch.dot(grad.flatten(), layer.flatten())
+    return (grad * layer).sum_to_size(shape)
+
+
+def joined_linear(parts: Sequence[Tensor], linear: nn.Linear) -> Tensor:
+    """linear(torch.cat(parts, -1)) as a sum of products, without the copy: N x (B, T, D)."""
+    rows = [part.flatten(0, -2) for part in parts]
+    weights = linear.weight.T.split([part.shape[-1] for part in parts])
+    total = torch.addmm(linear.bias, rows[0], weights[0])
+    for row, weight in zip(rows[1:], weights[1:], strict=True):
+        total = torch.addmm(total, row, weight)
+    return total.reshape(*parts[0].shape[:-1], -1)
 
 
 def moved(item: Any, device: torch.device) -> Any:

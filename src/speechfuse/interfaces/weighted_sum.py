@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from speechfuse.contracts import Interface
+from speechfuse.ops import mix
 from speechfuse.types import Frames, LayerStack, StackSpec
 
 
@@ -30,29 +29,4 @@ class WeightedSum(Interface):
         return self.logits.softmax(0)
 
     def forward(self, stack: LayerStack, task: str) -> Frames:
-        weights = self.logits.softmax(0).to(stack.layers[0].dtype)
-        hidden: Tensor = _Mix.apply(weights, *stack.layers)  # type: ignore[no-untyped-call]
-        return Frames(hidden, stack.lengths, stack.frame_rate)
-
-
-class _Mix(torch.autograd.Function):
-    """sum of weights[l] * layers[l], one pass over each layer and no stack, also backwards."""
-
-    @staticmethod
-    def forward(ctx: Any, weights: Tensor, *layers: Tensor) -> Tensor:
-        ctx.save_for_backward(weights, *layers)
-        total = layers[0] * weights[0]
-        for weight, layer in zip(weights[1:], layers[1:], strict=True):
-            total.addcmul_(layer, weight)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weights, *layers = ctx.saved_tensors
-        by_weight = torch.stack([torch.dot(grad.flatten(), layer.flatten()) for layer in layers])
-        by_layer = [
-            grad * weight if needed else None
-            for weight, needed in zip(weights, ctx.needs_input_grad[1:], strict=True)
-        ]
-        return by_weight, *by_layer
+        return Frames(mix(self.logits.softmax(0), stack.layers), stack.lengths, stack.frame_rate)
