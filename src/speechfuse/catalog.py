@@ -21,6 +21,7 @@ from speechfuse.heads.classifier import Classifier
 from speechfuse.heads.ctc import CTC
 from speechfuse.heads.speaker import Speaker
 from speechfuse.heads.statistics import Statistics
+from speechfuse.interfaces.grouped_weighted_sum import GroupedWeightedSum
 from speechfuse.interfaces.hconv import HConv
 from speechfuse.interfaces.single_layer import SingleLayer
 from speechfuse.interfaces.weighted_sum import WeightedSum
@@ -37,7 +38,12 @@ Table = Mapping[str, type[Any]]
 
 UPSTREAMS: Table = {"huggingface": HuggingFace, "filterbank": Filterbank}
 MERGES: Table = {"add": Add, "concat": Concat}
-INTERFACES: Table = {"single_layer": SingleLayer, "weighted_sum": WeightedSum, "hconv": HConv}
+INTERFACES: Table = {
+    "single_layer": SingleLayer,
+    "weighted_sum": WeightedSum,
+    "grouped_weighted_sum": GroupedWeightedSum,
+    "hconv": HConv,
+}
 HEADS: Table = {
     "ctc": CTC,
     "classifier": Classifier,
