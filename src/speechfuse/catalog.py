@@ -21,6 +21,7 @@ from speechfuse.heads.classifier import Classifier
 from speechfuse.heads.ctc import CTC
 from speechfuse.heads.speaker import Speaker
 from speechfuse.heads.statistics import Statistics
+from speechfuse.interfaces.concat_project import ConcatProject
 from speechfuse.interfaces.grouped_weighted_sum import GroupedWeightedSum
 from speechfuse.interfaces.hconv import HConv
 from speechfuse.interfaces.single_layer import SingleLayer
@@ -42,6 +43,7 @@ INTERFACES: Table = {
     "single_layer": SingleLayer,
     "weighted_sum": WeightedSum,
     "grouped_weighted_sum": GroupedWeightedSum,
+    "concat_project": ConcatProject,
     "hconv": HConv,
 }
 HEADS: Table = {
