@@ -63,7 +63,7 @@ class TestInterface:
         )
 
     def test_every_parameter_gets_a_gradient(self, name, layers, dim, stack):
-        part = made(name, layers, dim)
+        part = made(name, layers, dim).train()
         if not list(part.parameters()):
             pytest.skip("nothing is trained")
         out = part(stack(layers=layers, dim=dim), "asr").hidden
@@ -151,12 +151,12 @@ def test_fusions_keep_the_contract(interface, dims, stack):
             fusion(alone, "asr").hidden[0, :size], one.hidden[1, :size], atol=1e-5, rtol=1e-5
         )
         for tensor in fresh.state_dict().values():
-            tensor.normal_()
+            tensor.copy_(torch.randn(tensor.shape))
         fresh.load_state_dict(fusion.state_dict())
         assert torch.equal(fresh.eval()(stacks(1e4), "asr").hidden, one.hidden)
         if not list(fusion.parameters()):
             continue
-        fusion(stacks(0.0), "asr").hidden.square().sum().backward()
+        fusion.train()(stacks(0.0), "asr").hidden.square().sum().backward()
         for label, parameter in fusion.named_parameters():
             assert parameter.grad is not None, label
             assert parameter.grad.abs().sum() > 0, label

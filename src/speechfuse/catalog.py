@@ -23,6 +23,7 @@ from speechfuse.heads.speaker import Speaker
 from speechfuse.heads.statistics import Statistics
 from speechfuse.interfaces.concat_project import ConcatProject
 from speechfuse.interfaces.grouped_weighted_sum import GroupedWeightedSum
+from speechfuse.interfaces.gumbel_selection import GumbelSelection
 from speechfuse.interfaces.hconv import HConv
 from speechfuse.interfaces.single_layer import SingleLayer
 from speechfuse.interfaces.weighted_sum import WeightedSum
@@ -44,6 +45,7 @@ INTERFACES: Table = {
     "weighted_sum": WeightedSum,
     "grouped_weighted_sum": GroupedWeightedSum,
     "concat_project": ConcatProject,
+    "gumbel_selection": GumbelSelection,
     "hconv": HConv,
 }
 HEADS: Table = {
