@@ -22,6 +22,7 @@ from speechfuse.heads.ctc import CTC
 from speechfuse.heads.speaker import Speaker
 from speechfuse.heads.statistics import Statistics
 from speechfuse.interfaces.concat_project import ConcatProject
+from speechfuse.interfaces.frame_gating import FrameGating
 from speechfuse.interfaces.grouped_weighted_sum import GroupedWeightedSum
 from speechfuse.interfaces.gumbel_selection import GumbelSelection
 from speechfuse.interfaces.hconv import HConv
@@ -46,6 +47,7 @@ INTERFACES: Table = {
     "grouped_weighted_sum": GroupedWeightedSum,
     "concat_project": ConcatProject,
     "gumbel_selection": GumbelSelection,
+    "frame_gating": FrameGating,
     "hconv": HConv,
 }
 HEADS: Table = {
