@@ -359,7 +359,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, nargs="+", default=[1600], help="of each round")
+    parser.add_argument("--steps", type=int, nargs="+", default=[3000], help="of each round")
     parser.add_argument("--clusters", type=int, default=100)
     parser.add_argument("--warm", type=int, default=1500, help="steps of the convolutions alone")
     parser.add_argument("--block", type=int, default=5)

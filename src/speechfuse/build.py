@@ -142,6 +142,11 @@ def build_fusion(recipe: Recipe, specs: Sequence[StackSpec], tasks: Sequence[str
 
     aligned = aligned_specs(specs)
     if choice.order == "layers_first":
+        if choice.merge.kind not in ("add", "concat"):  # add is what is left out
+            raise RecipeError(
+                "order 'layers_first' concatenates and projects, merge kind "
+                f"'{choice.merge.kind}' would do nothing; use order 'merge_first'"
+            )
         return LayersFirst(
             [interface(spec) for spec in specs], aligned[0].frame_rate, normalize=choice.normalize
         )

@@ -30,6 +30,8 @@ from speechfuse.interfaces.single_layer import SingleLayer
 from speechfuse.interfaces.weighted_sum import WeightedSum
 from speechfuse.merging.add import Add
 from speechfuse.merging.concat import Concat
+from speechfuse.merging.gated import Gated
+from speechfuse.merging.interleave import Interleave
 from speechfuse.recipe import explain
 from speechfuse.tasks.classification import Classification
 from speechfuse.tasks.recognition import Recognition
@@ -40,7 +42,7 @@ from speechfuse.upstreams.huggingface import HuggingFace
 Table = Mapping[str, type[Any]]
 
 UPSTREAMS: Table = {"huggingface": HuggingFace, "filterbank": Filterbank}
-MERGES: Table = {"add": Add, "concat": Concat}
+MERGES: Table = {"add": Add, "concat": Concat, "gated": Gated, "interleave": Interleave}
 INTERFACES: Table = {
     "single_layer": SingleLayer,
     "weighted_sum": WeightedSum,

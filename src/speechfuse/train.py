@@ -121,9 +121,11 @@ def _check_targets(name: str, model: FusionModel, data: TaskData, stores: Sequen
     head, rate = model.head_of(name), model.fusion_of(name).frame_rate
     if not isinstance(head, CTC):
         return 0
-    finest = [store for store in stores if store.spec.frame_rate == rate]
+    grid = max(store.spec.frame_rate for store in stores)
+    finest = [store for store in stores if store.spec.frame_rate == grid]
     utterances = data.splits["train"]
     frames = torch.tensor([min(store.frames(u) for store in finest) for u in utterances])
+    frames *= round(rate / grid)  # a merge in time gives several for each
     targets = data.task.targets(utterances)
     rows = zip(targets.ids.tolist(), targets.lengths.tolist(), strict=True)
     needed = torch.tensor([frames_needed(ids[:size]) for ids, size in rows])

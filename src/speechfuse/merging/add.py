@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from speechfuse.alignment import one_width
 from speechfuse.contracts import Merge
-from speechfuse.errors import ShapeError
 from speechfuse.types import LayerStack, StackSpec
 
 
 class Add(Merge):
-    """merged.layers[l] = sum over models of stack.layers[l]; every model must have one width."""
+    """merged.layers[l] = sum over models of stack.layers[l]
 
-    def __init__(self, specs: Sequence[StackSpec]) -> None:
-        """Raises ShapeError for upstreams of different width."""
+    Models of another width are refused, or first brought to the widest one's D:
+
+        interpolate   feature j of D reads a narrower layer's d features at (j + 0.5) * d / D - 0.5,
+                      linearly between neighbours, clamped at both ends; as in the paper
+        project       one Linear d -> D for each narrower model, shared by its layers; starts random
+
+    The order of features means nothing, so interpolation mixes what does not belong together.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[StackSpec],
+        *,
+        width: Literal["refuse", "interpolate", "project"] = "refuse",
+    ) -> None:
+        """Raises ShapeError for upstreams of different width, unless `width` says what to do."""
         super().__init__()
-        widths = [spec.dim for spec in specs]
-        if len(set(widths)) > 1:
-            raise ShapeError(
-                f"add needs upstreams of one width, found {widths}; use merge kind 'concat'"
-            )
-        self.spec = specs[0]
+        if width == "refuse":
+            one_width(specs, "add")
+        dim = max(spec.dim for spec in specs)
+        self.spec = replace(specs[0], dim=dim)
+        learned = [spec.dim < dim and width == "project" for spec in specs]
+        self.projections = nn.ModuleList(
+            nn.Linear(spec.dim, dim) if projected else nn.Identity()
+            for spec, projected in zip(specs, learned, strict=True)
+        )
 
     def forward(self, stacks: Sequence[LayerStack]) -> LayerStack:
         first, *others = stacks
@@ -28,8 +50,19 @@ class Add(Merge):
             return first
         layers = []
         for same_depth in zip(*(stack.layers for stack in stacks), strict=True):
-            total = same_depth[0] + same_depth[1]
-            for layer in same_depth[2:]:
+            one, other, *more = (
+                self._widened(layer, project)
+                for layer, project in zip(same_depth, self.projections, strict=True)
+            )
+            total = one + other
+            for layer in more:
                 total = total.add_(layer) if not layer.requires_grad else total + layer
             layers.append(total)
         return LayerStack(tuple(layers), first.lengths, first.frame_rate)
+
+    def _widened(self, layer: Tensor, project: nn.Module) -> Tensor:
+        """One layer (B, T, d) at the merged width, (B, T, D)."""
+        projected: Tensor = project(layer)
+        if projected.shape[-1] == self.spec.dim:
+            return projected
+        return F.interpolate(projected, size=self.spec.dim, mode="linear")  # over the last axis

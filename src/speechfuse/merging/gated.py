@@ -1,0 +1,43 @@
+"""Weighted sum of aligned stacks, one learned weight for each model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from speechfuse.alignment import one_width
+from speechfuse.contracts import Merge
+from speechfuse.types import LayerStack, StackSpec
+
+
+class Gated(Merge):
+    """One learned logit per model, shared by its layers; zero logits start as the plain mean.
+
+        weights = softmax(logits)                                        (N,)
+        merged.layers[l] = sum over models n of weights[n] * stacks[n].layers[l]
+
+    The weighted sum of SUPERB (Yang et al. 2021, arXiv:2105.01051), over models in place of layers.
+    """
+
+    def __init__(self, specs: Sequence[StackSpec]) -> None:
+        """Raises ShapeError for upstreams of different width."""
+        super().__init__()
+        one_width(specs, "gated")
+        self.spec = specs[0]
+        # A single model has nothing to weigh: its logit would never get a gradient.
+        self.logits = nn.Parameter(torch.zeros(len(specs))) if len(specs) > 1 else None
+
+    def forward(self, stacks: Sequence[LayerStack]) -> LayerStack:
+        first = stacks[0]
+        if self.logits is None:
+            return first
+        weights = self.logits.softmax(0).to(first.layers[0].dtype)
+        layers = []
+        for same_depth in zip(*(stack.layers for stack in stacks), strict=True):
+            total = weights[0] * same_depth[0]
+            for weight, layer in zip(weights[1:], same_depth[1:], strict=True):
+                total = torch.addcmul(total, weight, layer)
+            layers.append(total)
+        return LayerStack(tuple(layers), first.lengths, first.frame_rate)
