@@ -21,6 +21,7 @@ from speechfuse.heads.classifier import Classifier
 from speechfuse.heads.ctc import CTC
 from speechfuse.heads.speaker import Speaker
 from speechfuse.heads.statistics import Statistics
+from speechfuse.interfaces.cls_pooling import ClsPooling
 from speechfuse.interfaces.concat_project import ConcatProject
 from speechfuse.interfaces.frame_gating import FrameGating
 from speechfuse.interfaces.grouped_weighted_sum import GroupedWeightedSum
@@ -50,6 +51,7 @@ INTERFACES: Table = {
     "concat_project": ConcatProject,
     "gumbel_selection": GumbelSelection,
     "frame_gating": FrameGating,
+    "cls_pooling": ClsPooling,
     "hconv": HConv,
 }
 HEADS: Table = {

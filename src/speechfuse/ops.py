@@ -110,6 +110,40 @@ def joined_linear(parts: Sequence[Tensor], linear: nn.Linear) -> Tensor:
     return total.reshape(*parts[0].shape[:-1], -1)
 
 
+def fitting_heads(dim: int, most: int) -> int:
+    """The largest number of attention heads, up to `most`, that divides a width.
+
+    >>> fitting_heads(768, 8), fitting_heads(510, 8), fitting_heads(7, 4)
+    (8, 6, 1)
+    """
+    return max(heads for heads in range(1, most + 1) if dim % heads == 0)
+
+
+def attend(
+    attention: nn.MultiheadAttention, queries: Tensor, tokens: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What queries (Q, D) read from the tokens (B, T, N, D) of each frame, as `attention` would.
+
+    The queries are the same in every frame, so keys and values of the tokens need not exist:
+
+        query . (K token)          = (K' query) . token        D products for a head, not D * D
+        sum of weight * (V token)  = V (sum of weight * token)        once a frame, not a token
+
+    A key bias is left out, it adds the same to every score. Returns (B, T, Q, D) and the weights
+    of each query and head, (B, T, N, Q * H), which sum to one over N.
+    """
+    heads = (attention.num_heads, -1)
+    to_query, to_key, to_value = attention.in_proj_weight.chunk(3)
+    query_bias, _, value_bias = attention.in_proj_bias.chunk(3)
+    asked = F.linear(queries, to_query, query_bias).unflatten(-1, heads)  # (Q, H, D / H)
+    keys = torch.einsum("qhi,hid->dqh", asked, to_key.unflatten(0, heads)).flatten(1)
+    weights = (tokens @ (keys / asked.shape[-1] ** 0.5)).softmax(2)
+    kept = F.dropout(weights, attention.dropout, attention.training)
+    mixed = (kept.transpose(2, 3) @ tokens).unflatten(2, (len(queries), -1))  # (B, T, Q, H, D)
+    values = torch.einsum("btqhd,hid->btqhi", mixed, to_value.unflatten(0, heads))
+    return attention.out_proj(values.flatten(3) + value_bias), weights
+
+
 def moved(item: Any, device: torch.device) -> Any:
     """Tensors on `device`, inside tuples, lists and dataclasses too; anything else as it is."""
     if isinstance(item, Tensor):
