@@ -27,6 +27,7 @@ from speechfuse.interfaces.frame_gating import FrameGating
 from speechfuse.interfaces.grouped_weighted_sum import GroupedWeightedSum
 from speechfuse.interfaces.gumbel_selection import GumbelSelection
 from speechfuse.interfaces.hconv import HConv
+from speechfuse.interfaces.layer_cross_attention import LayerCrossAttention
 from speechfuse.interfaces.single_layer import SingleLayer
 from speechfuse.interfaces.weighted_sum import WeightedSum
 from speechfuse.merging.add import Add
@@ -52,6 +53,7 @@ INTERFACES: Table = {
     "gumbel_selection": GumbelSelection,
     "frame_gating": FrameGating,
     "cls_pooling": ClsPooling,
+    "layer_cross_attention": LayerCrossAttention,
     "hconv": HConv,
 }
 HEADS: Table = {
