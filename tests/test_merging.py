@@ -17,7 +17,10 @@ OPTIONS = [
     ("add", {}),
     ("add", {"width": "interpolate"}),
     ("add", {"width": "project"}),
-    ("concat", {}),
+    ("concat", {"projection": "after"}),
+    ("concat", {"projection": "inside"}),
+    ("concat", {"projection": "before"}),
+    ("concat", {"projection": "before_per_layer"}),
     ("gated", {}),
     ("interleave", {}),
 ]
@@ -163,7 +166,20 @@ def test_interleaved_frames_alternate(stack):
         assert torch.equal(merged.layers[1][row, : 3 * size], torch.stack(expected))
 
 
-# HConv's 4,424,832 is published (Shih & Harwath 2024, Table 1).
+def test_concat_projects_before_as_products_of_each_model(stack):
+    one, other = stack(dim=24, seed=0, garbage=0.0), stack(dim=16, seed=1, garbage=0.0)
+    for projection, count in [("before", 1), ("before_per_layer", 5)]:
+        merge = merge_of([one, other], "concat", projection=projection)
+        assert len(merge.projections) == count
+        for index in (0, 4):
+            linear = merge.projections[index if count > 1 else 0]
+            expected = one.layers[index] @ linear.weight[:, :24].T + linear.bias
+            expected = expected + other.layers[index] @ linear.weight[:, 24:].T
+            torch.testing.assert_close(merge([one, other]).layers[index], expected)
+
+
+# HConv's 4,424,832 is published (Shih & Harwath 2024, Table 1); the readings of CHConv follow from
+# its layout: docs/adr/0010-chconv.md.
 @pytest.mark.parametrize(
     ("merge", "count"),
     [
@@ -171,6 +187,10 @@ def test_interleaved_frames_alternate(stack):
         ({"kind": "gated"}, 4_424_832 + 2),
         ({"kind": "interleave"}, 4_424_832),
         ({"kind": "concat"}, 18_877_440),
+        ({"kind": "concat", "projection": "after"}, 18_877_440),
+        ({"kind": "concat", "projection": "inside"}, 14_747_520),
+        ({"kind": "concat", "projection": "before"}, 5_605_248),
+        ({"kind": "concat", "projection": "before_per_layer"}, 19_770_240),
     ],
 )
 def test_parameters_for_two_base_models_with_hconv(merge, count):
@@ -178,6 +198,15 @@ def test_parameters_for_two_base_models_with_hconv(merge, count):
         fusion = fusion_of(BASE, merge)
     assert parameters(fusion) == count
     assert fusion.out_dim == 768
+
+
+def test_an_interface_that_cannot_end_in_another_width_is_refused():
+    message = "end in 768 features, which 'weighted_sum' cannot; use interface .*'hconv'"
+    with pytest.raises(RecipeError, match=message):
+        fusion_of(BASE, {"kind": "concat", "projection": "inside"}, "weighted_sum")
+    sized = {"kind": "hconv", "out_dim": 8}  # the library's to fill in
+    with pytest.raises(RecipeError, match="out_dim: hconv has no such option"):
+        read_recipe(recipe_of({"kind": "add"}) | {"fusion": {"interface": sized}})
 
 
 @pytest.mark.parametrize("kind", ["add", "gated", "interleave"])
@@ -209,6 +238,8 @@ def test_plan_shows_the_merge():
     assert row(kind="add", width="interpolate") == ("1 x 80 -> 80 at 50 Hz", 1)
     assert row(kind="add", width="project") == ("1 x 80 -> 80 at 50 Hz", 1 + 40 * 80 + 80)
     assert row(kind="concat") == ("1 x 120 -> 80 at 50 Hz", 1 + 120 * 80 + 80)
+    before = row(kind="concat", projection="before")
+    assert before == ("1 x 80 -> 80 at 50 Hz", 120 * 80 + 80 + 1)
     upstreams["coarse"] = {"kind": "filterbank", "num_mels": 80, "frame_rate": 25}
     assert row(kind="gated") == ("1 x 80 -> 80 at 50 Hz", 2 + 1)
     assert row(kind="interleave") == ("1 x 80 -> 80 at 100 Hz", 1)
@@ -217,9 +248,7 @@ def test_plan_shows_the_merge():
 def test_a_folder_made_before_these_options_still_opens(workspace):
     """Recipes were stored without them."""
     mel = {"kind": "filterbank"}
-    recipe = read_recipe(
-        recipe_of({"kind": "add"}, upstreams={"a": mel})
-    )
+    recipe = read_recipe(recipe_of({"kind": "add"}, upstreams={"a": mel}))
     run = Run(workspace / "run")
     run.begin(recipe)
     path = workspace / "run" / "recipe.yaml"

@@ -136,8 +136,8 @@ def build_fusion(recipe: Recipe, specs: Sequence[StackSpec], tasks: Sequence[str
         options = catalog.checked_options(role, part.kind, part.options)
         return catalog.find(role, part.kind)(*given, **filled, **options)
 
-    def interface(spec: StackSpec) -> Interface:
-        part: Interface = make("interface", choice.interface, spec, tasks=tasks)
+    def interface(spec: StackSpec, **filled: int) -> Interface:
+        part: Interface = make("interface", choice.interface, spec, tasks=tasks, **filled)
         return part
 
     aligned = aligned_specs(specs)
@@ -151,7 +151,26 @@ def build_fusion(recipe: Recipe, specs: Sequence[StackSpec], tasks: Sequence[str
             [interface(spec) for spec in specs], aligned[0].frame_rate, normalize=choice.normalize
         )
     merge: Merge = make("merge", choice.merge, aligned)
-    return MergeFirst(merge, interface(merge.spec), normalize=choice.normalize)
+    if merge.interface_dim is None:
+        fused = interface(merge.spec)
+    else:
+        _check_sized(choice.interface.kind, choice.merge.kind, merge.interface_dim)
+        fused = interface(merge.spec, out_dim=merge.interface_dim)
+    return MergeFirst(merge, fused, normalize=choice.normalize)
+
+
+def _check_sized(interface: str, merge: str, dim: int) -> None:
+    """Refuse an interface that cannot end in another width than it reads."""
+
+    def sized(kind: str) -> bool:
+        return "out_dim" in inspect.signature(catalog.find("interface", kind)).parameters
+
+    if not sized(interface):
+        able = " or ".join(f"'{kind}'" for kind in catalog.ROLES["interface"] if sized(kind))
+        raise RecipeError(
+            f"merge '{merge}' asks the interface to end in {dim} features, which '{interface}' "
+            f"cannot; use interface {able}, or project after or before it"
+        )
 
 
 def build_head(entry: TaskRecipe, in_dim: int, sizes: Mapping[str, Any]) -> Head:

@@ -83,7 +83,7 @@ CONTRACTS: Mapping[str, type[Any]] = {
     "task": Task,
 }
 # What the library fills in itself: a recipe cannot set it.
-FILLED_IN = ("tasks", "num_classes", "num_tokens", "symbols")
+FILLED_IN = ("tasks", "out_dim", "num_classes", "num_tokens", "symbols")
 
 
 def find(role: str, kind: str) -> type[Any]:

@@ -63,13 +63,17 @@ class Merge(nn.Module, ABC):
 
     spec: StackSpec
     project_to: int | None = None  # width to which what the interface makes of it is projected
+    interface_dim: int | None = None  # width that the interface itself has to end in
 
     @abstractmethod
     def forward(self, stacks: Sequence[LayerStack]) -> LayerStack: ...
 
 
 class Interface(nn.Module, ABC):
-    """A layer stack in, one vector per frame out."""
+    """A layer stack in, one vector per frame out.
+
+    One that can end in another width than it reads takes that as `out_dim`, an int or None.
+    """
 
     out_dim: int
 

@@ -50,20 +50,23 @@ class HConv(Interface):
         spec: StackSpec,
         *,
         tasks: Sequence[str],
+        out_dim: int | None = None,
         kernel_size: Count = 5,
         stride: Annotated[int, Field(ge=2)] = 3,
         compat: Literal["ceil", "floor"] = "ceil",
     ) -> None:
-        """kernel_size, stride: in layers. compat: with dim features for n remaining layers, ceil
-        gives each ceil(dim / n) channels and cuts the output to dim; floor gives floor(dim / n),
+        """out_dim: width of the output, that of the layers if left out. kernel_size, stride: in
+        layers. compat: with out_dim features for n remaining layers, ceil gives each
+        ceil(out_dim / n) channels and cuts the output to out_dim; floor gives floor(out_dim / n),
         as the published code does (1,023 features for 25 x 1024).
         """
         super().__init__()
         path = layer_path(spec.num_layers, kernel_size, stride)
-        narrow = spec.dim // path[-1] if compat == "floor" else math.ceil(spec.dim / path[-1])
+        whole = out_dim or spec.dim
+        narrow = whole // path[-1] if compat == "floor" else math.ceil(whole / path[-1])
         widths = [spec.dim] * (len(path) - 1) + [narrow]
         self.stride = stride
-        self.out_dim = narrow * path[-1] if compat == "floor" else spec.dim
+        self.out_dim = narrow * path[-1] if compat == "floor" else whole
         self.convs = nn.ModuleList(
             nn.Conv1d(wide, out, kernel_size, stride, kernel_size // 2)
             for wide, out in pairwise(widths)

@@ -3,30 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
+from torch import nn
 
 from speechfuse.contracts import Merge
 from speechfuse.types import LayerStack, StackSpec
 
 
 class Concat(Merge):
-    """merged.layers[l] = concatenation of stack.layers[l] over features, sum of widths wide.
+    """joined[l] = concatenation of stack.layers[l] over features, sum of widths wide.
 
-    What the interface makes of it is projected back to the widest model by one linear layer: the
-    "dense projection after concatenation" of the paper.
+    The paper's "dense projection matrix after concatenation" brings that to D, the width of the
+    widest model. Where it stands can be read in several ways (docs/adr/0010-chconv.md); numbers
+    are the parameters that are trained with HConv for two models of 13 x 768:
+
+        after              the interface reads joined; one Linear follows it      18,877,440
+        inside             the interface reads joined and ends in D itself        14,747,520
+        before             Linear(joined[l]), one for all layers, then interface   5,605,248
+        before_per_layer   Linear_l(joined[l]), one for each layer                19,770,240
+
+    Linears start random. One model alone is left as it is.
     """
 
-    def __init__(self, specs: Sequence[StackSpec]) -> None:
+    def __init__(
+        self,
+        specs: Sequence[StackSpec],
+        *,
+        projection: Literal["after", "inside", "before", "before_per_layer"] = "after",
+    ) -> None:
         super().__init__()
-        self.spec = StackSpec(specs[0].num_layers, sum(s.dim for s in specs), specs[0].frame_rate)
-        self.project_to = max(s.dim for s in specs) if len(specs) > 1 else None
+        joined, widest = sum(s.dim for s in specs), max(s.dim for s in specs)
+        self.spec = replace(specs[0], dim=joined)
+        self.projections = nn.ModuleList()
+        if len(specs) == 1:
+            return
+        if projection == "after":
+            self.project_to = widest
+        elif projection == "inside":
+            self.interface_dim = widest
+        else:
+            count = self.spec.num_layers if projection == "before_per_layer" else 1
+            self.projections.extend(nn.Linear(joined, widest) for _ in range(count))
+            self.spec = replace(specs[0], dim=widest)
 
     def forward(self, stacks: Sequence[LayerStack]) -> LayerStack:
         if len(stacks) == 1:
             return stacks[0]
-        layers = tuple(
-            torch.cat(same_depth, dim=-1)
-            for same_depth in zip(*(stack.layers for stack in stacks), strict=True)
-        )
-        return LayerStack(layers, stacks[0].lengths, stacks[0].frame_rate)
+        layers = []
+        for index, same_depth in enumerate(zip(*(stack.layers for stack in stacks), strict=True)):
+            layer = torch.cat(same_depth, dim=-1)
+            if self.projections:
+                layer = self.projections[index % len(self.projections)](layer)
+            layers.append(layer)
+        return LayerStack(tuple(layers), stacks[0].lengths, stacks[0].frame_rate)
