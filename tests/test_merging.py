@@ -8,8 +8,9 @@ from speechfuse import catalog
 from speechfuse.alignment import aligned_specs
 from speechfuse.build import build_fusion, read_recipe
 from speechfuse.checkpoint import Run
-from speechfuse.errors import RecipeError, ShapeError
+from speechfuse.errors import DataError, RecipeError, ShapeError
 from speechfuse.plan import plan_recipe
+from speechfuse.train import train_run
 from speechfuse.types import LayerStack, StackSpec
 
 BASE = [StackSpec(13, 768, 50.0)] * 2
@@ -245,16 +246,45 @@ def test_plan_shows_the_merge():
     assert row(kind="interleave") == ("1 x 80 -> 80 at 100 Hz", 1)
 
 
+def test_the_same_encoder_twice_is_refused_unless_asked_for(encoder):
+    one = {"kind": "huggingface", "source": str(encoder("whisper"))}
+    same = one | {"length_policy": "masked"}  # the default, written out
+
+    def read(other, **fusion):
+        return read_recipe(recipe_of({"kind": "add"}, upstreams={"a": one, "b": other}, **fusion))
+
+    with pytest.raises(RecipeError, match=r"'a' and 'b' are the same encoder .*allow_repeats"):
+        read(same)
+    assert read(same, allow_repeats=True).fusion.allow_repeats
+    for change in ({"whisper_pad": 1}, {"weights": "random"}, {"revision": "a" * 40}):
+        read(one | change)
+
+
 def test_a_folder_made_before_these_options_still_opens(workspace):
-    """Recipes were stored without them."""
+    """Recipes were stored without them; an encoder could be there twice."""
     mel = {"kind": "filterbank"}
-    recipe = read_recipe(recipe_of({"kind": "add"}, upstreams={"a": mel}))
+    recipe = read_recipe(
+        recipe_of({"kind": "add"}, upstreams={"a": mel, "b": mel}, allow_repeats=True)
+    )
     run = Run(workspace / "run")
     run.begin(recipe)
     path = workspace / "run" / "recipe.yaml"
     stored = yaml.safe_load(path.read_text())
-    del stored["fusion"]["merge"]["width"]
+    del stored["fusion"]["allow_repeats"], stored["fusion"]["merge"]["width"]
     path.write_text(yaml.safe_dump(stored))
     run.check(run.recipe())
     run.begin(recipe)
     assert "width" in path.read_text()
+
+
+def test_interleaved_frames_count_for_ctc(workspace, tone_recipe):
+    """Two words in 0.4 s: too long for 10 frames a second, not for those of two models in turn."""
+    mel = {"kind": "filterbank", "num_mels": 24, "frame_rate": 10}
+    tone_recipe["upstreams"] = {"a": mel, "b": mel}
+    tone_recipe["fusion"] |= {"allow_repeats": True}
+    tone_recipe["tasks"] = {"asr": tone_recipe["tasks"]["asr"]}
+    tone_recipe["training"]["steps"] = 1
+    with pytest.raises(DataError, match="texts are longer than their frames at 10 Hz"):
+        train_run(read_recipe(tone_recipe), workspace / "run")
+    interleaved = read_recipe(tone_recipe, ["fusion.merge.kind=interleave"])
+    assert train_run(interleaved, workspace / "run")["targets_longer_than_frames"] == {}

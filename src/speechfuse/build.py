@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,23 @@ def read_recipe(source: Path | Mapping[str, Any], overrides: Sequence[str] = ())
     """A recipe whose parts and options are all known.
 
     Raises:
-        RecipeError: all that is wrong with it, one line each.
+        RecipeError: all that is wrong with it, one line each, or an encoder that is there twice.
     """
-    return _resolved(load_recipe(source, overrides, check=_wrong_parts))
+    recipe = _resolved(load_recipe(source, overrides, check=_wrong_parts))
+    if not recipe.fusion.allow_repeats:
+        _refuse_repeats(recipe.upstreams)
+    return recipe
+
+
+def _refuse_repeats(upstreams: Mapping[str, Part]) -> None:
+    """One kind with equal options, defaults counted, is one encoder."""
+    for (name, part), (other, twin) in combinations(upstreams.items(), 2):
+        if part == twin:
+            raise RecipeError(
+                f"upstreams '{name}' and '{other}' are the same encoder (kind '{part.kind}', all "
+                "options equal), so the second tells nothing new; leave one out, change an "
+                "option, or ask for it with fusion.allow_repeats=true"
+            )
 
 
 def _resolved(recipe: Recipe) -> Recipe:

@@ -39,7 +39,8 @@ _LIBRARIES = (
     "soxr",
     "jiwer",
 )
-_FREE = ("store.folder", "store.budget_gb")  # settings that may differ when a run goes on
+# Settings that may differ when a run goes on.
+_FREE = ("store.folder", "store.budget_gb", "fusion.allow_repeats")
 
 
 class Run:
@@ -105,7 +106,8 @@ class Run:
                 f"{self.folder} is no run folder (no recipe.yaml); "
                 "make one with: speechfuse train RECIPE --out FOLDER"
             )
-        return build.read_recipe(path)
+        # Whether an encoder may be there twice was decided when the folder was made.
+        return build.read_recipe(path, ["fusion.allow_repeats=true"])
 
     def check_data(self, marks: Mapping[str, Mapping[str, str]]) -> None:
         """Compare the data of each task and split with what the run was begun with, if it was.

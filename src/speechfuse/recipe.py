@@ -45,6 +45,7 @@ class FusionRecipe(_Strict):
     merge: Part = Part(kind="add")
     interface: Part
     normalize: Literal["none", "layer_norm", "unit_rms"] = "none"
+    allow_repeats: bool = False  # the same encoder twice: one kind with equal options
     per_task: bool = True  # one fusion for each task, as the papers train; false: one for all
 
 
