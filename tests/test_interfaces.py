@@ -44,8 +44,9 @@ class TestInterface:
     def test_gives_the_shape_it_states(self, name, layers, dim, stack):
         part = made(name, layers, dim)
         out = part(stack(layers=layers, dim=dim), "asr")
-        assert out.hidden.shape == (2, 7, part.out_dim)
-        assert out.lengths.tolist() == [7, 4]
+        lengths = [1, 1] if part.pools else [7, 4]
+        assert out.hidden.shape == (2, lengths[0], part.out_dim)
+        assert out.lengths.tolist() == lengths
         assert out.frame_rate == 50.0
 
     def test_padding_never_reaches_a_valid_frame(self, name, layers, dim, stack):
@@ -79,7 +80,7 @@ class TestInterface:
         def run(*hidden):
             return part(LayerStack(hidden, given.lengths, 50.0), "asr").hidden
 
-        assert torch.autograd.gradcheck(run, inputs)
+        assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
 
     def test_save_and_load_give_the_same_output(self, name, layers, dim, stack):
         part, given = made(name, layers, dim), stack(layers=layers, dim=dim)

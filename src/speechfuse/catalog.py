@@ -28,6 +28,7 @@ from speechfuse.interfaces.grouped_weighted_sum import GroupedWeightedSum
 from speechfuse.interfaces.gumbel_selection import GumbelSelection
 from speechfuse.interfaces.hconv import HConv
 from speechfuse.interfaces.layer_cross_attention import LayerCrossAttention
+from speechfuse.interfaces.mhfa import MHFA
 from speechfuse.interfaces.single_layer import SingleLayer
 from speechfuse.interfaces.weighted_sum import WeightedSum
 from speechfuse.merging.add import Add
@@ -54,6 +55,7 @@ INTERFACES: Table = {
     "frame_gating": FrameGating,
     "cls_pooling": ClsPooling,
     "layer_cross_attention": LayerCrossAttention,
+    "mhfa": MHFA,
     "hconv": HConv,
 }
 HEADS: Table = {

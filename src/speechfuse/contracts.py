@@ -76,6 +76,7 @@ class Interface(nn.Module, ABC):
     """
 
     out_dim: int
+    pools: bool = False  # over time: one vector for each utterance, T = 1
 
     @abstractmethod
     def forward(self, stack: LayerStack, task: str) -> Frames: ...
