@@ -2,7 +2,15 @@ import pytest
 import torch
 
 from speechfuse.errors import RecipeError
-from speechfuse.ops import length_mask, masked_mean, masked_std, normalise, zero_padding
+from speechfuse.ops import (
+    joined_linear,
+    length_mask,
+    masked_mean,
+    masked_std,
+    mix,
+    normalise,
+    zero_padding,
+)
 
 
 def test_length_mask_is_true_where_a_position_is_valid():
@@ -37,3 +45,19 @@ def test_normalise_gives_unit_scale():
     assert normalise(hidden, "none") is hidden
     with pytest.raises(RecipeError, match="Did you mean 'layer_norm'"):
         normalise(hidden, "layernorm")
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 5), (3, 2, 4, 1)])
+def test_mix_is_the_sum_of_weights_times_layers(shape):
+    weights, layers = torch.randn(shape, dtype=torch.double), torch.randn(3, 2, 4, 5).double()
+    by_hand = torch.stack([w * layer for w, layer in zip(weights, layers, strict=True)]).sum(0)
+    torch.testing.assert_close(mix(weights, tuple(layers)), by_hand)
+    inputs = [weights.requires_grad_(), *(layer.clone().requires_grad_() for layer in layers)]
+    assert torch.autograd.gradcheck(lambda w, *given: mix(w, given), inputs)
+
+
+def test_joined_linear_reads_parts_of_any_width_in_order():
+    parts = [torch.randn(2, 4, width) for width in (3, 1, 5)]
+    linear = torch.nn.Linear(9, 2)
+    expected = linear(torch.cat(parts, dim=-1))
+    torch.testing.assert_close(joined_linear(parts, linear), expected)

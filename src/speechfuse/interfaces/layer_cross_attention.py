@@ -18,8 +18,9 @@ class LayerCrossAttention(Interface):
     read[b, t] = nn.MultiheadAttention(queries, layers of frame t, layers of frame t)   (Q, D)
     hidden[b, t] = read[b, t, 0], or for several queries W [read[b, t, 0], ...] + bias
 
-    The queries are small at the start, so that every layer counts about the same. The paper fuses
-    the image tokens of a vision transformer; here each frame is fused by itself.
+    The queries are small at the start, so that every layer counts about the same. The paper reads
+    summary tokens of a vision transformer's layers, one result for an image; here every frame has
+    its own. Number of queries and heads are our choice.
     """
 
     def __init__(
