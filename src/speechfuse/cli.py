@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -87,27 +87,53 @@ def plan(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 @app.command()
 def prepare(
-    source: Annotated[str, typer.Argument(help="synthetic, a manifest, or a Kaldi folder.")],
+    source: Annotated[
+        str, typer.Argument(help="synthetic, a manifest, a Kaldi folder, or a corpus by name.")
+    ],
+    place: Annotated[
+        Path | None, typer.Argument(metavar="FOLDER", help="Where the corpus so named lies.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Corpus folder to write.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Keep these: COLUMN=VALUE,VALUE...; may be repeated."),
+    ] = None,
     trials: Annotated[Path | None, typer.Option(help="Pairs as `label enrol test`.")] = None,
     join: Annotated[
         int, typer.Option(min=1, help="Join so many clips of a speaker into one utterance.")
     ] = 1,
 ) -> None:
-    """Import a corpus: recordings, transcripts, speakers, emotions and splits."""
+    """Import a corpus: recordings, transcripts, speakers, emotions and splits.
+
+    By name, as its owner ships it, from the FOLDER where it lies: crema_d, emodb,
+    fsdd or ravdess.
+
+    Examples: speechfuse prepare emodb /data/EmoDB --out corpora/emodb, or speechfuse
+    prepare manifest.tsv --only language=de,en.
+    """
     from speechfuse.data.manifests import prepare as prepare_corpus
+    from speechfuse.data.readers.table import find_reader
     from speechfuse.data.synthetic.corpus import prepare_synthetic
     from speechfuse.taskdata import corpora_folder
 
+    reader, path = find_reader(source) if place else None, place or Path(source)
+    full = path.resolve()  # of "." and "manifest.tsv" too the folder has a name
+    name = full.name if path.is_dir() or path.stem != "manifest" else full.parent.name
+    folder = out or corpora_folder() / (source if place else Path(name).stem)
+    chosen = _columns(only or ())
     with _progress() as progress:
         if source == "synthetic":
-            corpus = prepare_synthetic(out or corpora_folder() / source, progress=progress)
+            corpus = prepare_synthetic(folder, progress=progress)
         else:
-            path = Path(source)
-            full = path.resolve()  # of "." and "manifest.tsv" too the folder has a name
-            name = full.name if path.is_dir() or path.stem != "manifest" else full.parent.name
-            folder = out or corpora_folder() / Path(name).stem
-            corpus = prepare_corpus(path, folder, trials=trials, join=join, progress=progress)
+            corpus = prepare_corpus(
+                path,
+                folder,
+                reader=reader,
+                only=chosen,
+                trials=trials,
+                join=join,
+                progress=progress,
+            )
     for key, value in corpus.summary().items():
         typer.echo(f"{key}: {value}")
     typer.echo(f"folder: {corpus.folder}")
@@ -196,6 +222,15 @@ def parts(
         if role in (None, name):
             rows = [[kind, ", ".join(catalog.option_lines(cls))] for kind, cls in table.items()]
             _table(name, ["kind", "options"], rows)
+
+
+def _columns(only: Sequence[str]) -> dict[str, list[str]]:
+    """Values by column, of texts like part=dev-clean,test-clean."""
+    columns = [text.partition("=") for text in only]
+    for text, (column, _, values) in zip(only, columns, strict=True):
+        if not column or not values:
+            raise SpeechFuseError(f"--only {text}: expected COLUMN=VALUE, like --only language=de")
+    return {column: values.split(",") for column, _, values in columns}
 
 
 def _run_sweep(

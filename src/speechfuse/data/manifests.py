@@ -1,10 +1,10 @@
-"""Import what people have: CSV, TSV and JSONL manifests, and Kaldi folders."""
+"""Import what people have: manifests, Kaldi folders, and corpora as their owners ship them."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from speechfuse.data.corpus import (
     write_corpus,
 )
 from speechfuse.data.joining import join_clips
+from speechfuse.data.readers.layout import Reader
 from speechfuse.errors import DataError, did_you_mean
 from speechfuse.types import Progress, Utterance
 
@@ -46,13 +47,16 @@ def prepare(
     source: Path,
     folder: Path,
     *,
+    reader: Reader | None = None,
+    only: Mapping[str, Collection[str]] | None = None,
     trials: Path | None = None,
     name: str | None = None,
     join: int = 1,
     progress: Progress | None = None,
 ) -> Corpus:
-    """Import a manifest or a Kaldi folder into a corpus folder.
+    """Import a manifest, a Kaldi folder or what `reader` reads into a corpus folder.
 
+    only: keep the utterances that have one of these values in a column.
     join: put so many clips of a speaker one after the other into new audio files, with their
     texts, to make connected speech of single words.
 
@@ -64,9 +68,17 @@ def prepare(
             folder holds something that is no corpus of ours.
     """
     check_replaceable(folder)
-    if not source.exists():
-        raise DataError(f"no manifest or Kaldi folder at {source}")
-    rows = _kaldi_rows(source) if source.is_dir() else _manifest_rows(source)
+    if reader:
+        rows = reader.read(source)
+    elif not source.exists():
+        raise DataError(
+            f"no manifest or Kaldi folder at {source}; of a corpus by name give the folder too, "
+            "like: speechfuse prepare emodb FOLDER"
+        )
+    else:
+        rows = _kaldi_rows(source) if source.is_dir() else _manifest_rows(source)
+    for column, values in (only or {}).items():
+        rows = _chosen(rows, column, values, source)
     if not rows:
         raise DataError(f"{source} has no utterances")
     base = source if source.is_dir() else source.parent
@@ -82,7 +94,8 @@ def prepare(
     inside = next((path for path in rates if path.is_relative_to(folder.resolve())), None)
     if inside:
         raise DataError(f"{inside} lies in {folder}, which is to be replaced; choose another --out")
-    found = trials or trials_beside(source)
+    own = source / reader.trials if reader and reader.trials else None
+    found = trials or own or trials_beside(source)
     pairs = read_trials(found, utterances) if found else ()
     corpus = Corpus(name or folder.resolve().name, folder, tuple(utterances), pairs)
     if join > 1:
@@ -96,6 +109,24 @@ def trials_beside(manifest: Path) -> Path | None:
     """The trials that come with a manifest unless others are named: trials.tsv in its folder."""
     path = manifest.parent / "trials.tsv"
     return path if manifest.is_file() and path.is_file() else None
+
+
+def _chosen(
+    rows: list[dict[str, str]], column: str, values: Collection[str], source: Path
+) -> list[dict[str, str]]:
+    """Rows with one of these values.
+
+    Raises:
+        DataError: no row has the column, or one of the values.
+    """
+    columns = {name for row in rows for name in row}
+    if rows and column not in columns:
+        raise DataError(f"{source} has no column '{column}'; {did_you_mean(column, columns)}")
+    known = {row[column] for row in rows if column in row}
+    for value in values:
+        if value not in known:
+            raise DataError(f"{source}: no {column} is '{value}'; {did_you_mean(value, known)}")
+    return [row for row in rows if row.get(column) in values]
 
 
 def _manifest_rows(path: Path) -> list[dict[str, str]]:

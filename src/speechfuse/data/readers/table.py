@@ -1,0 +1,26 @@
+"""Every corpus that can be prepared by name: a new one is a file and a line here."""
+
+from __future__ import annotations
+
+from speechfuse.data.readers import crema_d, emodb, fsdd, ravdess
+from speechfuse.data.readers.layout import Reader
+from speechfuse.errors import DataError, did_you_mean
+
+READERS = {
+    "crema_d": Reader(crema_d.read),
+    "emodb": Reader(emodb.read),
+    "fsdd": Reader(fsdd.read),
+    "ravdess": Reader(ravdess.read),
+}
+
+
+def find_reader(corpus: str) -> Reader:
+    """The reader of a corpus.
+
+    Raises:
+        DataError: there is none of that name.
+    """
+    if corpus not in READERS:
+        hint = did_you_mean(corpus, READERS)
+        raise DataError(f"no corpus '{corpus}' to read from its owner's folder; {hint}")
+    return READERS[corpus]
