@@ -148,6 +148,26 @@ def test_ctrl_c_ends_the_step_and_the_run_goes_on_from_there(
     assert_same_log(workspace / "parts", workspace / "whole")
 
 
+@pytest.mark.parametrize("stop", [6, 12])
+def test_a_stopped_run_goes_on_in_another_folder(workspace, tone_recipe, stop):
+    """The best score, here the first, is still known there, and its weights are found."""
+    recipe = read_recipe(merged(tone_recipe, {"training": {"steps": 12, "evaluate_every": 4}}))
+    train_run(recipe, workspace / "whole")
+    errors = [error for _, name, error in Run(workspace / "whole").log() if name == "dev/error"]
+    assert errors[0] < min(errors[1:])
+
+    def interrupt(what, done, total):
+        if what == "training steps" and done == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_run(recipe, workspace / "here", interrupt)
+    (workspace / "here").rename(workspace / "there")
+    train_run(recipe, workspace / "there")
+    whole, parts = weights(workspace / "whole"), weights(workspace / "there")
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+
+
 def test_a_second_ctrl_c_does_not_wait(workspace, tone_recipe):
     def insist(what, done, total):
         if what == "training steps":

@@ -192,7 +192,8 @@ def _fit(
         )
         for name in ("best", "last")  # last after best, so that it knows which the best one is
     )
-    callbacks: list[Callback] = [_StepSeed(recipe.seed), _OneLine(log), stop, best, last]
+    moved = _Moved(run.folder / "checkpoints")
+    callbacks: list[Callback] = [_StepSeed(recipe.seed), _OneLine(log), stop, moved, best, last]
     if progress:
         callbacks.append(_Progress(progress))
     with _quiet():
@@ -358,6 +359,29 @@ class _Stop(Callback):
             raise KeyboardInterrupt
         self.asked = True
         logging.getLogger(__name__).warning("stopping after this step; once more: at once")
+
+
+class _Moved(Callback):
+    """A run folder may be moved between two calls; Lightning keeps whole paths of its checkpoints.
+
+    Where they differ it would forget the best score, and look for the best weights in the old
+    place.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = str(folder.resolve())
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        def here(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {here(path): score for path, score in value.items()}
+            return value.replace(old, self._folder, 1) if isinstance(value, str) else value
+
+        for state in checkpoint["callbacks"].values():
+            if old := state.get("dirpath"):
+                state.update({name: here(value) for name, value in state.items()})
 
 
 class _OneLine(Callback):
