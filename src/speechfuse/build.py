@@ -20,14 +20,18 @@ from speechfuse.recipe import Part, Recipe, TaskRecipe, load_recipe
 from speechfuse.types import StackSpec
 
 
-def read_recipe(source: Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+def read_recipe(
+    source: Path | Mapping[str, Any], overrides: Sequence[str] = (), *, refuse_repeats: bool = True
+) -> Recipe:
     """A recipe whose parts and options are all known.
+
+    refuse_repeats: an encoder that is there twice, unless the recipe allows it.
 
     Raises:
         RecipeError: all that is wrong with it, one line each, or an encoder that is there twice.
     """
     recipe = _resolved(load_recipe(source, overrides, check=_wrong_parts))
-    if not recipe.fusion.allow_repeats:
+    if refuse_repeats and not recipe.fusion.allow_repeats:
         _refuse_repeats(recipe.upstreams)
     return recipe
 

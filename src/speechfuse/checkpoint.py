@@ -107,7 +107,7 @@ class Run:
                 "make one with: speechfuse train RECIPE --out FOLDER"
             )
         # Whether an encoder may be there twice was decided when the folder was made.
-        return build.read_recipe(path, ["fusion.allow_repeats=true"])
+        return build.read_recipe(path, refuse_repeats=False)
 
     def check_data(self, marks: Mapping[str, Mapping[str, str]]) -> None:
         """Compare the data of each task and split with what the run was begun with, if it was.
