@@ -106,10 +106,11 @@ def prepare(
     """Import a corpus: recordings, transcripts, speakers, emotions and splits.
 
     By name, as its owner ships it, from the FOLDER where it lies: crema_d, emodb,
-    fsdd or ravdess.
+    fluent_commands, fsdd, iemocap, librispeech, ml_superb (one hour of each language),
+    ml_superb_10min, ravdess or voxceleb1.
 
     Examples: speechfuse prepare emodb /data/EmoDB --out corpora/emodb, or speechfuse
-    prepare manifest.tsv --only language=de,en.
+    prepare librispeech /data/LibriSpeech --only part=train-clean-100,dev-clean,test-clean.
     """
     from speechfuse.data.manifests import prepare as prepare_corpus
     from speechfuse.data.readers.table import find_reader

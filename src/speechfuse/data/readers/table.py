@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from speechfuse.data.readers import crema_d, emodb, fsdd, ravdess
+from speechfuse.data.readers import (
+    crema_d,
+    emodb,
+    fluent_commands,
+    fsdd,
+    iemocap,
+    librispeech,
+    ml_superb,
+    ravdess,
+    voxceleb1,
+)
 from speechfuse.data.readers.layout import Reader
 from speechfuse.errors import DataError, did_you_mean
 
 READERS = {
     "crema_d": Reader(crema_d.read),
     "emodb": Reader(emodb.read),
+    "fluent_commands": Reader(fluent_commands.read),
     "fsdd": Reader(fsdd.read),
+    "iemocap": Reader(iemocap.read),
+    "librispeech": Reader(librispeech.read),
+    "ml_superb": Reader(ml_superb.read_1h),
+    "ml_superb_10min": Reader(ml_superb.read_10min),
     "ravdess": Reader(ravdess.read),
+    "voxceleb1": Reader(voxceleb1.read, trials=voxceleb1.TRIALS),
 }
 
 
