@@ -147,6 +147,15 @@ def test_add_projects_the_narrower_models_alone(stack):
     torch.testing.assert_close(merge(stacks).layers[2], expected)
 
 
+@pytest.mark.parametrize("dims", [(8, 8, 24), (24, 8, 8)])
+def test_the_order_of_models_does_not_decide_the_precision(dims, stack):
+    """In mixed precision projections give bfloat16, the widest model stays as it is."""
+    stacks = [stack(dim=dim, seed=seed) for seed, dim in enumerate(dims)]
+    merge = merge_of(stacks, "add", width="project")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert merge(stacks).layers[0].dtype == torch.float32
+
+
 def test_gated_starts_as_the_mean_and_weighs_models(stack):
     stacks = [stack(seed=seed, garbage=0.0) for seed in range(3)]
     merge = merge_of(stacks, "gated")

@@ -33,19 +33,14 @@ def aligned_specs(specs: Sequence[StackSpec]) -> list[StackSpec]:
     return [StackSpec(layers, spec.dim, rate) for spec in specs]
 
 
-def one_width(specs: Sequence[StackSpec], merge: str) -> int:
-    """The feature width that all models share.
-
-    Raises:
-        ShapeError: they differ, and merge kind `merge` cannot put them together.
-    """
+def check_one_width(specs: Sequence[StackSpec], merge: str) -> None:
+    """Raise ShapeError if widths differ, which merge kind `merge` cannot put together."""
     widths = [spec.dim for spec in specs]
     if len(set(widths)) > 1:
         raise ShapeError(
             f"{merge} needs upstreams of one width, found {widths}; use merge kind 'concat', or "
             "'add' with width: project or width: interpolate"
         )
-    return widths[0]
 
 
 def align(stacks: Sequence[LayerStack]) -> list[LayerStack]:

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechfuse.alignment import one_width
+from speechfuse.alignment import check_one_width
 from speechfuse.contracts import Merge
 from speechfuse.types import LayerStack, StackSpec
 
@@ -35,7 +35,7 @@ class Add(Merge):
         """Raises ShapeError for upstreams of different width, unless `width` says what to do."""
         super().__init__()
         if width == "refuse":
-            one_width(specs, "add")
+            check_one_width(specs, "add")
         dim = max(spec.dim for spec in specs)
         self.spec = replace(specs[0], dim=dim)
         learned = [spec.dim < dim and width == "project" for spec in specs]
@@ -45,19 +45,14 @@ class Add(Merge):
         )
 
     def forward(self, stacks: Sequence[LayerStack]) -> LayerStack:
-        first, *others = stacks
-        if not others:
-            return first
+        first = stacks[0]
         layers = []
         for same_depth in zip(*(stack.layers for stack in stacks), strict=True):
-            one, other, *more = (
+            one, *others = (
                 self._widened(layer, project)
                 for layer, project in zip(same_depth, self.projections, strict=True)
             )
-            total = one + other
-            for layer in more:
-                total = total.add_(layer) if not layer.requires_grad else total + layer
-            layers.append(total)
+            layers.append(sum(others, one))
         return LayerStack(tuple(layers), first.lengths, first.frame_rate)
 
     def _widened(self, layer: Tensor, project: nn.Module) -> Tensor:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from speechfuse.alignment import one_width
+from speechfuse.alignment import check_one_width
 from speechfuse.contracts import Merge
+from speechfuse.ops import mix
 from speechfuse.types import LayerStack, StackSpec
 
 
@@ -24,7 +25,7 @@ class Gated(Merge):
     def __init__(self, specs: Sequence[StackSpec]) -> None:
         """Raises ShapeError for upstreams of different width."""
         super().__init__()
-        one_width(specs, "gated")
+        check_one_width(specs, "gated")
         self.spec = specs[0]
         # A single model has nothing to weigh: its logit would never get a gradient.
         self.logits = nn.Parameter(torch.zeros(len(specs))) if len(specs) > 1 else None
@@ -33,11 +34,7 @@ class Gated(Merge):
         first = stacks[0]
         if self.logits is None:
             return first
-        weights = self.logits.softmax(0).to(first.layers[0].dtype)
-        layers = []
-        for same_depth in zip(*(stack.layers for stack in stacks), strict=True):
-            total = weights[0] * same_depth[0]
-            for weight, layer in zip(weights[1:], same_depth[1:], strict=True):
-                total = torch.addcmul(total, weight, layer)
-            layers.append(total)
-        return LayerStack(tuple(layers), first.lengths, first.frame_rate)
+        weights = self.logits.softmax(0)
+        by_depth = zip(*(stack.layers for stack in stacks), strict=True)
+        layers = tuple(mix(weights, same_depth) for same_depth in by_depth)
+        return LayerStack(layers, first.lengths, first.frame_rate)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from speechfuse.alignment import one_width
+from speechfuse.alignment import check_one_width
 from speechfuse.contracts import Merge
 from speechfuse.types import LayerStack, StackSpec
 
@@ -27,7 +27,7 @@ class Interleave(Merge):
     def __init__(self, specs: Sequence[StackSpec]) -> None:
         """Raises ShapeError for upstreams of different width."""
         super().__init__()
-        one_width(specs, "interleave")
+        check_one_width(specs, "interleave")
         self.spec = replace(specs[0], frame_rate=len(specs) * specs[0].frame_rate)
 
     def forward(self, stacks: Sequence[LayerStack]) -> LayerStack:
