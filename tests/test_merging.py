@@ -227,9 +227,23 @@ def test_unequal_widths_are_refused_with_what_to_do(kind):
         catalog.MERGES[kind](specs)
 
 
-def test_layers_first_refuses_a_merge_that_would_do_nothing():
-    with pytest.raises(RecipeError, match="merge kind 'gated' would do nothing"):
-        fusion_of(BASE, {"kind": "gated"}, order="layers_first")
+@pytest.mark.parametrize(
+    ("merge", "named"),
+    [
+        ({"kind": "gated"}, "kind 'gated'"),
+        ({"kind": "concat", "projection": "inside"}, "option projection: inside"),
+        ({"kind": "add", "width": "project"}, "option width: project"),
+    ],
+)
+def test_layers_first_refuses_a_merge_that_would_do_nothing(merge, named):
+    with pytest.raises(RecipeError, match=f"merge {named} would do nothing; leave it out"):
+        fusion_of(BASE, merge, order="layers_first")
+
+
+def test_layers_first_takes_a_merge_with_its_defaults_written_out():
+    with torch.device("meta"):
+        for merge in ({"kind": "add", "width": "refuse"}, {"kind": "concat"}):
+            assert fusion_of(BASE, merge, order="layers_first").out_dim == 768
 
 
 def test_plan_shows_the_merge():

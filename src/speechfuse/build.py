@@ -161,11 +161,7 @@ def build_fusion(recipe: Recipe, specs: Sequence[StackSpec], tasks: Sequence[str
 
     aligned = aligned_specs(specs)
     if choice.order == "layers_first":
-        if choice.merge.kind not in ("add", "concat"):  # add is what is left out
-            raise RecipeError(
-                "order 'layers_first' concatenates and projects, merge kind "
-                f"'{choice.merge.kind}' would do nothing; use order 'merge_first'"
-            )
+        _check_left_out(choice.merge)
         return LayersFirst(
             [interface(spec) for spec in specs], aligned[0].frame_rate, normalize=choice.normalize
         )
@@ -176,6 +172,19 @@ def build_fusion(recipe: Recipe, specs: Sequence[StackSpec], tasks: Sequence[str
         _check_sized(choice.interface.kind, choice.merge.kind, merge.interface_dim)
         fused = interface(merge.spec, out_dim=merge.interface_dim)
     return MergeFirst(merge, fused, normalize=choice.normalize)
+
+
+def _check_left_out(merge: Part) -> None:
+    """Refuse what is asked of a merge where none is made; a recipe that asks nothing has add."""
+    idle = [f"kind '{merge.kind}'"]
+    if merge.kind in ("add", "concat"):
+        plain = catalog.checked_options("merge", merge.kind, {})
+        idle = [f"option {k}: {v}" for k, v in merge.options.items() if v != plain[k]]
+    if idle:
+        raise RecipeError(
+            f"order 'layers_first' concatenates and projects, merge {', '.join(idle)} would do "
+            "nothing; leave it out, or use order 'merge_first'"
+        )
 
 
 def _check_sized(interface: str, merge: str, dim: int) -> None:
