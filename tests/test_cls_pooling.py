@@ -34,7 +34,10 @@ def test_is_the_encoder_layer_of_torch_at_cls(stack, layer_embedding):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
-def test_heads_divide_the_width():
+def test_heads_divide_the_width(caplog):
     for dim, heads in [(768, 8), (510, 6), (33, 3), (7, 7)]:
+        caplog.clear()
         part = ClsPooling(StackSpec(3, dim, 50.0), tasks=["asr"], feed_forward=4)
         assert part.block.self_attn.num_heads == heads
+        reduced = f"heads reduced from 8 to {heads}, which divides a width of {dim}"
+        assert (reduced in caplog.text) == bool(caplog.text) == (heads < 8)

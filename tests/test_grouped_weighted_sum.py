@@ -38,8 +38,11 @@ def test_equals_a_loop_over_python_floats():
     torch.testing.assert_close(found, torch.tensor(expected))
 
 
-def test_every_group_has_layers_to_choose_from():
+def test_every_group_has_layers_to_choose_from(caplog):
     for layers, sizes in [(1, [1]), (3, [3]), (5, [3, 2]), (9, [3, 2, 2, 2])]:
+        caplog.clear()
         part = GroupedWeightedSum(StackSpec(layers, 8, 50.0), tasks=["asr"], groups=4, out_dim=6)
         assert part.sizes == sizes
+        reduced = f"groups reduced from 4 to {len(sizes)}, the stack has {layers} layers"
+        assert (reduced in caplog.text) == bool(caplog.text) == (len(sizes) < 4)
         assert part.out_dim == 6

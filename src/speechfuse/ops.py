@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -111,12 +112,17 @@ def joined_linear(parts: Sequence[Tensor], linear: nn.Linear) -> Tensor:
 
 
 def fitting_heads(dim: int, most: int) -> int:
-    """The largest number of attention heads, up to `most`, that divides a width.
+    """The largest number of attention heads, up to `most`, that divides a width; warns if fewer.
 
     >>> fitting_heads(768, 8), fitting_heads(510, 8), fitting_heads(7, 4)
     (8, 6, 1)
     """
-    return max(heads for heads in range(1, most + 1) if dim % heads == 0)
+    fitting = max(heads for heads in range(1, most + 1) if dim % heads == 0)
+    if fitting < most:
+        logging.getLogger(__name__).warning(
+            "attention heads reduced from %d to %d, which divides a width of %d", most, fitting, dim
+        )
+    return fitting
 
 
 def attend(
@@ -129,7 +135,8 @@ def attend(
         query . (K token)          = (K' query) . token        D products for a head, not D * D
         sum of weight * (V token)  = V (sum of weight * token)        once a frame, not a token
 
-    A key bias is left out, it adds the same to every score. Returns (B, T, Q, D) and the weights
+    A key bias is left out, it adds the same to every score. The value bias is added whole, where
+    dropout of `attention` would drop its share. Returns (B, T, Q, D) and the weights
     of each query and head, (B, T, N, Q * H), which sum to one over N.
     """
     heads = (attention.num_heads, -1)

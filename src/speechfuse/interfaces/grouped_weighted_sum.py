@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -31,11 +32,19 @@ class GroupedWeightedSum(Interface):
         out_dim: int | None = None,
         groups: Count = 2,
     ) -> None:
-        """out_dim: width of the output, that of the layers if left out. groups: fewer where there
-        would be less than two layers in each, which leaves nothing to choose.
+        """out_dim: width of the output, that of the layers if left out. groups: fewer, with a
+        warning, where there would be less than two layers in each, which leaves nothing to choose.
         """
         super().__init__()
-        groups = min(groups, max(1, spec.num_layers // 2))
+        most = max(1, spec.num_layers // 2)
+        if groups > most:
+            logging.getLogger(__name__).warning(
+                "grouped_weighted_sum: groups reduced from %d to %d, the stack has %d layers",
+                groups,
+                most,
+                spec.num_layers,
+            )
+            groups = most
         self.out_dim = out_dim or spec.dim
         self.sizes = group_sizes(spec.num_layers, groups)
         self.logits = nn.Parameter(torch.zeros(spec.num_layers))
