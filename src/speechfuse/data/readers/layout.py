@@ -51,12 +51,11 @@ def split_lines(path: Path, fields: int, expected: str) -> list[list[str]]:
     Raises:
         DataError: unreadable, or a line with fewer fields.
     """
-    lines = [
-        (number, line) for number, line in enumerate(read_lines(path), start=1) if line.strip()
-    ]
     rows = []
-    for number, line in lines:
+    for number, line in enumerate(read_lines(path), start=1):
         row = line.strip().split(maxsplit=fields - 1)
+        if not row:
+            continue
         if len(row) < fields:
             raise DataError(f"{path}, line {number}: found '{line}', expected {expected}")
         rows.append(row)
