@@ -9,6 +9,7 @@ from speechfuse.alignment import aligned_specs
 from speechfuse.build import build_fusion, read_recipe
 from speechfuse.checkpoint import Run
 from speechfuse.errors import DataError, RecipeError, ShapeError
+from speechfuse.fusion import LayersFirst
 from speechfuse.plan import plan_recipe
 from speechfuse.train import train_run
 from speechfuse.types import LayerStack, StackSpec
@@ -198,6 +199,7 @@ def test_concat_projects_before_as_products_of_each_model(stack):
         ({"kind": "interleave"}, 4_424_832),
         ({"kind": "concat"}, 18_877_440),
         ({"kind": "concat", "projection": "after"}, 18_877_440),
+        ({"kind": "concat", "projection": "none"}, 17_697_024),
         ({"kind": "concat", "projection": "inside"}, 14_747_520),
         ({"kind": "concat", "projection": "before"}, 5_605_248),
         ({"kind": "concat", "projection": "before_per_layer"}, 19_770_240),
@@ -207,7 +209,7 @@ def test_parameters_for_two_base_models_with_hconv(merge, count):
     with torch.device("meta"):
         fusion = fusion_of(BASE, merge)
     assert parameters(fusion) == count
-    assert fusion.out_dim == 768
+    assert fusion.out_dim == (1536 if merge.get("projection") == "none" else 768)
 
 
 def test_an_interface_that_cannot_end_in_another_width_is_refused():
@@ -244,6 +246,21 @@ def test_layers_first_takes_a_merge_with_its_defaults_written_out():
     with torch.device("meta"):
         for merge in ({"kind": "add", "width": "refuse"}, {"kind": "concat"}):
             assert fusion_of(BASE, merge, order="layers_first").out_dim == 768
+
+
+def test_without_projection_what_each_model_gives_lies_side_by_side(stack):
+    stacks = [stack(dim=dim, seed=dim, garbage=0.0) for dim in (24, 16)]
+    parts = [
+        catalog.INTERFACES["single_layer"](given.spec, tasks=["asr"], layer=2) for given in stacks
+    ]
+    fusion = LayersFirst(parts, 50.0, project=False)
+    assert fusion.out_dim == 40
+    assert not list(fusion.parameters())
+    expected = torch.cat([given.layers[2] for given in stacks], dim=-1)
+    torch.testing.assert_close(fusion(stacks, "asr").hidden, expected)
+    with torch.device("meta"):
+        plain = {"kind": "concat", "projection": "none"}
+        assert fusion_of(BASE, plain, order="layers_first").out_dim == 1536
 
 
 def test_plan_shows_the_merge():

@@ -163,7 +163,10 @@ def build_fusion(recipe: Recipe, specs: Sequence[StackSpec], tasks: Sequence[str
     if choice.order == "layers_first":
         _check_left_out(choice.merge)
         return LayersFirst(
-            [interface(spec) for spec in specs], aligned[0].frame_rate, normalize=choice.normalize
+            [interface(spec) for spec in specs],
+            aligned[0].frame_rate,
+            normalize=choice.normalize,
+            project=choice.merge.options.get("projection") != "none",
         )
     merge: Merge = make("merge", choice.merge, aligned)
     if merge.interface_dim is None:
@@ -175,11 +178,14 @@ def build_fusion(recipe: Recipe, specs: Sequence[StackSpec], tasks: Sequence[str
 
 
 def _check_left_out(merge: Part) -> None:
-    """Refuse what is asked of a merge where none is made; a recipe that asks nothing has add."""
+    """Refuse what is asked of a merge where none is made; a recipe that asks nothing has add.
+
+    What order layers_first can do is to concatenate without the projection.
+    """
     idle = [f"kind '{merge.kind}'"]
     if merge.kind in ("add", "concat"):
         plain = catalog.checked_options("merge", merge.kind, {})
-        idle = [f"option {k}: {v}" for k, v in merge.options.items() if v != plain[k]]
+        idle = [f"option {k}: {v}" for k, v in merge.options.items() if v not in (plain[k], "none")]
     if idle:
         raise RecipeError(
             f"order 'layers_first' concatenates and projects, merge {', '.join(idle)} would do "

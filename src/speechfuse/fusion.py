@@ -45,14 +45,24 @@ class LayersFirst(Fusion):
     """Fuse the layers of each model, then concatenate and project (Chiu et al. 2024, baseline)."""
 
     def __init__(
-        self, interfaces: Sequence[Interface], frame_rate: float, *, normalize: str = "none"
+        self,
+        interfaces: Sequence[Interface],
+        frame_rate: float,
+        *,
+        normalize: str = "none",
+        project: bool = True,
     ) -> None:
-        """normalize: of every hidden state first: none, layer_norm or unit_rms, nothing learned."""
+        """normalize: of every hidden state first: none, layer_norm or unit_rms, nothing learned.
+
+        project: the linear layer to the widest model's width, which starts random. It mixes what a
+        head with standard deviations tells apart: with little data, do without it.
+        """
         super().__init__()
         widths = [interface.out_dim for interface in interfaces]
         self.interfaces, self.normalize = nn.ModuleList(interfaces), normalize
-        self.project = None if len(widths) == 1 else nn.Linear(sum(widths), max(widths))
-        self.out_dim, self.frame_rate = max(widths), frame_rate
+        project = project and len(widths) > 1
+        self.out_dim, self.frame_rate = max(widths) if project else sum(widths), frame_rate
+        self.project = nn.Linear(sum(widths), self.out_dim) if project else None
 
     def forward(self, stacks: Sequence[LayerStack], task: str) -> Frames:
         fused: list[Frames] = [
@@ -61,11 +71,13 @@ class LayersFirst(Fusion):
                 self.interfaces, _normalised(stacks, self.normalize), strict=True
             )
         ]
-        if self.project is None:
+        if len(fused) == 1:
             return fused[0]
         aligned = align([LayerStack((f.hidden,), f.lengths, f.frame_rate) for f in fused])
         hidden = torch.cat([stack.layers[0] for stack in aligned], dim=-1)
-        return Frames(self.project(hidden), aligned[0].lengths, aligned[0].frame_rate)
+        if self.project is not None:
+            hidden = self.project(hidden)
+        return Frames(hidden, aligned[0].lengths, aligned[0].frame_rate)
 
 
 def _normalised(stacks: Sequence[LayerStack], kind: str) -> list[LayerStack]:

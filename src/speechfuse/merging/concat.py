@@ -24,6 +24,7 @@ class Concat(Merge):
         inside             the interface reads joined and ends in D itself        14,747,520
         before             Linear(joined[l]), one for all layers, then interface   5,605,248
         before_per_layer   Linear_l(joined[l]), one for each layer                19,770,240
+        none               the interface reads joined, nothing follows it         17,697,024
 
     Linears start random. One model alone is left as it is.
     """
@@ -32,7 +33,7 @@ class Concat(Merge):
         self,
         specs: Sequence[StackSpec],
         *,
-        projection: Literal["after", "inside", "before", "before_per_layer"] = "after",
+        projection: Literal["after", "inside", "before", "before_per_layer", "none"] = "after",
     ) -> None:
         super().__init__()
         joined, widest = sum(s.dim for s in specs), max(s.dim for s in specs)
@@ -44,7 +45,7 @@ class Concat(Merge):
             self.project_to = widest
         elif projection == "inside":
             self.interface_dim = widest
-        else:
+        elif projection != "none":
             count = self.spec.num_layers if projection == "before_per_layer" else 1
             self.projections.extend(nn.Linear(joined, widest) for _ in range(count))
             self.spec = replace(specs[0], dim=widest)
