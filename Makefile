@@ -13,7 +13,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/speechfuse quickstart
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $$(getconf _NPROCESSORS_ONLN) \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q \
 	  -m "not pretrained" --durations=5
 
 check: $(VENV)/.installed
