@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import signal
-import threading
 import time
-import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +12,22 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from speechfuse import build
 from speechfuse.alignment import common_lengths
 from speechfuse.cache.store import Store
-from speechfuse.checkpoint import Run, write_text
+from speechfuse.callbacks import (
+    Events,
+    LongCSV,
+    Moved,
+    OneLine,
+    ShowProgress,
+    StepSeed,
+    Stop,
+    quiet,
+)
+from speechfuse.checkpoint import Run
 from speechfuse.contracts import Interface
 from speechfuse.data.batching import by_duration
 from speechfuse.data.stream import Source, Stream, draw_batches
@@ -173,7 +176,7 @@ def _fit(
         if model.parameters_of(name)
     }
     resume = run.folder / "checkpoints" / "last.ckpt"
-    stop, log = _Stop(resume), LongCSV(run.folder / "log.csv")
+    stop, log = Stop(resume), LongCSV(run.folder / "log.csv")
     stream = Stream(
         lambda: stop.between(
             draw_batches({n: s for n, s in sources.items() if s.share}, recipe.seed)
@@ -192,11 +195,11 @@ def _fit(
         )
         for name in ("best", "last")  # last after best, so that it knows which the best one is
     )
-    moved = _Moved(run.folder / "checkpoints")
-    callbacks: list[Callback] = [_StepSeed(recipe.seed), _OneLine(log), stop, moved, best, last]
+    moved = Moved(run.folder / "checkpoints")
+    callbacks: list[Callback] = [StepSeed(recipe.seed), OneLine(log), stop, moved, best, last]
     if progress:
-        callbacks.append(_Progress(progress))
-    with _quiet():
+        callbacks.append(ShowProgress(progress))
+    with quiet():
         trainer = Trainer(
             accelerator="auto",
             devices=1,
@@ -205,7 +208,7 @@ def _fit(
             check_val_every_n_epoch=None,
             precision=training.precision,
             gradient_clip_val=training.gradient_clip,
-            logger=[log, _Events(run.folder, "", "")],
+            logger=[log, Events(run.folder, "", "")],
             callbacks=callbacks,
             log_every_n_steps=max(1, training.steps // 100),
             num_sanity_val_steps=0,
@@ -311,158 +314,3 @@ class _Development:
     def __iter__(self) -> Any:
         for data, stores, utterances in self._batches:
             yield load_batch(data, stores, utterances, targets=False)
-
-
-class _StepSeed(Callback):
-    """Dropout repeats after a resume: each step is seeded from its number."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        torch.manual_seed((self._seed << 32) + trainer.global_step)
-
-
-class _Stop(Callback):
-    """Ctrl-C or SIGTERM ends training between two steps and the state is kept; twice, at once.
-
-    In the midst of a step the weights may be half updated, and a batch drawn but not learned from.
-    """
-
-    def __init__(self, checkpoint: Path) -> None:
-        self._checkpoint = checkpoint
-        self.asked = False
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._trainer, self._saved = trainer, trainer.global_step
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):  # Lightning puts the old ones back
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    signal.signal(number, self._ask)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._saved = trainer.global_step  # by the checkpoint `last`
-
-    def between(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The same batches; a batch is drawn when the step before it is done and scored."""
-        for batch in batches:
-            if self.asked:
-                if self._saved != self._trainer.global_step:
-                    self._trainer.save_checkpoint(self._checkpoint)
-                raise KeyboardInterrupt
-            yield batch
-
-    def _ask(self, *_: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        logging.getLogger(__name__).warning("stopping after this step; once more: at once")
-
-
-class _Moved(Callback):
-    """A run folder may be moved between two calls; Lightning keeps whole paths of its checkpoints.
-
-    Where they differ it would forget the best score, and look for the best weights in the old
-    place.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = str(folder.resolve())
-
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        def here(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {here(path): score for path, score in value.items()}
-            return value.replace(old, self._folder, 1) if isinstance(value, str) else value
-
-        for state in checkpoint["callbacks"].values():
-            if old := state.get("dirpath"):
-                state.update({name: here(value) for name, value in state.items()})
-
-
-class _OneLine(Callback):
-    """A step has one line of a name in the log: those after the resumed one are taken again."""
-
-    def __init__(self, log: LongCSV) -> None:
-        self._log = log
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log.forget_from(trainer.global_step)
-
-
-class _Progress(Callback):
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self._progress("training steps", trainer.global_step, int(trainer.max_steps))
-
-
-class LongCSV(Logger):
-    """step,name,value in one growing file, so that a resumed run keeps its curves."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._path = path
-
-    @property
-    def name(self) -> str:
-        return "log"
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    @property
-    def experiment(self) -> None:
-        return None
-
-    @rank_zero_only
-    def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """Nothing: the recipe is beside the log."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        new = not self._path.is_file()
-        with self._path.open("a") as file:
-            if new:
-                file.write("step,name,value\n")
-            for name, value in metrics.items():
-                if name != "epoch":
-                    file.write(f"{step},{name},{value:.6g}\n")
-
-    def forget_from(self, step: int) -> None:
-        """Drop what was logged at this step or later, by a run that goes on before it."""
-        if self._path.is_file():
-            header, *lines = self._path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if int(line.split(",")[0]) < step]
-            write_text(self._path, "".join([header, *kept]))
-
-
-class _Events(TensorBoardLogger):
-    """Events alone: hparams.yaml would be empty."""
-
-    def save(self) -> None:
-        self.experiment.flush()
-
-
-class _quiet:
-    """Keep Lightning's remarks off the terminal; what matters is in the progress and the log."""
-
-    def __enter__(self) -> None:
-        self._loggers = [logging.getLogger(n) for n in ("lightning.pytorch", "lightning.fabric")]
-        self._levels = [logger.level for logger in self._loggers]
-        for logger in self._loggers:
-            logger.setLevel(logging.ERROR)
-        self._warnings = warnings.catch_warnings()
-        self._warnings.__enter__()
-        warnings.filterwarnings("ignore", module="lightning")
-
-    def __exit__(self, *error: Any) -> None:
-        self._warnings.__exit__(*error)
-        for logger, level in zip(self._loggers, self._levels, strict=True):
-            logger.setLevel(level)

@@ -1,0 +1,177 @@
+"""What Lightning does beside learning: seeds and stops of steps, moved folders, logs, silence."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from speechfuse.checkpoint import write_text
+from speechfuse.types import Progress
+
+
+class StepSeed(Callback):
+    """Dropout repeats after a resume: each step is seeded from its number."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        torch.manual_seed((self._seed << 32) + trainer.global_step)
+
+
+class Stop(Callback):
+    """Ctrl-C or SIGTERM ends training between two steps and the state is kept; twice, at once.
+
+    In the midst of a step the weights may be half updated, and a batch drawn but not learned from.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._checkpoint = checkpoint
+        self.asked = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._trainer, self._saved = trainer, trainer.global_step
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):  # Lightning puts the old ones back
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, self._ask)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved = trainer.global_step  # by the checkpoint `last`
+
+    def between(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The same batches; a batch is drawn when the step before it is done and scored."""
+        for batch in batches:
+            if self.asked:
+                if self._saved != self._trainer.global_step:
+                    self._trainer.save_checkpoint(self._checkpoint)
+                raise KeyboardInterrupt
+            yield batch
+
+    def _ask(self, *_: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        logging.getLogger(__name__).warning("stopping after this step; once more: at once")
+
+
+class Moved(Callback):
+    """A run folder may be moved between two calls; Lightning keeps whole paths of its checkpoints.
+
+    Where they differ it would forget the best score, and look for the best weights in the old
+    place.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = str(folder.resolve())
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        def here(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {here(path): score for path, score in value.items()}
+            return value.replace(old, self._folder, 1) if isinstance(value, str) else value
+
+        for state in checkpoint["callbacks"].values():
+            if old := state.get("dirpath"):
+                state.update({name: here(value) for name, value in state.items()})
+
+
+class OneLine(Callback):
+    """A step has one line of a name in the log: those after the resumed one are taken again."""
+
+    def __init__(self, log: LongCSV) -> None:
+        self._log = log
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log.forget_from(trainer.global_step)
+
+
+class ShowProgress(Callback):
+    """Tells how many steps are taken."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._progress("training steps", trainer.global_step, int(trainer.max_steps))
+
+
+class LongCSV(Logger):
+    """step,name,value in one growing file, so that a resumed run keeps its curves."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    @property
+    def name(self) -> str:
+        return "log"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def experiment(self) -> None:
+        return None
+
+    @rank_zero_only
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """Nothing: the recipe is beside the log."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        new = not self._path.is_file()
+        with self._path.open("a") as file:
+            if new:
+                file.write("step,name,value\n")
+            for name, value in metrics.items():
+                if name != "epoch":
+                    file.write(f"{step},{name},{value:.6g}\n")
+
+    def forget_from(self, step: int) -> None:
+        """Drop what was logged at this step or later, by a run that goes on before it."""
+        if self._path.is_file():
+            lines = self._path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines[1:] if int(line.split(",")[0]) < step]
+            write_text(self._path, "".join([*lines[:1], *kept]))
+
+
+class Events(TensorBoardLogger):
+    """Events alone: hparams.yaml would be empty."""
+
+    def save(self) -> None:
+        self.experiment.flush()
+
+
+class quiet:
+    """Keep Lightning's remarks off the terminal; what matters is in the progress and the log."""
+
+    def __enter__(self) -> None:
+        self._loggers = [logging.getLogger(n) for n in ("lightning.pytorch", "lightning.fabric")]
+        self._levels = [logger.level for logger in self._loggers]
+        for logger in self._loggers:
+            logger.setLevel(logging.ERROR)
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        warnings.filterwarnings("ignore", module="lightning")
+
+    def __exit__(self, *error: Any) -> None:
+        self._warnings.__exit__(*error)
+        for logger, level in zip(self._loggers, self._levels, strict=True):
+            logger.setLevel(level)
