@@ -6,11 +6,13 @@ import re
 import shutil
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from speechfuse import build
 from speechfuse.build import read_recipe
 from speechfuse.checkpoint import Run
 from speechfuse.errors import DataError, RunError, ShapeError, UpstreamError
@@ -21,6 +23,7 @@ from speechfuse.predict import predict_files
 from speechfuse.recipe import merged
 from speechfuse.taskdata import load_tasks
 from speechfuse.train import train_run
+from speechfuse.types import Utterance
 
 
 def weights(folder):
@@ -151,7 +154,7 @@ def test_ctrl_c_ends_the_step_and_the_run_goes_on_from_there(
 @pytest.mark.parametrize("stop", [6, 12])
 def test_a_stopped_run_goes_on_in_another_folder(workspace, tone_recipe, stop):
     """The best score, here the first, is still known there, and its weights are found."""
-    recipe = read_recipe(merged(tone_recipe, {"training": {"steps": 12, "evaluate_every": 4}}))
+    recipe = read_recipe(merged(tone_recipe, {"seed": 6, "training": {"steps": 12, "evaluate_every": 4}}))
     train_run(recipe, workspace / "whole")
     errors = [error for _, name, error in Run(workspace / "whole").log() if name == "dev/error"]
     assert errors[0] < min(errors[1:])
@@ -233,8 +236,6 @@ def test_an_absent_task_rests(workspace, tone_recipe):
     from speechfuse.evaluate import open_run
 
     _, model, tasks, _ = open_run(workspace / "run")
-    from speechfuse import build
-
     fresh = build.build_model(
         recipe, build.stack_specs(recipe), {n: d.task for n, d in tasks.items()}
     )
@@ -244,6 +245,20 @@ def test_an_absent_task_rests(workspace, tone_recipe):
         if ".emotion." in name:
             assert not moved, name
     assert any(".asr." in n and not torch.equal(before[n], after[n]) for n in before)
+
+
+def test_a_task_starts_alike_alone_and_among_others(tone_recipe):
+    def start(*names):
+        tasks = {n: t for n, t in tone_recipe["tasks"].items() if n in names}
+        recipe = read_recipe({**tone_recipe, "tasks": tasks}, ["fusion.interface.kind=hconv"])
+        parts = {n: build.build_task(n, entry) for n, entry in recipe.tasks.items()}
+        for part in parts.values():
+            part.fit([Utterance("a", Path("a.wav"), text="abc", speaker="s", emotion="calm")])
+        return build.build_model(recipe, build.stack_specs(recipe), parts).state_dict()
+
+    alone, among = start("emotion"), start("asr", "emotion", "verification")
+    for name, weight in alone.items():
+        assert torch.equal(weight, among[name]), name
 
 
 def test_one_fusion_may_serve_all_tasks(workspace, tone_recipe):

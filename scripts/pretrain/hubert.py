@@ -129,9 +129,16 @@ def features(speech: Speech, model: HubertModel | None, block: int) -> NDArray[n
     return np.concatenate(found).astype(np.float32)
 
 
-def targets(
-    speech: Speech, model: HubertModel | None, block: int, count: int, seed: int
-) -> NDArray[np.int64]:
+def first_targets(speech: Speech, folder: Path, count: int) -> NDArray[np.int64]:
+    """Those of a first round, which are the same for every encoder: kept beside the speech."""
+    kept = folder / f"targets-{count}.npy"
+    if not kept.is_file():
+        np.save(kept, targets(speech, None, 0, count).astype(np.uint8))
+    ids: NDArray[np.int64] = np.load(kept).astype(np.int64)
+    return ids
+
+
+def targets(speech: Speech, model: HubertModel | None, block: int, count: int) -> NDArray[np.int64]:
     """What each frame is to predict, (T, FAST + SLOW): cluster ids, then levels.
 
     count: clusters. model: its block's output stands for the MFCCs in the clusters of sounds.
@@ -156,8 +163,8 @@ def targets(
     edges = np.quantile(slow, np.arange(1, LEVELS) / LEVELS, axis=0)  # (LEVELS - 1, SLOW)
     levels = (slow[None] > edges[:, None]).sum(0)  # (utterances, SLOW)
     ids = np.zeros((len(heard), FAST + SLOW), np.int64)
-    ids[:, 0] = _clusters(sounds, count, seed)
-    ids[:, 1] = _clusters((spectra - spectra[::97].mean(0)) / scale, count, seed)
+    ids[:, 0] = _clusters(sounds, count)
+    ids[:, 1] = _clusters((spectra - spectra[::97].mean(0)) / scale, count)
     for a, b, row in zip(first, last, levels, strict=True):
         ids[a:b, FAST:] = row
     return ids
@@ -183,9 +190,9 @@ def _components(rows: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     return found
 
 
-def _clusters(rows: NDArray[np.float32], count: int, seed: int) -> NDArray[np.int64]:
+def _clusters(rows: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     """k-means on a fifth of the rows, the nearest cluster of all."""
-    kmeans = MiniBatchKMeans(count, random_state=seed, batch_size=10000, n_init=3, max_iter=40)
+    kmeans = MiniBatchKMeans(count, random_state=0, batch_size=10000, n_init=3, max_iter=40)
     kmeans.fit(rows[::5])
     parts = np.array_split(rows, max(1, len(rows) // 100000))
     return np.concatenate([kmeans.predict(part) for part in parts]).astype(np.int64)
@@ -205,9 +212,12 @@ def gabor_filters(filters: int = 40, length: int = 256) -> Tensor:
     return scaled.reshape(4 * filters, 1, length)
 
 
-def frontend_model() -> HubertModel:
+def frontend_model(blocks: int, seed: int) -> HubertModel:
     """A new model whose convolutions start as a filterbank that is pooled over time."""
-    model: HubertModel = HubertModel(CONFIG).train()
+    torch.manual_seed(seed)
+    config = copy.deepcopy(CONFIG)
+    config.num_hidden_layers = blocks
+    model: HubertModel = HubertModel(config).train()
     model.set_attn_implementation("eager")  # in bfloat16 on a CPU three times as fast as sdpa
     for index in range(len(CONFIG.conv_dim)):
         weight = model.get_parameter(f"feature_extractor.conv_layers.{index}.conv.weight").data
@@ -362,7 +372,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[3000], help="of each round")
     parser.add_argument("--clusters", type=int, default=100)
     parser.add_argument("--warm", type=int, default=1500, help="steps of the convolutions alone")
-    parser.add_argument("--block", type=int, default=5)
+    parser.add_argument("--blocks", type=int, default=CONFIG.num_hidden_layers)
+    parser.add_argument("--block", type=int, default=5, help="that gives the next round's targets")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seen", type=float, default=1.0, help="weight of visible frames")
@@ -376,16 +387,19 @@ def main() -> None:
     }
     learned = options.data / "spectrum.pt"
     if not learned.is_file():
-        torch.manual_seed(options.seed)
-        first = frontend_model()
+        first = frontend_model(options.blocks, options.seed)
         print(learn_spectrum(speech, first, options.warm, options.seed))
         torch.save(first.feature_extractor.state_dict(), learned)
     start = torch.load(learned, weights_only=True)
     model: HubertModel | None = None
     for turn, steps in enumerate(options.steps):
-        ids = targets(speech, model, options.block, options.clusters, options.seed)
+        ids = (
+            targets(speech, model, options.block, options.clusters)
+            if model
+            else first_targets(speech, options.data, options.clusters)
+        )
         print(f"round {turn + 1}", flush=True)
-        model = frontend_model()
+        model = frontend_model(options.blocks, options.seed + turn)
         model.feature_extractor.load_state_dict(start)
         record[f"round_{turn + 1}"] = train(speech, ids, model, options, steps, options.seed + turn)
         print(record[f"round_{turn + 1}"], flush=True)

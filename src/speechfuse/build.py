@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from speechfuse.contracts import Fusion, Head, Interface, Merge, Task, Upstream
 from speechfuse.errors import RecipeError
 from speechfuse.fusion import LayersFirst, MergeFirst
 from speechfuse.model import SHARED, FusionModel
+from speechfuse.ops import seed_for
 from speechfuse.recipe import Part, Recipe, TaskRecipe, load_recipe
 from speechfuse.types import StackSpec
 
@@ -230,19 +232,37 @@ def build_head(entry: TaskRecipe, in_dim: int, sizes: Mapping[str, Any]) -> Head
 def build_model(
     recipe: Recipe, specs: Sequence[StackSpec], tasks: Mapping[str, Task]
 ) -> FusionModel:
-    """The trained part for stacks of these shapes; the same seed gives the same weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        if recipe.fusion.per_task:
-            fusions = {name: build_fusion(recipe, specs, [name]) for name in tasks}
-        else:
-            fusions = {SHARED: build_fusion(recipe, specs, list(tasks))}
-        heads = {
-            name: build_head(
-                recipe.tasks[name],
-                fusions[name if recipe.fusion.per_task else SHARED].out_dim,
-                task.head_options(),
-            )
-            for name, task in tasks.items()
-        }
+    """The trained part for stacks of these shapes.
+
+    The same seed gives a task the same weights, whatever other tasks there are.
+    """
+    per_task = recipe.fusion.per_task
+    fusions = {}
+    for name, readers in {n: [n] for n in tasks}.items() if per_task else [(SHARED, [*tasks])]:
+        with _seeded(recipe.seed, "fusion", name):
+            fusions[name] = build_fusion(recipe, specs, readers)
+    heads = {}
+    for name, task in tasks.items():
+        dim = fusions[name if per_task else SHARED].out_dim
+        with _seeded(recipe.seed, "head", name):
+            heads[name] = build_head(recipe.tasks[name], dim, task.head_options())
+        check_frames(recipe, name, fusions[name if per_task else SHARED], heads[name])
     return FusionModel(fusions, heads)
+
+
+def check_frames(recipe: Recipe, name: str, fusion: Fusion, head: Head) -> None:
+    """Refuse to write a text from a single vector."""
+    pooled = any(isinstance(m, Interface) and m.pools for m in fusion.modules())
+    if pooled and head.predicts == "tokens":
+        raise RecipeError(
+            f"task '{name}': interface '{recipe.fusion.interface.kind}' gives one vector for each "
+            "utterance, a head that predicts tokens needs every frame; use another interface, or "
+            "train this task in a recipe of its own"
+        )
+
+
+@contextmanager
+def _seeded(seed: int, *names: str) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, *names))
+        yield

@@ -71,6 +71,7 @@ def _trained_table(recipe: Recipe, specs: list[StackSpec]) -> Table:
     macs = products.total
     for name, entry in recipe.tasks.items():
         head = build.build_head(entry, fusion.out_dim, ASSUMED)
+        build.check_frames(recipe, name, fusion, head)
         trained = sum(p.numel() for part in (fusion, head) for p in part.parameters())
         read = [fusion.merge.spec] if isinstance(fusion, MergeFirst) else specs
         shapes = " + ".join(f"{spec.num_layers} x {spec.dim}" for spec in read)

@@ -28,7 +28,6 @@ from speechfuse.callbacks import (
     quiet,
 )
 from speechfuse.checkpoint import Run
-from speechfuse.contracts import Interface
 from speechfuse.data.batching import by_duration
 from speechfuse.data.stream import Source, Stream, draw_batches
 from speechfuse.errors import DataError, RecipeError, ShapeError
@@ -64,7 +63,6 @@ def train_run(recipe: Recipe, folder: Path, progress: Progress | None = None) ->
         recipe, build.stack_specs(recipe), {name: data.task for name, data in tasks.items()}
     )
     _check_trained(recipe, model)
-    _check_frames(recipe, model)
     stores = fill_stores(recipe, tasks, progress)
     for data in tasks.values():
         _check_aligned(recipe, data, stores[data.name])
@@ -98,19 +96,6 @@ def _check_trained(recipe: Recipe, model: FusionModel) -> None:
                 f"task '{name}': head '{entry.head.kind}' learns nothing, the fusion's "
                 f"{model.parameters_of(name):,} parameters would get no gradient; use interface "
                 "'single_layer', or another head"
-            )
-
-
-def _check_frames(recipe: Recipe, model: FusionModel) -> None:
-    """Refuse to write a text from a single vector."""
-    kind = recipe.fusion.interface.kind
-    for name in recipe.tasks:
-        pooled = any(isinstance(m, Interface) and m.pools for m in model.fusion_of(name).modules())
-        if pooled and model.head_of(name).predicts == "tokens":
-            raise RecipeError(
-                f"task '{name}': interface '{kind}' gives one vector for each utterance, a head "
-                "that predicts tokens needs every frame; use another interface, or train this "
-                "task in a recipe of its own"
             )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from speechfuse.ops import seed_for
 from speechfuse.types import Batch, Utterance
 
 MIN_FOR_BUCKETS = 64  # utterances; fewer are batched without regard to duration
@@ -25,9 +26,7 @@ def draw_batches(sources: Mapping[str, Source], seed: int) -> Iterator[tuple[str
     from lhotse.dataset import RoundRobinSampler
 
     known = {f"{task}|{u.id}": u for task, s in sources.items() for u in s.utterances}
-    samplers = [
-        _sampler(task, source, seed + index) for index, (task, source) in enumerate(sources.items())
-    ]
+    samplers = [_sampler(task, source, seed_for(seed, task)) for task, source in sources.items()]
     total = sum(source.share for source in sources.values())
     shares = [source.share / total for source in sources.values()]
     mixed: Any = (
