@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -198,3 +199,16 @@ def test_layers_are_drawn_once_for_each_row_of_a_large_sweep(sweep, workspace, m
     assert len(many) > 40
     assert [row for row, _ in report._layer_figures(many)] == ["fine", "both"]
     assert len(looked) == 2
+
+
+EXPERIMENTS = sorted((Path(__file__).parents[1] / "recipes" / "experiments").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_shipped_experiments_compare_rows_over_three_seeds(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPEECHFUSE_ENCODERS", str(tmp_path))
+    read = read_sweep(path)
+    assert read.name == path.stem
+    assert read.baseline in read.rows
+    assert len(read.seeds) == 3
+    assert len(cells(read, tmp_path)) == 3 * len(read.rows) * len(read.conditions)
