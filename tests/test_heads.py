@@ -22,6 +22,7 @@ HEADS = [(name, {}) for name in catalog.HEADS] + [
     ("ctc", {"join": 2, "lstm_layers": 0}),
     ("ctc", {"search": "beam", "normalize": "none"}),
     ("classifier", {"mean_std": True, "standardize": True}),
+    ("classifier", {"mean_std": True, "hidden": 16}),
     ("speaker", {"standardize": True}),
 ]
 

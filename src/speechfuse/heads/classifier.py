@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,23 +28,28 @@ class Classifier(Head):
         mean_std: bool = False,
         standardize: bool = False,
         dropout: Share = 0.0,
+        hidden: Annotated[int, Field(ge=0)] = 0,
     ) -> None:
         """mean_std: read the standard deviation over frames too.
 
         standardize, dropout: of what is pooled; standardised it is learned in far fewer steps.
+
+        hidden: width of a linear layer with ReLU on every frame, before pooling; 0 is none.
         """
         super().__init__()
         self.mean_std = mean_std
-        dim = in_dim * (2 if mean_std else 1)
+        self.widen = nn.Sequential(nn.Linear(in_dim, hidden), nn.ReLU()) if hidden else None
+        dim = (hidden or in_dim) * (2 if mean_std else 1)
         self.norm = Standardize(dim) if standardize else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(dim, num_classes)
 
     def logits(self, frames: Frames) -> Tensor:
         """Unnormalised class scores, (B, C)."""
-        pooled = masked_mean(frames.hidden, frames.lengths)
+        hidden = frames.hidden if self.widen is None else self.widen(frames.hidden)
+        pooled = masked_mean(hidden, frames.lengths)
         if self.mean_std:
-            pooled = torch.cat([pooled, masked_std(frames.hidden, frames.lengths)], dim=-1)
+            pooled = torch.cat([pooled, masked_std(hidden, frames.lengths)], dim=-1)
         logits: Tensor = self.linear(self.dropout(self.norm(pooled)))
         return logits
 
