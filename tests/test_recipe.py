@@ -99,6 +99,7 @@ def test_a_task_name_that_the_model_needs_is_refused(name):
         ("seed=-1", "greater than or equal to 0"),
         ("training.interleave={asr: -1}", "greater than or equal to 0"),
         ("training.interleave={asr: 0}", "all shares are 0"),
+        ("training={average: 3, keep: last}", "training.average: keep is 'last'"),
         ("tasks.emotion={corpus: synthetic, head: {kind: speaker}}", "use classifier"),
         ("tasks.asr.head={kind: classifier}", "use ctc"),
     ],

@@ -53,6 +53,15 @@ def test_what_is_written_is_read(tmp_path, utterances, dtype, error):
     assert store.frames(utterances[2]) == 7
 
 
+def test_spans_of_frames_are_read_exactly(tmp_path, utterances):
+    store = filled(tmp_path / "s", utterances)
+    batch = store.batch([utterances[3], utterances[0]], [slice(2, 6), slice(0, 5)])
+    assert batch.lengths.tolist() == [4, 5]
+    for layer, long, short in zip(batch.layers, stacks(3), stacks(0), strict=True):
+        assert torch.equal(layer[0, :4], long[2:6])
+        assert torch.equal(layer[1], short)
+
+
 def test_only_what_is_missing_is_asked_for(tmp_path, utterances):
     filled(tmp_path / "s", utterances[:2])
     store = Store(tmp_path / "s", {"a": 1}, SPEC, "float32")

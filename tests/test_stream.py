@@ -1,5 +1,6 @@
 import itertools
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,11 +39,36 @@ def test_the_same_seed_gives_the_same_batches():
     assert one != other
 
 
+@pytest.mark.parametrize("size", [100, 9])
+def test_a_batch_may_hold_a_number_of_utterances(size):
+    (source,) = sources({"asr": size}).values()
+    drawn = draw_batches({"asr": replace(source, batch_utterances=4)}, seed=1)
+    assert {len(members) for _, members in itertools.islice(drawn, 60)} == {4}
+
+
+def test_cropped_utterances_take_less_room():
+    (source,) = sources({"asr": 100}).values()
+    drawn = draw_batches({"asr": replace(source, crop_seconds=1.0)}, seed=1)
+    assert {len(members) for _, members in itertools.islice(drawn, 60)} == {20}
+
+
+def test_a_batch_knows_its_number_after_a_stop():
+    told = []
+    stream = Stream(
+        lambda: draw_batches(sources(), 3),
+        lambda task, u, n: told.append(n) or Batch(task, u, [], None),
+        5,
+    )
+    stream.load_state_dict({"batches": 2})
+    list(stream)
+    assert told == [3, 4, 5]
+
+
 @pytest.mark.parametrize("stop", [0, 1, 7, 19, 20])
 def test_a_stream_goes_on_exactly_where_it_was(stop):
     def make():
         return Stream(
-            lambda: draw_batches(sources(), 3), lambda task, u: Batch(task, u, [], None), 20
+            lambda: draw_batches(sources(), 3), lambda task, u, n: Batch(task, u, [], None), 20
         )
 
     def ids(batches):

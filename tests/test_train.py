@@ -15,14 +15,14 @@ from safetensors.torch import load_file, save_file
 from speechfuse import build
 from speechfuse.build import read_recipe
 from speechfuse.checkpoint import Run
-from speechfuse.errors import DataError, RunError, ShapeError, UpstreamError
+from speechfuse.errors import DataError, RecipeError, RunError, ShapeError, UpstreamError
 from speechfuse.evaluate import evaluate_again, evidence_of
 from speechfuse.extract import fill_stores
 from speechfuse.metrics import with_interval
 from speechfuse.predict import predict_files
 from speechfuse.recipe import merged
 from speechfuse.taskdata import load_tasks
-from speechfuse.train import train_run
+from speechfuse.train import FusionTraining, _fit, train_run
 from speechfuse.types import Utterance
 
 
@@ -121,6 +121,124 @@ def test_a_stopped_run_goes_on_to_the_same_weights(workspace, tone_recipe, stop)
     whole, parts = weights(workspace / "whole"), weights(workspace / "parts")
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
     assert_same_log(workspace / "parts", workspace / "whole")
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+def test_a_stop_within_a_step_of_several_batches_waits_for_its_end(workspace, tone_recipe, stop):
+    """With dropout, crops, and the mean of the best weights, all as without a stop."""
+    dropout = {"kind": "classifier", "dropout": 0.3}
+    change = {
+        "training": {"steps": 6, "evaluate_every": 2, "accumulate": 3, "average": 2},
+        "tasks": {"emotion": {"head": dropout, "crop_seconds": 0.2, "batch_seconds": 2}},
+    }
+    tone_recipe["tasks"].pop("asr")
+    recipe = read_recipe(merged(tone_recipe, change))
+    train_run(recipe, workspace / "whole")
+    told = []
+
+    def interrupt(what, done, total):
+        told.append((what, done))
+        if told.count(("training steps", stop)) == 2:  # the step before it took the third batch
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_run(recipe, workspace / "parts", interrupt)
+    steps = []
+    train_run(recipe, workspace / "parts", lambda w, d, n: steps.append((w, d)))
+    assert min(d for w, d in steps if w == "training steps") == stop + 1
+    whole, parts = weights(workspace / "whole"), weights(workspace / "parts")
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+    assert len(list((workspace / "parts" / "checkpoints").iterdir())) == 3
+
+
+def test_accumulated_batches_are_one_step_of_their_mean(workspace, tone_recipe):
+    """Two batches of four against one of the same eight, with a plain gradient step."""
+    tone_recipe["tasks"] = {"emotion": tone_recipe["tasks"]["emotion"]}
+    moved = {}
+    for name, together in (("one", 1), ("two", 2)):
+        training = {"accumulate": together, "batch_utterances": 8 // together, "steps": 1}
+        recipe = read_recipe(merged(tone_recipe, {"training": {**training, "keep": "last"}}))
+        tasks = load_tasks(recipe)
+        stores = fill_stores(recipe, tasks)
+        kept = tasks["emotion"].splits | {"train": tasks["emotion"].splits["train"][:8]}
+        data = {"emotion": replace(tasks["emotion"], splits=kept)}
+        model = build.build_model(
+            recipe, build.stack_specs(recipe), {"emotion": data["emotion"].task}
+        )
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        run = Run(workspace / name)
+        run.folder.mkdir()
+        _fit(recipe, model, data, stores, run, None)
+        moved[name] = {k: v - before[k] for k, v in model.state_dict().items()}
+    for key, step in moved["one"].items():
+        torch.testing.assert_close(moved["two"][key], step, rtol=1e-2, atol=1e-4)
+    assert moved["one"]["heads.emotion.linear.weight"].abs().max() > 1e-3
+
+
+def test_weights_may_be_the_mean_of_the_best(workspace, tone_recipe):
+    change = {"steps": 9, "evaluate_every": 3, "average": 2}
+    tone_recipe["tasks"] = {"emotion": tone_recipe["tasks"]["emotion"]}
+    train_run(read_recipe(merged(tone_recipe, {"training": change})), workspace / "run")
+    errors = {s: v for s, name, v in Run(workspace / "run").log() if name == "dev/error"}
+    best = sorted(errors, key=errors.__getitem__)[:2]
+    folder = workspace / "run" / "checkpoints"
+    files = {path.name: path for path in folder.iterdir()}
+    assert set(files) == {"last.ckpt", *(f"best-step={step + 1}.ckpt" for step in best)}
+    states = [
+        torch.load(path, weights_only=True)["state_dict"]
+        for name, path in files.items()
+        if name != "last.ckpt"
+    ]
+    for name, found in weights(workspace / "run").items():
+        one, two = (state[f"model.{name}"] for state in states)
+        assert not torch.equal(one, two) or name.startswith("fusions."), name
+        torch.testing.assert_close(found, (one + two) / 2)
+
+
+@pytest.mark.parametrize(("schedule", "last"), [("linear", 0.2), ("constant", 1.0)])
+def test_the_rate_falls_or_stays(tone_recipe, schedule, last):
+    overrides = [f"training.schedule={schedule}", "training.steps=10", "training.warmup=0.5"]
+    recipe = read_recipe(tone_recipe, [*overrides, "training.optimizer=adam"])
+    module = FusionTraining(recipe, torch.nn.Linear(2, 2), {})
+    made = module.configure_optimizers()
+    optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    assert type(optimizer) is torch.optim.Adam
+    rates = []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"] / recipe.training.learning_rate)
+        optimizer.step()
+        schedule.step()
+    assert rates[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+    assert rates[9] == pytest.approx(last)
+
+
+def test_short_utterances_are_not_learned_from(workspace, tone_recipe, tiny_corpus):
+    rows = [json.loads(line) for line in tiny_corpus.read_text().splitlines()]
+    rows = [row | {"audio": str(tiny_corpus.parent / row["audio"])} for row in rows]
+    for row in rows[::2]:
+        row |= {"start": 0.0, "duration": 0.3}
+    manifest = workspace / "some.jsonl"
+    manifest.write_text("\n".join(json.dumps(row) for row in rows))
+    task = tone_recipe["tasks"]["verification"] | {"corpus": str(manifest)}
+    recipe = tone_recipe | {"tasks": {"verification": task}}
+    sizes = [
+        {
+            split: len(members)
+            for split, members in load_tasks(read_recipe(recipe, change))[
+                "verification"
+            ].splits.items()
+        }
+        for change in ([], ["tasks.verification.min_seconds=0.35"])
+    ]
+    assert sizes == [{"train": 32, "dev": 16, "test": 16}, {"train": 16, "dev": 16, "test": 16}]
+    with pytest.raises(DataError, match="no training utterance has 9 s; lower min_seconds"):
+        load_tasks(read_recipe(recipe, ["tasks.verification.min_seconds=9"]))
+
+
+def test_texts_are_not_learned_from_crops(workspace, tone_recipe):
+    recipe = read_recipe(tone_recipe, ["tasks.asr.crop_seconds=0.2"])
+    with pytest.raises(RecipeError, match="'asr': crop_seconds would cut the speech and not"):
+        train_run(recipe, workspace / "run")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

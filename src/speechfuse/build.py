@@ -251,7 +251,12 @@ def build_model(
 
 
 def check_frames(recipe: Recipe, name: str, fusion: Fusion, head: Head) -> None:
-    """Refuse to write a text from a single vector."""
+    """Refuse to write a text from a single vector, or to learn one from a part of its speech."""
+    if recipe.tasks[name].crop_seconds and head.predicts == "tokens":
+        raise RecipeError(
+            f"task '{name}': crop_seconds would cut the speech and not the text that is learned; "
+            "leave it out"
+        )
     pooled = any(isinstance(m, Interface) and m.pools for m in fusion.modules())
     if pooled and head.predicts == "tokens":
         raise RecipeError(

@@ -21,15 +21,17 @@ from speechfuse.types import Progress
 
 
 class StepSeed(Callback):
-    """Dropout repeats after a resume: each step is seeded from its number."""
+    """Dropout repeats after a resume: each batch is seeded from its number."""
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, seed: int, accumulate: int = 1) -> None:
+        """accumulate: batches in one step."""
+        self._seed, self._accumulate = seed, accumulate
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        torch.manual_seed((self._seed << 32) + trainer.global_step)
+        number = trainer.global_step * self._accumulate + batch_idx % self._accumulate
+        torch.manual_seed((self._seed << 32) + number)
 
 
 class Stop(Callback):
@@ -52,10 +54,10 @@ class Stop(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved = trainer.global_step  # by the checkpoint `last`
 
-    def between(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The same batches; a batch is drawn when the step before it is done and scored."""
-        for batch in batches:
-            if self.asked:
+    def between(self, batches: Iterator[Any], accumulate: int = 1) -> Iterator[Any]:
+        """The same batches; a step's first is drawn when the step before is done and scored."""
+        for number, batch in enumerate(batches):
+            if self.asked and number % accumulate == 0:
                 if self._saved != self._trainer.global_step:
                     self._trainer.save_checkpoint(self._checkpoint)
                 raise KeyboardInterrupt

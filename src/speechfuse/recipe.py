@@ -73,6 +73,8 @@ class TaskRecipe(BaseModel):
     split: SplitRecipe = SplitRecipe()
     noise_snr: float | None = None  # dB of pink noise mixed into every utterance
     batch_seconds: float | None = Field(None, gt=0)  # the training section's, if left out
+    crop_seconds: float | None = Field(None, gt=0)  # another stretch of an utterance each time
+    min_seconds: float = Field(0.0, ge=0)  # shorter utterances are not learned from
 
     @property
     def options(self) -> dict[str, Any]:
@@ -80,18 +82,23 @@ class TaskRecipe(BaseModel):
 
 
 class TrainingRecipe(_Strict):
-    """AdamW with linear warm-up and decay to zero, over batches of one task each."""
+    """Warm-up, then a falling or a constant rate, over batches of one task each."""
 
-    steps: int = Field(2000, gt=0)  # batches of all tasks together
+    steps: int = Field(2000, gt=0)  # of the optimiser, for all tasks together
+    optimizer: Literal["adamw", "adam"] = "adamw"  # adam adds the decay to the gradient
+    accumulate: int = Field(1, gt=0)  # batches whose gradients are averaged in one step
     learning_rate: float = Field(1e-3, gt=0)  # peak
     layer_rate: float = Field(1.0, gt=0)  # times the learning rate, for logits of layer weights
     weight_decay: float = Field(0.01, ge=0)
     warmup: float = Field(0.1, ge=0, le=1)  # share of the steps
+    schedule: Literal["linear", "constant"] = "linear"  # after warm-up: falling to zero, or not
     gradient_clip: float = Field(1.0, gt=0)
     batch_seconds: float = Field(60.0, gt=0)  # audio in a batch
+    batch_utterances: int | None = Field(None, gt=0)  # in a batch, of any length, instead
     interleave: dict[str, Annotated[float, Field(ge=0)]] = {}  # share of each task's batches
     evaluate_every: int | None = Field(None, gt=0)  # steps; a fifth of all if left out
     keep: Literal["best", "last"] = "best"  # which checkpoint is the run's, best on development
+    average: int = Field(1, gt=0)  # weights are the mean of so many best ones
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
 
 
@@ -157,6 +164,8 @@ def load_recipe(
             wrong.append(f"training.interleave.{left_out}: is missing; give its share, or 0")
         if shares and not any(shares.values()):
             wrong.append("training.interleave: all shares are 0; nothing would be trained")
+        if recipe.training.average > 1 and recipe.training.keep == "last":
+            wrong.append("training.average: keep is 'last', so there is one; use keep: best")
     wrong += check(data) if check else []
     if wrong:
         raise RecipeError("\n".join(f"{name}: {line}" for line in wrong))

@@ -108,6 +108,11 @@ def load_task(
         )
     where = f"task '{name}' on {corpus.name}"
     splits = split_utterances(usable, entry.split, where, task.min_speakers)
+    splits["train"] = [u for u in splits["train"] if (u.duration or 0) >= entry.min_seconds]
+    if not splits["train"]:
+        raise DataError(
+            f"{where}: no training utterance has {entry.min_seconds:g} s; lower min_seconds"
+        )
     if state is None:
         task.fit(splits["train"])
     else:

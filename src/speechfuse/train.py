@@ -29,13 +29,14 @@ from speechfuse.callbacks import (
 )
 from speechfuse.checkpoint import Run
 from speechfuse.data.batching import by_duration
+from speechfuse.data.crops import random_spans
 from speechfuse.data.stream import Source, Stream, draw_batches
 from speechfuse.errors import DataError, RecipeError, ShapeError
 from speechfuse.evaluate import BATCH_SECONDS, evaluate_run
 from speechfuse.extract import fill_stores
 from speechfuse.heads.ctc import CTC, frames_needed
 from speechfuse.model import FusionModel
-from speechfuse.ops import moved
+from speechfuse.ops import moved, seed_for
 from speechfuse.recipe import Recipe
 from speechfuse.taskdata import TaskData, load_tasks
 from speechfuse.types import Batch, Progress, Utterance
@@ -100,11 +101,24 @@ def _check_trained(recipe: Recipe, model: FusionModel) -> None:
 
 
 def load_batch(
-    data: TaskData, stores: Sequence[Store], utterances: Sequence[Utterance], *, targets: bool
+    data: TaskData,
+    stores: Sequence[Store],
+    utterances: Sequence[Utterance],
+    *,
+    targets: bool,
+    crop: tuple[float, int] | None = None,
 ) -> Batch:
-    """Stored stacks of some utterances, and what the head learns from."""
+    """Stored stacks of some utterances, and what the head learns from.
+
+    crop: seconds of each that are read at most, and the seed of where.
+    """
     wanted = data.task.targets(utterances) if targets else None
-    return Batch(data.name, utterances, [store.batch(utterances) for store in stores], wanted)
+    spans: list[list[slice] | None] = [None] * len(stores)
+    if crop:
+        frames = [[store.frames(u) for u in utterances] for store in stores]
+        spans = [*random_spans(frames, [store.spec.frame_rate for store in stores], *crop)]
+    stacks = [store.batch(utterances, span) for store, span in zip(stores, spans, strict=True)]
+    return Batch(data.name, utterances, stacks, wanted)
 
 
 def _check_aligned(recipe: Recipe, data: TaskData, stores: Sequence[Store]) -> None:
@@ -156,6 +170,8 @@ def _fit(
             data.splits["train"],
             recipe.tasks[name].batch_seconds or training.batch_seconds,
             training.interleave.get(name, 1.0),
+            None if recipe.tasks[name].batch_seconds else training.batch_utterances,
+            recipe.tasks[name].crop_seconds,
         )
         for name, data in tasks.items()
         if model.parameters_of(name)
@@ -164,24 +180,39 @@ def _fit(
     stop, log = Stop(resume), LongCSV(run.folder / "log.csv")
     stream = Stream(
         lambda: stop.between(
-            draw_batches({n: s for n, s in sources.items() if s.share}, recipe.seed)
+            draw_batches({n: s for n, s in sources.items() if s.share}, recipe.seed),
+            training.accumulate,
         ),
-        lambda task, members: load_batch(tasks[task], stores[task], members, targets=True),
-        training.steps,
+        lambda task, members, number: load_batch(
+            tasks[task],
+            stores[task],
+            members,
+            targets=True,
+            crop=_crop(recipe, task, number),
+        ),
+        training.steps * training.accumulate,
     )
     every = min(training.evaluate_every or max(1, training.steps // 5), training.steps)
     best, last = (
         ModelCheckpoint(
             run.folder / "checkpoints",
-            filename=name,
+            filename=name if training.average == 1 or name == "last" else "best-{step}",
             monitor="dev/error" if name == "best" else None,
+            save_top_k=training.average if name == "best" else 1,
             save_weights_only=name == "best",
             enable_version_counter=False,
         )
         for name in ("best", "last")  # last after best, so that it knows which the best one is
     )
     moved = Moved(run.folder / "checkpoints")
-    callbacks: list[Callback] = [StepSeed(recipe.seed), OneLine(log), stop, moved, best, last]
+    callbacks: list[Callback] = [
+        StepSeed(recipe.seed, training.accumulate),
+        OneLine(log),
+        stop,
+        moved,
+        best,
+        last,
+    ]
     if progress:
         callbacks.append(ShowProgress(progress))
     with quiet():
@@ -189,7 +220,8 @@ def _fit(
             accelerator="auto",
             devices=1,
             max_steps=training.steps,
-            val_check_interval=every,
+            val_check_interval=every * training.accumulate,
+            accumulate_grad_batches=training.accumulate,
             check_val_every_n_epoch=None,
             precision=training.precision,
             gradient_clip_val=training.gradient_clip,
@@ -214,9 +246,30 @@ def _fit(
         if stop.asked:  # while the last step was taken or scored
             raise KeyboardInterrupt
         if training.keep == "best" and best.best_model_path:
-            state = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
-            module.load_state_dict(state["state_dict"])
+            module.load_state_dict(averaged([Path(path) for path in best.best_k_models]))
     model.cpu()
+
+
+def _crop(recipe: Recipe, task: str, number: int) -> tuple[float, int] | None:
+    """How long and from which seed a task's batch is cropped, the same after a stop."""
+    seconds = recipe.tasks[task].crop_seconds
+    return (seconds, seed_for(recipe.seed, "crop", str(number))) if seconds else None
+
+
+def averaged(checkpoints: Sequence[Path]) -> dict[str, Tensor]:
+    """The mean of their weights, in double precision; what is a count, the largest."""
+    states = [
+        torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
+        for path in checkpoints
+    ]
+    if len(states) == 1:
+        return dict(states[0])
+    return {
+        name: torch.stack([state[name].double() for state in states]).mean(0).to(tensor.dtype)
+        if tensor.is_floating_point()
+        else torch.stack([state[name] for state in states]).amax(0)
+        for name, tensor in states[0].items()
+    }
 
 
 class FusionTraining(LightningModule):
@@ -262,14 +315,15 @@ class FusionTraining(LightningModule):
         if logits:
             rate = training.learning_rate * training.layer_rate
             groups.append({"params": logits, "lr": rate, "weight_decay": 0.0})
-        optimizer = torch.optim.AdamW(
-            groups, lr=training.learning_rate, weight_decay=training.weight_decay
-        )
+        kind = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
+        optimizer = kind(groups, lr=training.learning_rate, weight_decay=training.weight_decay)
         warm = max(1, round(training.warmup * training.steps))
 
         def scale(step: int) -> float:
-            falling = (training.steps - step) / max(1, training.steps - warm)
-            return min((step + 1) / warm, max(0.0, falling))
+            rising = (step + 1) / warm
+            if training.schedule == "constant":
+                return min(rising, 1.0)
+            return min(rising, max(0.0, (training.steps - step) / max(1, training.steps - warm)))
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
         return {

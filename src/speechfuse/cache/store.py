@@ -71,10 +71,14 @@ class Store:
         (self.folder / "about.json").write_text(self._about + "\n")
         return Writer(self)
 
-    def read(self, utterance: Utterance) -> Tensor:
-        """All layers of one utterance, (L, T, D) in the stored dtype."""
+    def read(self, utterance: Utterance, span: slice = slice(None)) -> Tensor:
+        """All layers of one utterance, or of a span of its frames: (L, T, D), stored dtype."""
         key = utterance_key(utterance)
-        tensor: Tensor = self._handles[self._where[key]].get_tensor(key)
+        handle = self._handles[self._where[key]]
+        if span == slice(None):
+            tensor: Tensor = handle.get_tensor(key)
+        else:
+            tensor = handle.get_slice(key)[:, span]
         return tensor
 
     def frames(self, utterance: Utterance) -> int:
@@ -83,9 +87,15 @@ class Store:
         shape: list[int] = self._handles[self._where[key]].get_slice(key).get_shape()
         return shape[1]
 
-    def batch(self, utterances: Sequence[Utterance]) -> LayerStack:
-        """Several utterances side by side in float32, zeros on the right."""
-        tensors = [self.read(u) for u in utterances]
+    def batch(
+        self, utterances: Sequence[Utterance], spans: Sequence[slice] | None = None
+    ) -> LayerStack:
+        """Several utterances side by side in float32, zeros on the right.
+
+        spans: the frames of each that are wanted, only they are read.
+        """
+        wanted = spans or [slice(None)] * len(utterances)
+        tensors = [self.read(u, span) for u, span in zip(utterances, wanted, strict=True)]
         lengths = torch.tensor([t.shape[1] for t in tensors])
         first = tensors[0]
         padded = torch.zeros(first.shape[0], len(tensors), int(lengths.max()), first.shape[2])

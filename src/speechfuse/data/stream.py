@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +15,21 @@ MIN_FOR_BUCKETS = 64  # utterances; fewer are batched without regard to duration
 
 @dataclass(frozen=True)
 class Source:
-    """The training utterances of a task, audio per batch in seconds, and share of the batches."""
+    """The training utterances of a task, audio per batch in seconds, and share of the batches.
+
+    batch_utterances: in each batch, whatever their duration, instead of batch_seconds.
+    crop_seconds: no more than this of an utterance is read.
+    """
 
     utterances: Sequence[Utterance]
     batch_seconds: float
     share: float
+    batch_utterances: int | None = None
+    crop_seconds: float | None = None
+
+    def seconds(self, utterance: Utterance) -> float:
+        """How much of an utterance is read."""
+        return min(utterance.duration or 1.0, self.crop_seconds or math.inf)
 
 
 def draw_batches(sources: Mapping[str, Source], seed: int) -> Iterator[tuple[str, list[Utterance]]]:
@@ -46,13 +57,18 @@ def _sampler(task: str, source: Source, seed: int) -> Any:
     from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
 
     cuts = CutSet.from_cuts(
-        MonoCut(id=f"{task}|{u.id}", start=0, duration=u.duration or 1.0, channel=0)
+        MonoCut(id=f"{task}|{u.id}", start=0, duration=source.seconds(u), channel=0)
         for u in source.utterances
     )
     size = len(source.utterances)
-    longest = max(u.duration or 1.0 for u in source.utterances)
+    longest = max(source.seconds(u) for u in source.utterances)
+    limit: dict[str, Any] = (
+        {"max_cuts": source.batch_utterances}
+        if source.batch_utterances
+        else {"max_duration": max(source.batch_seconds, longest)}
+    )
     options: dict[str, Any] = {
-        "max_duration": max(source.batch_seconds, longest),
+        **limit,
         "shuffle": True,
         "seed": seed,
         "rank": 0,
@@ -71,7 +87,7 @@ def _sampler(task: str, source: Source, seed: int) -> Any:
 
 
 class Stream:
-    """A run of `steps` batches whose position is one number: Lightning saves and restores it.
+    """A run of batches whose position is one number: Lightning saves and restores it.
 
     It has a length, so that nothing is fetched ahead and the position is exact.
     """
@@ -79,24 +95,27 @@ class Stream:
     def __init__(
         self,
         draw: Callable[[], Iterator[tuple[str, list[Utterance]]]],
-        load: Callable[[str, Sequence[Utterance]], Batch],
-        steps: int,
+        load: Callable[[str, Sequence[Utterance], int], Batch],
+        batches: int,
     ) -> None:
-        """draw: the batches from the start. load: a batch's tensors. steps: how many in all."""
-        self._draw, self._load, self._steps = draw, load, steps
+        """draw: the batches from the start. load: tensors of a batch, which is told its number.
+
+        batches: how many in all.
+        """
+        self._draw, self._load, self._batches = draw, load, batches
         self._done = 0
 
     def __len__(self) -> int:
-        return self._steps
+        return self._batches
 
     def __iter__(self) -> Iterator[Batch]:
         drawn = self._draw()
         for _ in range(self._done):
             next(drawn)  # no audio and no stacks are read
-        while self._done < self._steps:
+        while self._done < self._batches:
             task, utterances = next(drawn)
             self._done += 1
-            yield self._load(task, utterances)
+            yield self._load(task, utterances, self._done)
 
     def state_dict(self) -> dict[str, int]:
         return {"batches": self._done}
