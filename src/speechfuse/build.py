@@ -13,6 +13,7 @@ import torch
 
 from speechfuse import catalog
 from speechfuse.alignment import aligned_specs
+from speechfuse.augment import SpecAugment, UtteranceNorm
 from speechfuse.contracts import Fusion, Head, Interface, Merge, Task, Upstream
 from speechfuse.errors import RecipeError
 from speechfuse.fusion import LayersFirst, MergeFirst
@@ -247,7 +248,19 @@ def build_model(
         with _seeded(recipe.seed, "head", name):
             heads[name] = build_head(recipe.tasks[name], dim, task.head_options())
         check_frames(recipe, name, fusions[name if per_task else SHARED], heads[name])
-    return FusionModel(fusions, heads)
+    before = {
+        name: torch.nn.Sequential(*steps) for name in tasks if (steps := _before(recipe, name))
+    }
+    return FusionModel(fusions, heads, before)
+
+
+def _before(recipe: Recipe, name: str) -> list[torch.nn.Module]:
+    """What a task asks to be done to frames before its head reads them."""
+    entry = recipe.tasks[name]
+    steps: list[torch.nn.Module] = [SpecAugment(entry.augment)] if entry.augment else []
+    if entry.utterance_norm != "none":
+        steps.append(UtteranceNorm(variance=entry.utterance_norm == "mean_variance"))
+    return steps
 
 
 def check_frames(recipe: Recipe, name: str, fusion: Fusion, head: Head) -> None:
@@ -258,6 +271,12 @@ def check_frames(recipe: Recipe, name: str, fusion: Fusion, head: Head) -> None:
             "leave it out"
         )
     pooled = any(isinstance(m, Interface) and m.pools for m in fusion.modules())
+    if pooled and _before(recipe, name):
+        raise RecipeError(
+            f"task '{name}': interface '{recipe.fusion.interface.kind}' gives one vector for each "
+            "utterance, without frames to augment or to normalise; leave augment and "
+            "utterance_norm out, or use another interface"
+        )
     if pooled and head.predicts == "tokens":
         raise RecipeError(
             f"task '{name}': interface '{recipe.fusion.interface.kind}' gives one vector for each "

@@ -19,10 +19,19 @@ class FusionModel(nn.Module):
     Upstreams are not inside: they are frozen, their stacks come from a store.
     """
 
-    def __init__(self, fusions: Mapping[str, Fusion], heads: Mapping[str, Head]) -> None:
-        """fusions: by task, or one under SHARED that all tasks read. heads: by task."""
+    def __init__(
+        self,
+        fusions: Mapping[str, Fusion],
+        heads: Mapping[str, Head],
+        before: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        """fusions: by task, or one under SHARED that all tasks read. heads: by task.
+
+        before: what is done to the frames of a task before its head reads them, if anything.
+        """
         super().__init__()
         self.fusions = nn.ModuleDict(fusions)
+        self.before = nn.ModuleDict(before or {})
         self.heads = nn.ModuleDict(heads)
 
     def fusion_of(self, task: str) -> Fusion:
@@ -38,6 +47,8 @@ class FusionModel(nn.Module):
     def fuse(self, stacks: Sequence[LayerStack], task: str) -> Frames:
         """What the task's head reads."""
         frames: Frames = self.fusion_of(task)(stacks, task)
+        if task in self.before:
+            frames = self.before[task](frames)
         return frames
 
     def loss(self, stacks: Sequence[LayerStack], task: str, targets: Tokens) -> LossSum:

@@ -63,6 +63,17 @@ class SplitRecipe(_Strict):
     all_test: bool = False  # everyone is tested; only where nothing is trained
 
 
+class AugmentRecipe(_Strict):
+    """SpecAugment on what a head reads, in training (Park et al. 2019, arXiv:1904.08779)."""
+
+    time_warp: int = Field(0, ge=0)  # frames by which one frame is moved, less than this
+    time_masks: int = Field(0, ge=0)
+    time_width: int = Field(0, ge=0)  # frames; each mask is narrower
+    time_share: float = Field(0.0, ge=0, le=1)  # of the utterance's frames, instead of time_width
+    feature_masks: int = Field(0, ge=0)
+    feature_width: int = Field(0, ge=0)  # features; each mask is narrower
+
+
 class TaskRecipe(BaseModel):
     """One task: what is asked, of which corpus, with which head; further keys are its options."""
 
@@ -75,6 +86,8 @@ class TaskRecipe(BaseModel):
     batch_seconds: float | None = Field(None, gt=0)  # the training section's, if left out
     crop_seconds: float | None = Field(None, gt=0)  # another stretch of an utterance each time
     min_seconds: float = Field(0.0, ge=0)  # shorter utterances are not learned from
+    augment: AugmentRecipe | None = None  # of what the head reads, in training
+    utterance_norm: Literal["none", "mean", "mean_variance"] = "none"  # of what the head reads
 
     @property
     def options(self) -> dict[str, Any]:
