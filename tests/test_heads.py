@@ -24,6 +24,7 @@ HEADS = [(name, {}) for name in catalog.HEADS] + [
     ("classifier", {"mean_std": True, "standardize": True}),
     ("classifier", {"mean_std": True, "hidden": 16}),
     ("speaker", {"standardize": True}),
+    ("diarization", {"median": 1, "lstm_layers": 0}),
 ]
 
 
@@ -44,6 +45,9 @@ def frames(garbage=0.0, rows=(9, 5)):
 def targets(name):
     if catalog.HEADS[name].predicts == "tokens":
         return Tokens(torch.tensor([[1, 2, 3], [4, 5, 0]]), torch.tensor([3, 2]))
+    if catalog.HEADS[name].predicts == "turns":
+        turns = [[0, 0, 100, 1, 60, 180], [1, 20, 60, 0, 0, 0]]
+        return Tokens(torch.tensor(turns), torch.tensor([6, 3]))
     return Tokens(torch.tensor([[0], [2]]), torch.tensor([1, 1]))
 
 

@@ -206,7 +206,8 @@ EXPERIMENTS = sorted((Path(__file__).parents[1] / "recipes" / "experiments").glo
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_shipped_experiments_compare_rows_over_three_seeds(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("SPEECHFUSE_ENCODERS", str(tmp_path))
+    for variable in ("SPEECHFUSE_ENCODERS", "SPEECHFUSE_REAL"):
+        monkeypatch.setenv(variable, str(tmp_path))
     read = read_sweep(path)
     assert read.name == path.stem
     assert read.baseline in read.rows

@@ -9,6 +9,12 @@ import pytest
 
 from speechfuse.data.synthetic import acoustics, espeak, sentences, voices
 from speechfuse.data.synthetic.corpus import Settings, _plan, prepare_synthetic
+from speechfuse.data.synthetic.languages import (
+    LanguageSettings,
+    language_words,
+    plan_languages,
+    prepare_languages,
+)
 from speechfuse.errors import DataError
 
 pytest.importorskip("espeakng_loader")
@@ -140,3 +146,49 @@ def test_emotions_overlap_but_differ_on_average():
     rates = {e: np.array([p.rate for p in members]) for e, members in drawn.items()}
     assert rates["angry"].mean() > 1.15 * rates["sad"].mean()
     assert (rates["angry"] < rates["sad"].mean()).mean() > 0.005  # some angry people are slow
+
+
+FEW = LanguageSettings(speakers=(2, 1, 1), utterances=1)
+
+
+def test_every_voice_speaks_every_language(tmp_path):
+    """Else the voice would tell the language."""
+    corpus = prepare_languages(tmp_path / "languages", FEW)
+    spoken = {}
+    for u in corpus.utterances:
+        spoken.setdefault(u.speaker, []).append(u.language)
+    assert {tuple(found) for found in spoken.values()} == {tuple(language_words())}
+    assert set(spoken) == {"train00", "train01", "dev00", "test00"}
+    assert min(u.duration for u in corpus.utterances) > 0.7
+    prepare_languages(tmp_path / "again" / "languages", FEW)
+    assert digest(tmp_path / "again" / "languages") == digest(tmp_path / "languages")
+
+
+def test_voices_and_words_of_one_split_are_in_no_other():
+    planned = list(plan_languages(LanguageSettings()))
+    for label in ("speaker", "word"):
+        found = {"train": set(), "dev": set(), "test": set()}
+        for p in planned:
+            of_it = p.text.split() if label == "word" else [p.speaker.name]
+            found[p.split] |= {(p.language if label == "word" else "", one) for one in of_it}
+        assert not found["train"] & found["test"]
+        assert not found["dev"] & (found["train"] | found["test"])
+        assert min(map(len, found.values())) >= 6
+
+
+def test_languages_have_as_many_words_in_the_same_groups():
+    words = language_words()
+    assert {len(known) for known in words.values()} == {40}
+    assert all(len(set(known)) == 40 for known in words.values())
+
+
+def test_one_voice_sounds_different_in_two_languages():
+    jobs = [
+        p.job
+        for p in plan_languages(FEW)
+        if p.speaker.name == "train00" and p.language in ("fi", "fr")
+    ]
+    variant = next(plan_languages(FEW)).speaker.variant
+    said = [espeak.Job("1 2 3", job.voice, 170, 50, 50, 80) for job in jobs]
+    one, other = espeak.synthesise(said, {"train00": variant})
+    assert len(one) != len(other)

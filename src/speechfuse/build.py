@@ -264,10 +264,12 @@ def _before(recipe: Recipe, name: str) -> list[torch.nn.Module]:
 
 
 def check_frames(recipe: Recipe, name: str, fusion: Fusion, head: Head) -> None:
-    """Refuse to write a text from a single vector, or to learn one from a part of its speech."""
-    if recipe.tasks[name].crop_seconds and head.predicts == "tokens":
+    """Refuse to write a text, or to find turns, from a single vector or from a part of it."""
+    every_frame = head.predicts in ("tokens", "turns")
+    if recipe.tasks[name].crop_seconds and every_frame:
+        what = "text" if head.predicts == "tokens" else "turns"
         raise RecipeError(
-            f"task '{name}': crop_seconds would cut the speech and not the text that is learned; "
+            f"task '{name}': crop_seconds would cut the speech and not the {what} that is learned; "
             "leave it out"
         )
     pooled = any(isinstance(m, Interface) and m.pools for m in fusion.modules())
@@ -277,11 +279,11 @@ def check_frames(recipe: Recipe, name: str, fusion: Fusion, head: Head) -> None:
             "utterance, without frames to augment or to normalise; leave augment and "
             "utterance_norm out, or use another interface"
         )
-    if pooled and head.predicts == "tokens":
+    if pooled and every_frame:
         raise RecipeError(
             f"task '{name}': interface '{recipe.fusion.interface.kind}' gives one vector for each "
-            "utterance, a head that predicts tokens needs every frame; use another interface, or "
-            "train this task in a recipe of its own"
+            f"utterance, a head that predicts {head.predicts} needs every frame; use another "
+            "interface, or train this task in a recipe of its own"
         )
 
 

@@ -19,6 +19,7 @@ from speechfuse.contracts import Head, Interface, Merge, Task, Upstream
 from speechfuse.errors import RecipeError, did_you_mean
 from speechfuse.heads.classifier import Classifier
 from speechfuse.heads.ctc import CTC
+from speechfuse.heads.diarization import Diarization as DiarizationHead
 from speechfuse.heads.speaker import Speaker
 from speechfuse.heads.statistics import Statistics
 from speechfuse.interfaces.cls_pooling import ClsPooling
@@ -37,6 +38,7 @@ from speechfuse.merging.gated import Gated
 from speechfuse.merging.interleave import Interleave
 from speechfuse.recipe import explain
 from speechfuse.tasks.classification import Classification
+from speechfuse.tasks.diarization import Diarization
 from speechfuse.tasks.recognition import Recognition
 from speechfuse.tasks.verification import Verification
 from speechfuse.upstreams.filterbank import Filterbank
@@ -63,12 +65,14 @@ HEADS: Table = {
     "classifier": Classifier,
     "speaker": Speaker,
     "statistics": Statistics,
+    "diarization": DiarizationHead,
 }
 TASKS: Table = {
     "asr": Recognition,
     "emotion": Classification,
     "classification": Classification,
     "verification": Verification,
+    "diarization": Diarization,
 }
 ROLES: Mapping[str, Table] = {
     "upstream": UPSTREAMS,

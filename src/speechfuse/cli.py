@@ -88,7 +88,11 @@ def plan(recipe: RecipePath, overrides: Overrides = None) -> None:
 @app.command()
 def prepare(
     source: Annotated[
-        str, typer.Argument(help="synthetic, a manifest, a Kaldi folder, or a corpus by name.")
+        str,
+        typer.Argument(
+            help="synthetic, synthetic-languages, synthetic-mix, a manifest, a Kaldi folder, a "
+            "prepared corpus to --join or --mix, or a corpus by name."
+        ),
     ],
     place: Annotated[
         Path | None, typer.Argument(metavar="FOLDER", help="Where the corpus so named lies.")
@@ -102,6 +106,9 @@ def prepare(
     join: Annotated[
         int, typer.Option(min=1, help="Join so many clips of a speaker into one utterance.")
     ] = 1,
+    mix: Annotated[
+        int, typer.Option(min=1, help="Mix turns of so many speakers, for diarization.")
+    ] = 1,
 ) -> None:
     """Import a corpus: recordings, transcripts, speakers, emotions and splits.
 
@@ -114,17 +121,21 @@ def prepare(
     """
     from speechfuse.data.manifests import prepare as prepare_corpus
     from speechfuse.data.readers.table import find_reader
-    from speechfuse.data.synthetic.corpus import prepare_synthetic
-    from speechfuse.taskdata import corpora_folder
+    from speechfuse.taskdata import MADE, corpora_folder, is_prepared, remade
 
     reader, path = find_reader(source) if place else None, place or Path(source)
     full = path.resolve()  # of "." and "manifest.tsv" too the folder has a name
     name = full.name if path.is_dir() or path.stem != "manifest" else full.parent.name
-    folder = out or corpora_folder() / (source if place else Path(name).stem)
+    folder = (
+        out
+        or corpora_folder() / f"{source if place else Path(name).stem}{'-mix' if mix > 1 else ''}"
+    )
     chosen = _columns(only or ())
     with _progress() as progress:
-        if source == "synthetic":
-            corpus = prepare_synthetic(folder, progress=progress)
+        if max(join, mix) > 1 and (source in MADE or is_prepared(path)):
+            corpus = remade(source, folder, join=join, mix=mix, progress=progress)
+        elif source in MADE:
+            corpus = MADE[source](folder, progress=progress)
         else:
             corpus = prepare_corpus(
                 path,
@@ -133,6 +144,7 @@ def prepare(
                 only=chosen,
                 trials=trials,
                 join=join,
+                mix=mix,
                 progress=progress,
             )
     for key, value in corpus.summary().items():

@@ -25,6 +25,7 @@ NAMES = {
     "accuracy": "accuracy (WA)",
     "balanced_accuracy": "balanced accuracy (UA)",
     "eer": "EER",
+    "der": "DER (no collar)",
 }
 Values = NDArray[float64]
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from speechfuse import build
 from speechfuse.contracts import Task
 from speechfuse.data.corpus import Corpus, read_corpus
-from speechfuse.data.manifests import prepare, trials_beside
+from speechfuse.data.manifests import prepare, rearranged, trials_beside
 from speechfuse.data.splits import Splits, make_trials, split_utterances
 from speechfuse.data.synthetic.corpus import prepare_synthetic
+from speechfuse.data.synthetic.languages import prepare_languages
 from speechfuse.errors import DataError
 from speechfuse.recipe import Recipe, TaskRecipe
 from speechfuse.types import Progress, Trial, Utterance
@@ -66,14 +67,14 @@ def is_prepared(folder: Path) -> bool:
 
 
 def find_corpus(name: str, progress: Progress | None = None) -> Corpus:
-    """A prepared corpus by name or folder; `synthetic` and manifests are prepared on first use.
+    """A prepared corpus by name or folder; synthetic ones and manifests are prepared on first use.
 
     Raises:
         DataError: there is none.
     """
     folder, path = prepared_folder(name), Path(name)
-    if name == "synthetic":
-        return prepare_synthetic(corpora_folder() / name, progress=progress)
+    if name in MADE:
+        return MADE[name](corpora_folder() / name, progress=progress)
     if is_prepared(folder):
         return read_corpus(folder)
     if path.is_file():
@@ -82,6 +83,36 @@ def find_corpus(name: str, progress: Progress | None = None) -> Corpus:
         f"no corpus '{name}': neither a prepared folder, nor in {corpora_folder()}, nor a "
         "manifest; make it with: speechfuse prepare MANIFEST --out FOLDER"
     )
+
+
+def remade(
+    name: str, folder: Path, *, join: int = 1, mix: int = 1, progress: Progress | None = None
+) -> Corpus:
+    """A corpus of the clips of another one, by name or folder: joined, or speakers mixed.
+
+    Raises:
+        DataError: there is no such corpus, it lies in that folder itself, or has too few clips.
+    """
+    source = find_corpus(name, progress)
+    if source.folder.resolve() == folder.resolve():
+        raise DataError(f"{folder} holds the clips that are wanted; choose another one with --out")
+    corpus = replace(source, name=folder.resolve().name, folder=folder)
+    return rearranged(corpus, join=join, mix=mix, progress=progress)
+
+
+def _conversations(folder: Path, progress: Progress | None = None) -> Corpus:
+    """Two speakers of the synthetic corpus in each utterance."""
+    if is_prepared(folder):
+        return read_corpus(folder)
+    return remade("synthetic", folder, mix=2, progress=progress)
+
+
+# Corpora that are made when they are first asked for.
+MADE: Mapping[str, Callable[..., Corpus]] = {
+    "synthetic": prepare_synthetic,
+    "synthetic-languages": prepare_languages,
+    "synthetic-mix": _conversations,
+}
 
 
 def _stem(manifest: Path) -> str:

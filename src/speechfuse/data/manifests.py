@@ -17,6 +17,7 @@ from speechfuse.data.corpus import (
     write_corpus,
 )
 from speechfuse.data.joining import join_clips
+from speechfuse.data.mixing import mix_speakers
 from speechfuse.data.readers.layout import Reader
 from speechfuse.errors import DataError, did_you_mean
 from speechfuse.types import Progress, Utterance
@@ -52,6 +53,7 @@ def prepare(
     trials: Path | None = None,
     name: str | None = None,
     join: int = 1,
+    mix: int = 1,
     progress: Progress | None = None,
 ) -> Corpus:
     """Import a manifest, a Kaldi folder or what `reader` reads into a corpus folder.
@@ -59,6 +61,7 @@ def prepare(
     only: keep the utterances that have one of these values in a column.
     join: put so many clips of a speaker one after the other into new audio files, with their
     texts, to make connected speech of single words.
+    mix: put turns of so many speakers of one split into new audio files, for diarization.
 
     A manifest has the columns id, audio, start, duration, text, speaker, emotion, language,
     split; all but audio may be missing, others are kept. Audio paths are relative to it.
@@ -98,11 +101,26 @@ def prepare(
     found = trials or own or trials_beside(source)
     pairs = read_trials(found, utterances) if found else ()
     corpus = Corpus(name or folder.resolve().name, folder, tuple(utterances), pairs)
-    if join > 1:
-        return join_clips(corpus, join, progress)
+    if join > 1 or mix > 1:
+        return rearranged(corpus, join=join, mix=mix, progress=progress)
     with replacing(folder) as out:
         write_corpus(replace(corpus, folder=out), rates)
     return corpus
+
+
+def rearranged(
+    corpus: Corpus, *, join: int = 1, mix: int = 1, progress: Progress | None = None
+) -> Corpus:
+    """New utterances of a corpus's clips in `corpus.folder`: clips joined, or speakers mixed.
+
+    Raises:
+        DataError: both are asked for, or there are too few clips.
+    """
+    if join > 1 and mix > 1:
+        raise DataError(f"join {join} and mix {mix}: the one or the other; mix what was joined")
+    if mix > 1:
+        return mix_speakers(corpus, mix, progress)
+    return join_clips(corpus, join, progress)
 
 
 def trials_beside(manifest: Path) -> Path | None:
