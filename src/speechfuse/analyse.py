@@ -1,10 +1,11 @@
 """How much each layer of each model counts for each task.
 
-Two answers, because mixing weights mislead where layers differ in size, and some methods have
+Three answers, because mixing weights mislead where layers differ in size, and some methods have
 none:
 
 * the interface's own weights, and weights times the root mean square of the layer as the
   interface reads it;
+* the gradient of what the interface gives to each layer that it reads, for each block of features;
 * ablation: the rise of the loss when one layer of one model is replaced by its mean over time,
   so that nothing can be read from it, on training utterances (verification has no loss on
   unknown speakers).
@@ -23,6 +24,7 @@ from speechfuse.contracts import Interface, ShowsLayers
 from speechfuse.fusion import LayersFirst, MergeFirst
 from speechfuse.model import FusionModel
 from speechfuse.ops import length_mask, masked_mean, normalise
+from speechfuse.receptive import receptive_field
 from speechfuse.taskdata import TaskData
 from speechfuse.types import LayerStack, Tokens
 
@@ -38,6 +40,7 @@ class LayerUse:
     weights: list[float] | None  # the interface's own, if it has any
     scaled: list[float] | None  # weights times the layer's size, made to sum to one
     ablation: list[float] | None  # rise of the loss without each layer
+    gradient: list[list[float]] | None = None  # share of each layer, for each block of features
 
 
 @torch.no_grad()
@@ -54,15 +57,15 @@ def layer_use(
         members = data.splits["train"]
         sample = members[:: max(1, len(members) // SAMPLE)][:SAMPLE]
         stacks = [store.batch(sample) for store in stores[name]]
-        found += _weights(model, name, stacks, names)
+        found += _readings(model, name, stacks, names)
         found += _ablations(model, name, stacks, names, data.task.targets(sample))
     return found
 
 
-def _weights(
+def _readings(
     model: FusionModel, task: str, stacks: Sequence[LayerStack], names: Sequence[str]
 ) -> list[LayerUse]:
-    """Where the interfaces have weights: one entry for each stack that an interface reads."""
+    """One entry for each stack that an interface reads: gradients, and weights if it has any."""
     fusion = model.fusion_of(task)
     read: list[tuple[str, Interface, LayerStack]] = []
     if isinstance(fusion, LayersFirst):
@@ -74,11 +77,15 @@ def _weights(
         read.append((" + ".join(names), fusion.interface, fusion.merged(stacks)))
     found = []
     for name, interface, stack in read:
+        use = LayerUse(
+            task, name, None, None, None, receptive_field(interface, stack, task).tolist()
+        )
         if isinstance(interface, ShowsLayers):
             weights = _mean_weights(interface.layer_weights(stack, task), stack)
             scaled = weights * _sizes(stack)
             shares = (scaled / scaled.sum()).tolist()
-            found.append(LayerUse(task, name, weights.tolist(), shares, None))
+            use = replace(use, weights=weights.tolist(), scaled=shares)
+        found.append(use)
     return found
 
 

@@ -208,13 +208,16 @@ def weights(
     with _progress() as progress:
         uses = run_layer_use(run, progress)
     for use in uses:
-        columns = ["layer", *(str(i) for i in range(len(use.weights or use.ablation or ())))]
+        fields = use.gradient or []
         named = {
             "weight": use.weights,
             "weight x size": use.scaled,
             "loss without": use.ablation,
         }
+        for index, shares in enumerate(fields):
+            named["gradient" + (f", position {index}" if len(fields) > 1 else "")] = shares
         rows = [[name, *(f"{v:.3f}" for v in row)] for name, row in named.items() if row]
+        columns = ["layer", *(str(i) for i in range(max(len(row) for row in rows) - 1))]
         _table(f"{use.task}, {use.model}", columns, rows)
     if picture:
         draw_layer_use(uses, picture)

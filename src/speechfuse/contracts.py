@@ -78,6 +78,10 @@ class Interface(nn.Module, ABC):
     out_dim: int
     pools: bool = False  # over time: one vector for each utterance, T = 1
 
+    def blocks(self) -> list[slice]:
+        """Output features that come from other layers than the rest, for example of a position."""
+        return [slice(None)]
+
     @abstractmethod
     def forward(self, stack: LayerStack, task: str) -> Frames: ...
 

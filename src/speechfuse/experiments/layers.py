@@ -10,6 +10,8 @@ from speechfuse.analyse import LayerUse, layer_use
 from speechfuse.evaluate import open_run
 from speechfuse.types import Progress
 
+Row = tuple[str, Sequence[float]]  # a name, and a value for each layer
+
 
 def run_layer_use(folder: Path, progress: Progress | None = None) -> list[LayerUse]:
     """Weights and ablations of a trained run."""
@@ -27,9 +29,13 @@ def layer_figure(uses: Sequence[LayerUse]) -> Any:
     """A heat map for each kind of answer: rows are tasks and models, columns are layers."""
     from matplotlib.figure import Figure
 
-    kinds = [
-        ("weight of each layer", [(u, u.weights) for u in uses if u.weights]),
-        ("rise of the loss without the layer", [(u, u.ablation) for u in uses if u.ablation]),
+    kinds: list[tuple[str, Sequence[Row]]] = [
+        ("weight of each layer", [(_name(u), u.weights) for u in uses if u.weights]),
+        ("share of the gradient to each layer", gradient_rows(uses)),
+        (
+            "rise of the loss without the layer",
+            [(_name(u), u.ablation) for u in uses if u.ablation],
+        ),
     ]
     shown = [(title, rows) for title, rows in kinds if rows]
     heights = [len(rows) for _, rows in shown]
@@ -40,7 +46,20 @@ def layer_figure(uses: Sequence[LayerUse]) -> Any:
     return figure
 
 
-def _heat_map(axis: Any, title: str, rows: Sequence[tuple[LayerUse, Sequence[float]]]) -> None:
+def gradient_rows(uses: Sequence[LayerUse]) -> list[Row]:
+    """A row for each block of features, numbered if there are several."""
+    return [
+        (_name(use) + (f", position {i}" if len(use.gradient or ()) > 1 else ""), shares)
+        for use in uses
+        for i, shares in enumerate(use.gradient or ())
+    ]
+
+
+def _name(use: LayerUse) -> str:
+    return f"{use.task}, {use.model}"
+
+
+def _heat_map(axis: Any, title: str, rows: Sequence[Row]) -> None:
     import numpy as np
 
     width = max(len(values) for _, values in rows)
@@ -64,7 +83,7 @@ def _heat_map(axis: Any, title: str, rows: Sequence[tuple[LayerUse, Sequence[flo
                 fontsize=7,
                 color="white" if dark else "#333333",
             )
-    axis.set_yticks(range(len(rows)), [f"{use.task}, {use.model}" for use, _ in rows], fontsize=8)
+    axis.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
     axis.set_xticks(range(width), [str(i) for i in range(width)], fontsize=8)
     axis.set_xlabel("layer (0 is what the first block reads)", fontsize=8)
     axis.set_title(title, fontsize=9, loc="left")

@@ -65,12 +65,16 @@ class HConv(Interface):
         whole = out_dim or spec.dim
         narrow = whole // path[-1] if compat == "floor" else math.ceil(whole / path[-1])
         widths = [spec.dim] * (len(path) - 1) + [narrow]
-        self.stride = stride
+        self.stride, self.positions = stride, path[-1]
         self.out_dim = narrow * path[-1] if compat == "floor" else whole
         self.convs = nn.ModuleList(
             nn.Conv1d(wide, out, kernel_size, stride, kernel_size // 2)
             for wide, out in pairwise(widths)
         )
+
+    def blocks(self) -> list[slice]:
+        """The features of each layer that remains after the last convolution."""
+        return [slice(position, None, self.positions) for position in range(self.positions)]
 
     def forward(self, stack: LayerStack, task: str) -> Frames:
         batch, frames, dim = stack.layers[0].shape
