@@ -11,17 +11,26 @@ from torch.nn import functional as F
 from speechfuse import catalog
 from speechfuse.errors import RecipeError
 from speechfuse.heads.classifier import Classifier
-from speechfuse.heads.ctc import CTC, BidirectionalLSTM, frames_needed
+from speechfuse.heads.conv_transformer import ConvTransformer
+from speechfuse.heads.ctc import CTC, BidirectionalLSTM
+from speechfuse.heads.ctc_head import frames_needed
 from speechfuse.heads.ctc_search import FlashlightSearch, greedy, prefix_beam
+from speechfuse.heads.slots import Slots
 from speechfuse.heads.speaker import Speaker
+from speechfuse.heads.x_vector import XVector
 from speechfuse.types import Frames, Tokens
 
-SIZES = {"num_tokens": 6, "num_classes": 3}
+SIZES = {"num_tokens": 6, "num_classes": 3, "slot_sizes": (3, 4)}
+ROWS = {"conv_transformer": (33, 17), "x_vector": (23, 19)}  # what convolutions shorten
 # Every head as it is by default, and options that compute something else.
 HEADS = [(name, {}) for name in catalog.HEADS] + [
     ("ctc", {"join": 2, "lstm_layers": 0}),
     ("ctc", {"search": "beam", "normalize": "none"}),
+    ("ctc", {"activation": "none", "lstm_layers": 2}),
+    ("conv_transformer", {"project": 9, "dim": 16, "blocks": 1, "ffn_dim": 8}),
     ("classifier", {"mean_std": True, "standardize": True}),
+    ("classifier", {"project": 5}),
+    ("slots", {"project": 5, "mean_std": True}),
     ("classifier", {"mean_std": True, "hidden": 16}),
     ("speaker", {"standardize": True}),
     ("diarization", {"median": 1, "lstm_layers": 0}),
@@ -48,7 +57,14 @@ def targets(name):
     if catalog.HEADS[name].predicts == "turns":
         turns = [[0, 0, 100, 1, 60, 180], [1, 20, 60, 0, 0, 0]]
         return Tokens(torch.tensor(turns), torch.tensor([6, 3]))
+    if catalog.HEADS[name].predicts == "classes":
+        return Tokens(torch.tensor([[0, 3], [2, 1]]), torch.tensor([2, 2]))
     return Tokens(torch.tensor([[0], [2]]), torch.tensor([1, 1]))
+
+
+def rows_of(name):
+    """Frames of two utterances: enough for what a head makes of them."""
+    return ROWS.get(name, (9, 5))
 
 
 def flat(predictions):
@@ -59,7 +75,7 @@ def flat(predictions):
 class TestHead:
     def test_padding_changes_nothing(self, name, options):
         head = made(name, **options)
-        one, other = frames(1e4), frames(-3.0)
+        one, other = frames(1e4, rows_of(name)), frames(-3.0, rows_of(name))
         for a, b in zip(flat(head.predict(one)), flat(head.predict(other)), strict=True):
             torch.testing.assert_close(a, b)
         torch.testing.assert_close(
@@ -67,12 +83,13 @@ class TestHead:
         )
 
     def test_alone_equals_in_a_batch(self, name, options):
-        head, given, wanted = made(name, **options), frames(), targets(name)
-        alone = Frames(given.hidden[1:, :5], given.lengths[1:], 50.0)
+        rows = rows_of(name)
+        head, given, wanted = made(name, **options), frames(rows=rows), targets(name)
+        alone = Frames(given.hidden[1:, : rows[1]], given.lengths[1:], 50.0)
         one, many = flat(head.predict(alone))[0], flat(head.predict(given))[1]
         torch.testing.assert_close(one, many, atol=1e-5, rtol=1e-5)
         parts = []
-        for row, size in enumerate((9, 5)):
+        for row, size in enumerate(rows):
             part = Frames(given.hidden[row : row + 1, :size], given.lengths[row : row + 1], 50.0)
             length = int(wanted.lengths[row])
             target = Tokens(wanted.ids[row : row + 1, :length], wanted.lengths[row : row + 1])
@@ -85,7 +102,7 @@ class TestHead:
         head = made(name, **options)
         if not list(head.parameters()):
             pytest.skip("nothing is trained")
-        head.loss(frames(), targets(name)).total.backward()
+        head.loss(frames(rows=rows_of(name)), targets(name)).total.backward()
         for label, parameter in head.named_parameters():
             assert parameter.grad is not None, label
             assert parameter.grad.abs().sum() > 0, label
@@ -95,8 +112,17 @@ class TestHead:
         for tensor in fresh.state_dict().values():
             torch.nn.init.uniform_(tensor) if tensor.is_floating_point() else tensor.zero_()
         fresh.load_state_dict(head.state_dict())
-        for a, b in zip(flat(head.predict(frames())), flat(fresh.predict(frames())), strict=True):
+        given = frames(rows=rows_of(name))
+        for a, b in zip(flat(head.predict(given)), flat(fresh.predict(given)), strict=True):
             assert torch.equal(a, b)
+
+    def test_an_utterance_of_one_frame_is_read(self, name, options):
+        head, given = made(name, **options), frames(rows=(40, 1))
+        alone = Frames(given.hidden[1:, :1], given.lengths[1:], 50.0)
+        one, many = flat(head.predict(alone))[0], flat(head.predict(given))[1]
+        torch.testing.assert_close(one, many, atol=1e-5, rtol=1e-5)
+        assert torch.isfinite(one).all()
+        assert torch.isfinite(head.loss(given, targets(name)).total)
 
 
 def test_ctc_loss_equals_the_sum_over_all_alignments():
@@ -221,3 +247,117 @@ def test_standardised_pooling_learns_statistics_and_keeps_them(kind):
     other.load_state_dict(head.state_dict())
     for a, b in zip(flat(other.predict(one)), flat(head.eval().predict(one)), strict=True):
         torch.testing.assert_close(a, b)
+
+
+class TestConvTransformer:
+    def test_frames_are_those_of_the_convolutions(self):
+        head = ConvTransformer(8, num_tokens=4, dim=16, blocks=1).eval()
+        for size in (7, 8, 9, 10, 33):
+            log_probs, lengths = head.log_probs(frames(rows=(size,)))
+            assert lengths.tolist() == [log_probs.shape[1]] == [(size - 1) // 2 - 2]
+        assert head.lengths(torch.tensor([1, 6])).tolist() == [0, 0]
+
+    def test_nothing_is_learned_from_an_utterance_too_short(self):
+        head, wanted = made("conv_transformer"), targets("conv_transformer")
+        loss = head.loss(frames(rows=(33, 5)), wanted)
+        assert loss.count == 3
+        assert head.predict(frames(rows=(33, 5)))[1] == []
+        loss.total.backward()
+        assert all(torch.isfinite(p.grad).all() for p in head.parameters())
+
+    @pytest.mark.parametrize("blocks", [2, 65])
+    def test_parameters_are_those_of_the_benchmark(self, blocks):
+        """65 blocks of width 256 are the 51.3 M of the multilingual track."""
+        head = ConvTransformer(768, num_tokens=30, blocks=blocks)
+        attention = 4 * (256 * 256 + 256)
+        feed_forward = 256 * 1024 + 1024 + 1024 * 256 + 256
+        block = attention + feed_forward + 2 * 2 * 256
+        assert round(65 * block / 1e6, 1) == 51.3
+        expected = 768 * 80 + 80  # to 80 features
+        expected += 9 * 256 + 256 + 9 * 256 * 256 + 256  # two convolutions
+        expected += 37 * 256 * 256 + 256  # 80 -> 39 -> 37 features, of 256 channels
+        expected += blocks * block + 2 * 256 + 256 * 30 + 30
+        assert sum(p.numel() for p in head.parameters()) == expected
+
+    def test_convolutions_equal_sums_over_windows(self):
+        """Blocks read what two sliding windows of three frames and three features give."""
+        torch.manual_seed(1)
+        head = ConvTransformer(
+            8, num_tokens=4, project=7, dim=4, blocks=0, attention_heads=2
+        ).eval()
+        given = frames(rows=(11,))
+        image = head.project(given.hidden)[0]
+        first = torch.zeros(5, 3, 4)
+        for t, f, c in itertools.product(range(5), range(3), range(4)):
+            window = image[2 * t : 2 * t + 3, 2 * f : 2 * f + 3]
+            first[t, f, c] = (window * head.conv1.weight[c, 0]).sum() + head.conv1.bias[c]
+        first = first.relu()
+        second = torch.zeros(3, 4)
+        for t, c in itertools.product(range(3), range(4)):
+            window = first[t : t + 3].permute(2, 0, 1)
+            second[t, c] = (window * head.conv2.weight[c]).sum() + head.conv2.bias[c]
+        hidden = head.embed(second.relu()) * 2.0
+        for t in range(3):
+            place = [math.sin(t), math.cos(t), math.sin(t / 100), math.cos(t / 100)]
+            hidden[t] += torch.tensor(place)
+        expected = head.linear(head.norm(hidden)).log_softmax(-1)
+        torch.testing.assert_close(head.log_probs(given)[0][0], expected)
+
+
+class TestXVector:
+    def test_layers_read_the_frames_that_their_contexts_name(self):
+        """Frame by frame, by affine maps of the frames side by side, as s3prl writes it."""
+        head = made("x_vector", dim=6, pooled_dim=10)
+        given = frames(1e4, rows=(23, 19))
+        hidden = head.project(given.hidden[1, :19])
+        for layer, (context, every) in zip(
+            head.layers, [(5, 1), (3, 2), (3, 3), (1, 1), (1, 1)], strict=True
+        ):
+            kernel = layer.weight.transpose(1, 2).flatten(1)
+            rows = [
+                torch.cat([hidden[t + every * k] for k in range(context)])
+                for t in range(len(hidden) - every * (context - 1))
+            ]
+            hidden = (torch.stack(rows) @ kernel.T + layer.bias).relu()
+        assert len(hidden) == 19 - 14
+        deviation = (hidden.var(0, correction=0) + 1e-5).sqrt()
+        expected = head.embed(torch.cat([hidden.mean(0), deviation])).relu()
+        torch.testing.assert_close(head.embedding(given)[1], expected)
+
+    def test_parameters_are_those_of_superb(self):
+        head = XVector(768, num_classes=1211)
+        expected = 768 * 512 + 512
+        expected += 5 * 512 * 512 + 512 + 2 * (3 * 512 * 512 + 512) + 512 * 512 + 512
+        expected += 512 * 1500 + 1500 + 3000 * 512 + 512 + 512 * 512 + 512 + 1211 * 512
+        assert sum(p.numel() for p in head.parameters()) == expected
+
+
+def test_slots_are_as_many_classifiers_with_one_pooling():
+    head, given, wanted = made("slots"), frames(), targets("slots")
+    logits = head.logits(given)
+    expected = F.cross_entropy(logits[:, :3], wanted.ids[:, 0], reduction="sum")
+    expected += F.cross_entropy(logits[:, 3:], wanted.ids[:, 1], reduction="sum")
+    loss = head.loss(given, wanted)
+    torch.testing.assert_close(loss.total, expected)
+    assert loss.count == 2
+    found = torch.tensor(head.predict(given))
+    assert torch.equal(found[:, 0], logits[:, :3].argmax(-1))
+    assert torch.equal(found[:, 1], logits[:, 3:].argmax(-1))
+    assert isinstance(head, Slots)
+
+
+def test_the_heads_of_superb_have_its_parameters():
+    """Recognition: Linear, two layers of LSTM both ways, Linear; emotion and intent: two Linear."""
+    ctc = CTC(768, num_tokens=32, project=1024, lstm_layers=2, lstm_dim=1024, activation="none")
+    lstm = [2 * 4 * 1024 * (width + 1024 + 2) for width in (1024, 2048)]
+    expected = 768 * 1024 + 1024 + sum(lstm) + 2048 * 32 + 32
+    assert sum(p.numel() for p in ctc.parameters()) == expected
+    classifier = Classifier(768, num_classes=4, project=256)
+    assert sum(p.numel() for p in classifier.parameters()) == 768 * 256 + 256 + 256 * 4 + 4
+
+
+def test_a_projection_without_activation_is_linear():
+    head = CTC(8, num_tokens=4, activation="none", lstm_layers=0, dropout=0.5, normalize="none")
+    given = frames(rows=(6,))
+    expected = head.linear(head.project(given.hidden)).log_softmax(-1)
+    torch.testing.assert_close(head.train().log_probs(given)[0], expected)

@@ -7,7 +7,9 @@ from speechfuse.metrics import (
     balanced_accuracy,
     eer,
     error_rate,
+    mono_average,
     paired_difference,
+    relative_gain,
     speaker_draws,
     with_interval,
 )
@@ -129,3 +131,28 @@ class TestIntervals:
         metric = with_interval(trials)
         assert metric.low < metric.value < metric.high
         assert metric.value == pytest.approx(eer(scores, same))
+
+
+def test_the_monolingual_average_counts_a_language_once():
+    scores = {"eng1": 10.0, "eng2": 20.0, "eng3": 60.0, "rus": 10.0, "xty": 50.0}
+    assert mono_average(scores) == pytest.approx((30 + 10 + 50) / 3)
+
+
+@pytest.mark.parametrize(
+    ("fused", "singles", "published"),
+    [  # EER of Table I: Whisper with data2vec, data2vec with WavLM; weighted sum, HConv, CHConv
+        (3.96, (4.64, 4.87), 14.74),
+        (2.90, (3.30, 4.20), 12.36),
+        (3.03, (3.30, 4.20), 8.35),
+        (3.56, (4.87, 3.52), -1.2),
+        (2.91, (4.20, 2.79), -4.17),
+        (3.06, (4.20, 2.79), -9.49),
+    ],
+)
+def test_relative_gains_are_those_of_the_paper_up_to_rounding(fused, singles, published):
+    found = 100 * relative_gain(fused, singles, higher_is_better=False)
+    assert found == pytest.approx(published, abs=0.25)
+
+
+def test_a_gain_of_a_score_is_over_the_highest():
+    assert relative_gain(0.6, [0.4, 0.5], higher_is_better=True) == pytest.approx(0.2)

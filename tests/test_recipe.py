@@ -39,7 +39,8 @@ def test_overrides_set_any_value():
     assert recipe.training.learning_rate == 0.001
     assert recipe.upstreams["mel"].options["num_mels"] == 40
     assert recipe.fusion.interface.options == {"layer": 0}
-    assert recipe.tasks["emotion"].options == {"label": "emotion", "labels": ["a", "b"]}
+    options = recipe.tasks["emotion"].options
+    assert (options["label"], options["labels"]) == ("emotion", ["a", "b"])
 
 
 def test_overrides_reach_into_lists():

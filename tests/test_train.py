@@ -237,7 +237,7 @@ def test_short_utterances_are_not_learned_from(workspace, tone_recipe, tiny_corp
 
 def test_texts_are_not_learned_from_crops(workspace, tone_recipe):
     recipe = read_recipe(tone_recipe, ["tasks.asr.crop_seconds=0.2"])
-    with pytest.raises(RecipeError, match="'asr': crop_seconds would cut the speech and not"):
+    with pytest.raises(RecipeError, match="'asr': crop_seconds would cut the speech"):
         train_run(recipe, workspace / "run")
 
 

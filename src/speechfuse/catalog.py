@@ -18,10 +18,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from speechfuse.contracts import Head, Interface, Merge, Task, Upstream
 from speechfuse.errors import RecipeError, did_you_mean
 from speechfuse.heads.classifier import Classifier
+from speechfuse.heads.conv_transformer import ConvTransformer
 from speechfuse.heads.ctc import CTC
 from speechfuse.heads.diarization import Diarization as DiarizationHead
+from speechfuse.heads.slots import Slots
 from speechfuse.heads.speaker import Speaker
 from speechfuse.heads.statistics import Statistics
+from speechfuse.heads.x_vector import XVector
 from speechfuse.interfaces.cls_pooling import ClsPooling
 from speechfuse.interfaces.concat_project import ConcatProject
 from speechfuse.interfaces.frame_gating import FrameGating
@@ -39,6 +42,8 @@ from speechfuse.merging.interleave import Interleave
 from speechfuse.recipe import explain
 from speechfuse.tasks.classification import Classification
 from speechfuse.tasks.diarization import Diarization
+from speechfuse.tasks.intent import Intent
+from speechfuse.tasks.phones import Phones
 from speechfuse.tasks.recognition import Recognition
 from speechfuse.tasks.verification import Verification
 from speechfuse.upstreams.filterbank import Filterbank
@@ -62,15 +67,20 @@ INTERFACES: Table = {
 }
 HEADS: Table = {
     "ctc": CTC,
+    "conv_transformer": ConvTransformer,
     "classifier": Classifier,
+    "slots": Slots,
     "speaker": Speaker,
+    "x_vector": XVector,
     "statistics": Statistics,
     "diarization": DiarizationHead,
 }
 TASKS: Table = {
     "asr": Recognition,
+    "phones": Phones,
     "emotion": Classification,
     "classification": Classification,
+    "intent": Intent,
     "verification": Verification,
     "diarization": Diarization,
 }
@@ -89,7 +99,7 @@ CONTRACTS: Mapping[str, type[Any]] = {
     "task": Task,
 }
 # What the library fills in itself: a recipe cannot set it.
-FILLED_IN = ("tasks", "out_dim", "num_classes", "num_tokens", "symbols")
+FILLED_IN = ("tasks", "out_dim", "num_classes", "slot_sizes", "num_tokens", "symbols")
 
 
 def find(role: str, kind: str) -> type[Any]:

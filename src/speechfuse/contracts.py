@@ -24,7 +24,7 @@ from speechfuse.metrics import Evidence
 from speechfuse.types import Frames, LayerStack, StackSpec, Tokens, Trial, Utterance, Waveforms
 
 Row = dict[str, str]
-Prediction = Literal["tokens", "class", "vector", "turns"]  # of one utterance
+Prediction = Literal["tokens", "class", "classes", "vector", "turns"]  # of one utterance
 
 
 class UpstreamPlan(NamedTuple):
@@ -125,7 +125,7 @@ class Head(nn.Module, ABC):
     def predict(self, frames: Frames) -> list[Any]:
         """One prediction per utterance, in the head's own terms.
 
-        Token ids, a class, a vector, or turns as (speaker, start, end).
+        Token ids, a class or several, a vector, or turns as (speaker, start, end).
         """
 
 

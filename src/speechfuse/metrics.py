@@ -9,7 +9,7 @@ speakers are drawn alike and their difference is paired.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +22,10 @@ DRAWS = 1000
 NAMES = {
     "wer": "WER",
     "cer": "CER",
+    "per": "phone error rate (PER)",
     "accuracy": "accuracy (WA)",
     "balanced_accuracy": "balanced accuracy (UA)",
+    "intent_accuracy": "intent accuracy (all slots right)",
     "eer": "EER",
     "der": "DER (no collar)",
 }
@@ -179,3 +181,30 @@ def eer(scores: Values, same: NDArray[np.bool_], weights: Values | None = None) 
     gap_before, gap_after = miss[before] - alarm[before], miss[after] - alarm[after]
     share = gap_before / (gap_before - gap_after) if gap_before != gap_after else 0.0
     return float(miss[before] + share * (miss[after] - miss[before]))
+
+
+def mono_average(scores: Mapping[str, float]) -> float:
+    """ML-SUPERB's average of the monolingual track: the mean of the means of each language.
+
+    scores: by run, named by language and number (eng1, eng2, eng3, fra1, ..., xty), so that the
+    seven runs in English, French and German count as three (Shi et al. 2023, arXiv:2305.10615).
+
+    >>> round(mono_average({"eng1": 20.0, "eng2": 30.0, "rus": 15.0}), 6)
+    20.0
+    """
+    languages: dict[str, list[float]] = {}
+    for run, score in scores.items():
+        languages.setdefault(run.rstrip("0123456789"), []).append(score)
+    return sum(sum(runs) / len(runs) for runs in languages.values()) / len(languages)
+
+
+def relative_gain(fused: float, singles: Sequence[float], *, higher_is_better: bool) -> float:
+    """How much better a fusion is than the best of its models alone, relative to that one.
+
+    Shih & Harwath 2025 (arXiv:2511.08389), discussion; of errors 0.1 is a tenth fewer.
+
+    >>> round(relative_gain(3.0, [4.0, 5.0], higher_is_better=False), 6)
+    0.25
+    """
+    best = max(singles) if higher_is_better else min(singles)
+    return (fused - best if higher_is_better else best - fused) / best

@@ -19,7 +19,11 @@ from speechfuse.taskdata import is_prepared, prepared_folder
 from speechfuse.types import LayerStack, StackSpec
 from speechfuse.upstreams.attention import ATTENTION_SECONDS
 
-ASSUMED = {"num_tokens": 29, "num_classes": 4}  # sizes of heads; the data decides
+ASSUMED = {
+    "num_tokens": 29,
+    "num_classes": 4,
+    "slot_sizes": (6, 14, 4),
+}  # sizes of heads; the data decides
 Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
 
 

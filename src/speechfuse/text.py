@@ -1,4 +1,4 @@
-"""Characters as recognition units, and the normaliser that stands beside every error rate."""
+"""Characters and phones as units, and the normaliser that stands beside every error rate."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def normalise_text(text: str) -> str:
 
 
 class Characters:
-    """Characters and their ids; id 0 is the blank of CTC and no character."""
+    """Characters, or other symbols, and their ids; id 0 is the blank of CTC and no symbol."""
 
     def __init__(self, symbols: Sequence[str]) -> None:
         self.symbols = list(symbols)
@@ -37,19 +37,21 @@ class Characters:
         """Number of ids with the blank."""
         return len(self.symbols) + 1
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a normalised text.
+    def encode(self, text: Sequence[str]) -> list[int]:
+        """Ids of a normalised text, or of symbols.
 
         Raises:
-            DataError: a character that the vocabulary lacks.
+            DataError: a symbol that the vocabulary lacks.
         """
         unknown = sorted(set(text) - set(self._ids))
         if unknown:
+            shown = text[:60] if isinstance(text, str) else " ".join(text[:20])
             raise DataError(
-                f"text '{text[:60]}' has {unknown}, which the training texts never have; "
+                f"text '{shown}' has {unknown}, which the training texts never have; "
                 "remove the utterance or train with these characters"
             )
         return [self._ids[c] for c in text]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        return "".join(self.symbols[i - 1] for i in ids if i)
+    def decode(self, ids: Iterable[int], between: str = "") -> str:
+        """between: what stands between two symbols."""
+        return between.join(self.symbols[i - 1] for i in ids if i)

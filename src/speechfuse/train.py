@@ -34,7 +34,7 @@ from speechfuse.data.stream import Source, Stream, draw_batches
 from speechfuse.errors import DataError, RecipeError, ShapeError
 from speechfuse.evaluate import BATCH_SECONDS, evaluate_run
 from speechfuse.extract import fill_stores
-from speechfuse.heads.ctc import CTC, frames_needed
+from speechfuse.heads.ctc_head import CTCHead, frames_needed
 from speechfuse.model import FusionModel
 from speechfuse.ops import moved, seed_for
 from speechfuse.recipe import Recipe
@@ -136,7 +136,7 @@ def _check_aligned(recipe: Recipe, data: TaskData, stores: Sequence[Store]) -> N
 def _check_targets(name: str, model: FusionModel, data: TaskData, stores: Sequence[Store]) -> int:
     """Training targets that need more frames than there are; more than 1 % is an error."""
     head, rate = model.head_of(name), model.fusion_of(name).frame_rate
-    if not isinstance(head, CTC):
+    if not isinstance(head, CTCHead):
         return 0
     grid = max(store.spec.frame_rate for store in stores)
     finest = [store for store in stores if store.spec.frame_rate == grid]

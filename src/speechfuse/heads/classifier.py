@@ -25,12 +25,14 @@ class Classifier(Head):
         in_dim: int,
         *,
         num_classes: int,
+        project: Annotated[int, Field(ge=0)] = 0,
         mean_std: bool = False,
         standardize: bool = False,
         dropout: Share = 0.0,
         hidden: Annotated[int, Field(ge=0)] = 0,
     ) -> None:
-        """mean_std: read the standard deviation over frames too.
+        """project: width of a linear layer on every frame first, without ReLU, as SUPERB's; 0 is
+        none. mean_std: read the standard deviation over frames too.
 
         standardize, dropout: of what is pooled; standardised it is learned in far fewer steps.
 
@@ -38,15 +40,17 @@ class Classifier(Head):
         """
         super().__init__()
         self.mean_std = mean_std
-        self.widen = nn.Sequential(nn.Linear(in_dim, hidden), nn.ReLU()) if hidden else None
-        dim = (hidden or in_dim) * (2 if mean_std else 1)
+        self.project = nn.Linear(in_dim, project) if project else nn.Identity()
+        width = project or in_dim
+        self.widen = nn.Sequential(nn.Linear(width, hidden), nn.ReLU()) if hidden else nn.Identity()
+        dim = (hidden or width) * (2 if mean_std else 1)
         self.norm = Standardize(dim) if standardize else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(dim, num_classes)
 
     def logits(self, frames: Frames) -> Tensor:
         """Unnormalised class scores, (B, C)."""
-        hidden = frames.hidden if self.widen is None else self.widen(frames.hidden)
+        hidden = self.widen(self.project(frames.hidden))
         pooled = masked_mean(hidden, frames.lengths)
         if self.mean_std:
             pooled = torch.cat([pooled, masked_std(hidden, frames.lengths)], dim=-1)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from speechfuse.contracts import Head, LossSum, Prediction
+from speechfuse.heads.am_softmax import am_softmax
 from speechfuse.heads.standardize import Standardize
 from speechfuse.ops import masked_mean, masked_std
 from speechfuse.types import Count, Frames, Positive, Share, Tokens
@@ -48,11 +48,8 @@ class Speaker(Head):
         return vector
 
     def loss(self, frames: Frames, targets: Tokens) -> LossSum:
-        vectors = F.normalize(self.embedding(frames).float(), dim=-1)
-        cosine = vectors @ F.normalize(self.speakers, dim=-1).T
-        true = F.one_hot(targets.ids[:, 0], len(self.speakers))
-        logits = self.scale * (cosine - self.margin * true)
-        return LossSum(F.cross_entropy(logits, targets.ids[:, 0], reduction="sum"), len(true))
+        vectors = self.embedding(frames)
+        return am_softmax(vectors, self.speakers, targets, self.scale, self.margin)
 
     def predict(self, frames: Frames) -> list[Tensor]:
         return list(self.embedding(frames).float().cpu())

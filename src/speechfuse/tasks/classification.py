@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,11 +17,21 @@ class Classification(Task):
     """Name the class. Classes are given, or those of the training utterances; others are errors."""
 
     reads: Prediction = "class"
-    primary, higher_is_better = "balanced_accuracy", True
+    higher_is_better = True
 
-    def __init__(self, *, label: str = "emotion", labels: Sequence[str] | None = None) -> None:
-        """label: column that holds the class. labels: the classes."""
+    def __init__(
+        self,
+        *,
+        label: str = "emotion",
+        labels: Sequence[str] | None = None,
+        select_by: Literal["accuracy", "balanced_accuracy"] = "balanced_accuracy",
+    ) -> None:
+        """label: column that holds the class. labels: the classes.
+
+        select_by: metric of the development set that selects a checkpoint.
+        """
         self.label, self.labels = label, sorted(labels or [])
+        self.primary = select_by
         self.needs = (label,)
         self._given = labels is not None
 
