@@ -177,3 +177,14 @@ def test_parts_lists_every_option(run):
     assert status == 0
     assert "compat = 'ceil'" in out
     assert "ctc" not in out
+
+
+def test_a_prepared_corpus_is_mixed_into_another(run, tiny_corpus, workspace):
+    assert run("prepare", tiny_corpus, "--out", "corpora/tones")[0] == 0
+    status, out, _ = run("prepare", "corpora/tones", "--mix", "2")
+    assert status == 0
+    assert "folder: corpora/tones-mix" in out
+    assert (workspace / "corpora/tones/corpus.json").is_file()
+    status, _, errors = run("prepare", "corpora/tones", "--mix", "2", "--out", "corpora/tones")
+    assert status == 2
+    assert "holds the clips that are wanted" in errors
