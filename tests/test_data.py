@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -387,6 +388,29 @@ class TestSplits:
         assert found == {"train": {"s3"}, "dev": {"s2"}, "test": {"s1"}}
         rest = SplitRecipe(test_speakers=("s1",), dev_speakers=("s2",))
         assert len(self.speakers(split_utterances(utterances, rest, "here"))["train"]) == 8
+
+    def test_development_may_be_a_share_of_the_training_utterances(self):
+        utterances = self.utterances(lambda s: "test" if s < 3 else "train")
+        choice = SplitRecipe(dev_share=0.2)
+        one, two = (split_utterances(utterances, choice, "here") for _ in range(2))
+        assert one == two
+        trained = [u for u in utterances if u.split == "train"]
+        assert len(one["dev"]) == round(0.2 * len(trained))
+        assert sorted(u.id for u in one["dev"] + one["train"]) == sorted(u.id for u in trained)
+
+    def test_what_is_learned_from_may_be_a_part(self):
+        utterances = [
+            replace(u, split=split, extra={"dataset": "ab"[i % 2]})
+            for i, u in enumerate(self.utterances())
+            for split in [("train", "dev", "test")[i // 2 % 3]]
+        ]
+        choice = SplitRecipe(learn_from={"dataset": "a"})
+        found = split_utterances(utterances, choice, "here")
+        assert {u.extra["dataset"] for u in found["train"] + found["dev"]} == {"a"}
+        assert {u.extra["dataset"] for u in found["test"]} == {"a", "b"}
+        nothing = SplitRecipe(learn_from={"dataset": "c"})
+        with pytest.raises(DataError, match="the train split has 0 utterances"):
+            split_utterances(utterances, nothing, "here")
 
     @pytest.mark.parametrize(
         ("choice", "message"),

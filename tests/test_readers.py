@@ -2,11 +2,10 @@
 
 from collections import Counter
 
-import numpy as np
 import pytest
-import soundfile
 from typer.testing import CliRunner
 
+import trees
 from speechfuse import cli
 from speechfuse.data.manifests import prepare
 from speechfuse.data.readers import ml_superb
@@ -14,17 +13,7 @@ from speechfuse.data.readers.table import READERS, find_reader
 from speechfuse.data.splits import split_utterances
 from speechfuse.errors import DataError
 from speechfuse.recipe import SplitRecipe
-
-
-def sound(path, rate=16000):
-    """A tenth of a second in the format that the name says."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, 0.1 * np.ones(rate // 10), rate)
-
-
-def text(path, *lines):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
+from trees import sound, text
 
 
 @pytest.fixture
@@ -118,15 +107,7 @@ class TestLabelsInNames:
 
 
 def test_librispeech_parts_are_pooled_unless_chosen(source):
-    parts = {"train-clean-100": 1, "dev-clean": 2, "test-clean": 3, "test-other": 4}
-    for part, number in parts.items():
-        for speaker in (f"{number}03", f"{number}04"):
-            names = [f"{speaker}-1240-{i:04d}" for i in range(2)]
-            lines = [f"{name} CHAPTER ONE" for name in names]
-            text(source / part / speaker / "1240" / f"{speaker}-1240.trans.txt", *lines)
-            for name in names:
-                sound(source / part / speaker / "1240" / f"{name}.flac")
-    text(source / "SPEAKERS.TXT", "; ID |SEX| SUBSET |MINUTES| NAME")
+    trees.librispeech(source)
     corpus, found = read("librispeech", source)
     assert corpus.summary()["split"] == {"dev": 4, "test": 8, "train": 4}
     one = found["203-1240-0001"]
@@ -143,12 +124,7 @@ def test_librispeech_parts_are_pooled_unless_chosen(source):
 
 @pytest.mark.parametrize("folders", [("wav", "wav"), ("dev/wav", "test/wav")])
 def test_voxceleb1_tests_on_the_speakers_of_its_official_trials(source, folders):
-    for speaker in ("id10001", "id10002", "id10003", "id10270", "id10271"):
-        folder = source / folders[speaker > "id10269"] / speaker
-        for video in ("5r0dWxy17C8", "x6uYqmx31kE"):
-            sound(folder / video / "00001.wav")
-    one, other = "id10270/5r0dWxy17C8/00001.wav", "id10270/x6uYqmx31kE/00001.wav"
-    text(source / "veri_test.txt", f"1 {one} {other}", f"0 {one} id10271/x6uYqmx31kE/00001.wav")
+    trees.voxceleb1(source, folders)
     corpus, found = read("voxceleb1", source)
     assert len(found) == 10
     assert [(t.enrolment, t.test, t.same) for t in corpus.trials] == [
@@ -164,18 +140,7 @@ def test_voxceleb1_tests_on_the_speakers_of_its_official_trials(source, folders)
 
 
 def test_fluent_commands_have_three_slots_and_an_intent(source):
-    header = ",path,speakerId,transcription,action,object,location"
-    for split in ("train", "valid", "test"):
-        lines = [header]
-        for i in range(2):
-            path = f"wavs/speakers/{split}{i}/{split}-4474-{i}.wav"
-            sound(source / path)
-            lines.append(
-                f'{i},{path},{split}{i},"Bedroom, heat up",increase,heat,bedroom'
-                if i
-                else f"{i},{path},{split}{i},Pause the music,deactivate,music,none"
-            )
-        text(source / "data" / f"{split}_data.csv", *lines)
+    trees.fluent_commands(source)
     corpus, found = read("fluent_commands", source)
     assert corpus.summary()["split"] == {"dev": 2, "test": 2, "train": 2}
     one = found["valid-4474-1"]
@@ -190,30 +155,8 @@ def test_fluent_commands_have_three_slots_and_an_intent(source):
 
 
 class TestIEMOCAP:
-    LABELS = ("neu", "hap", "exc", "ang", "sad", "fru", "xxx")
-
-    def tree(self, source):
-        for session in range(1, 6):
-            dialog = f"Ses0{session}F_impro01"
-            names = [f"{dialog}_{'FM'[i % 2]}{i:03d}" for i in range(len(self.LABELS))]
-            root = source / f"Session{session}"
-            lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
-            for name, label in zip(names, self.LABELS, strict=True):
-                lines += [
-                    f"[6.2901 - 8.2357]\t{name}\t{label}\t[2.5000, 2.5000, 2.5000]",
-                    "C-E2:\tNeutral;\t()",
-                    "A-E3:\tval 3; act 2; dom  2;\t()",
-                    "",
-                ]
-                sound(root / "sentences" / "wav" / dialog / f"{name}.wav")
-            text(root / "dialog" / "EmoEvaluation" / f"{dialog}.txt", *lines)
-            text(root / "dialog" / "EmoEvaluation" / "Categorical" / f"{dialog}_e2_cat.txt", "x")
-            spoken = [f"{name} [006.2901-008.2357]: Excuse me: now." for name in names]
-            text(root / "dialog" / "transcriptions" / f"{dialog}.txt", *spoken, "F: (laughs)")
-        return source
-
     def test_four_classes_with_excited_as_happy(self, source):
-        corpus, found = read("iemocap", self.tree(source))
+        corpus, found = read("iemocap", trees.iemocap(source))
         assert len(found) == 35
         assert corpus.summary()["emotion"] == {"angry": 5, "happy": 10, "neutral": 5, "sad": 5}
         assert corpus.summary()["speakers"] == 10
@@ -225,7 +168,7 @@ class TestIEMOCAP:
 
     @pytest.mark.parametrize("session", range(1, 6))
     def test_a_fold_is_a_session_and_development_is_another_speaker(self, source, session):
-        corpus, _ = read("iemocap", self.tree(source))
+        corpus, _ = read("iemocap", trees.iemocap(source))
         pair = {f"Ses0{session}F", f"Ses0{session}M"}
         choice = {} if session == 1 else {"test_speakers": tuple(pair)}  # the first is the default
         found = split_speakers(corpus, **choice)
@@ -233,7 +176,7 @@ class TestIEMOCAP:
         assert not (found["train"] | found["dev"]) & pair
 
     def test_files_without_labels_or_words_are_named(self, source):
-        self.tree(source)
+        trees.iemocap(source)
         dialog = source / "Session2" / "dialog"
         text(dialog / "EmoEvaluation" / "Ses02F_impro01.txt", "nothing here")
         with pytest.raises(DataError, match=r"Ses02F_impro01\.txt: found no line .* LABEL"):
@@ -244,20 +187,8 @@ class TestIEMOCAP:
 
 
 class TestMLSUPERB:
-    def tree(self, source):
-        counts = {"1h_train": range(4), "10min_train": range(1, 2)}
-        counts |= {"10min_dev": range(4, 6), "10min_test": range(6, 7)}
-        for folder, first in (("mls/eng", 0), ("mls/deu", 0), ("fleurs/lit", 96)):
-            stem = folder.replace("/", "_")
-            for name, numbers in counts.items():
-                lines = [f"{stem}_{first + i:06d} 0.100 Hello, [the] world" for i in numbers]
-                text(source / folder / f"transcript_{name}.txt", *lines)
-            for i in range(first, first + 7):
-                sound(source / folder / "wav" / f"{stem}_{i:06d}.wav")
-        return source
-
     def test_an_hour_or_ten_minutes_to_train_on(self, source):
-        corpus, found = read("ml_superb", self.tree(source))
+        corpus, found = read("ml_superb", trees.ml_superb(source))
         assert corpus.summary()["split"] == {"dev": 6, "test": 3, "train": 9}
         assert corpus.summary()["language"] == {"deu": 7, "eng": 7, "lit": 4}
         one = found["fleurs_lit_000100"]
@@ -268,7 +199,7 @@ class TestMLSUPERB:
         assert found["mls_eng_000001"].split == "train"
 
     def test_few_shot_languages_train_on_the_five_that_the_benchmark_chose(self, source):
-        corpus, _ = read("ml_superb", self.tree(source), only={"language": ["lit"]})
+        corpus, _ = read("ml_superb", trees.ml_superb(source), only={"language": ["lit"]})
         assert [u.id for u in corpus.utterances if u.split == "train"] == ["fleurs_lit_000097"]
         chosen = Counter(name.split("_")[1] for name in ml_superb._CHOSEN)
         assert set(chosen.values()) == {5}
@@ -276,13 +207,13 @@ class TestMLSUPERB:
 
     def test_one_language_of_one_data_set(self, source):
         chosen = {"dataset": ["mls"], "language": ["eng"]}
-        corpus, found = read("ml_superb", self.tree(source), only=chosen)
+        corpus, found = read("ml_superb", trees.ml_superb(source), only=chosen)
         assert {name[:7] for name in found} == {"mls_eng"}
         splits = split_utterances(corpus.utterances, SplitRecipe(), "here")
         assert [len(splits[s]) for s in ("train", "dev", "test")] == [4, 2, 1]
 
     def test_a_missing_list_is_named(self, source):
-        (self.tree(source) / "mls" / "deu" / "transcript_1h_train.txt").unlink()
+        (trees.ml_superb(source) / "mls" / "deu" / "transcript_1h_train.txt").unlink()
         with pytest.raises(DataError, match=r"has no mls/deu/transcript_1h_train\.txt; found"):
             read("ml_superb", source)
 

@@ -57,6 +57,46 @@ def test_every_speaker_is_tested_once_and_never_trained_on(sweep, workspace):
     assert found[0].recipe.upstreams.keys() == {"mel"}
 
 
+def test_folds_may_be_groups_of_speakers(sweep, workspace, tiny_corpus):
+    rows = [json.loads(line) for line in tiny_corpus.read_text().splitlines()]
+    for row in rows:
+        row["audio"] = str(tiny_corpus.parent / row["audio"])
+        row["session"] = "ABCD"[int(row["speaker"][1]) // 2]
+    manifest = workspace / "sessions.jsonl"
+
+    def found(*overrides):
+        manifest.write_text("\n".join(json.dumps(row) for row in rows))
+        corpus = f"recipe.tasks.emotion.corpus={manifest}"
+        by = "folds={task: emotion, by: session, test: 1, dev: 0}"
+        read = read_sweep(sweep, ["conditions={all: {}}", "seeds=[1]", corpus, by, *overrides])
+        return [c.recipe.tasks["emotion"].split for c in cells(read, workspace / "out", ["fine"])]
+
+    splits = found()
+    assert [s.test_speakers for s in splits] == [(f"s{i}", f"s{i + 1}") for i in (0, 2, 4, 6)]
+    assert all(s.dev_speakers == () and len(s.train_speakers) == 6 for s in splits)
+    first = found("folds.dev=1", "folds.train=1")[0]
+    assert (first.dev_speakers, first.train_speakers) == (("s2", "s3"), ("s4", "s5"))
+    with pytest.raises(RecipeError, match="4 session groups in groups of 3 leave 1 untested"):
+        found("folds.test=3")
+    with pytest.raises(RecipeError, match=r"folds\.by: utterance s0-0 of sessions has no 'room'"):
+        found("folds.by=room")
+    rows[0]["session"] = "B"
+    with pytest.raises(RecipeError, match="speaker 's0' has session 'B' and 'A', so a fold"):
+        found()
+
+
+def test_published_numbers_stand_beside_ours(sweep, workspace):
+    quick = ["conditions={all: {}, b: {}}", "seeds=[1]", "folds=null", "recipe.training.steps=1"]
+    published = "rows.fine.published={emotion: {accuracy: {all: 71.5}}}"
+    read = read_sweep(sweep, [*quick, published])
+    done = run_sweep(read, workspace / "out")
+    (_, columns, rows), (_, others, _) = result_tables(read, done)
+    place = columns.index("published")
+    assert columns[place - 1] == "accuracy (WA)"
+    assert {row[0]: row[place] for row in rows} == {"fine": "71.5", "both": "", "best": ""}
+    assert "published" not in others
+
+
 def test_a_sweep_runs_resumes_and_reports(sweep, workspace):
     read = read_sweep(sweep)
     done = run_sweep(read, workspace / "out")
@@ -134,7 +174,7 @@ def test_the_choice_is_made_on_development_data(sweep, workspace):
         ("rows.both.use=[mell]", "row 'both' uses 'mell'; known: coarse, mel"),
         ("rows.fine.fusion={interface: {kind: hcnov}}", "row 'fine': .*Did you mean 'hconv'"),
         ("seeds=[]", "seeds"),
-        ("folds.tset=3", "folds.tset: unknown setting; known: dev, task, test, train. Did you"),
+        ("folds.tset=3", "folds.tset: unknown setting; known: by, dev, task, test, train. Did"),
         ("conditions.one speaker.folds={trian: 1}", "'one speaker': folds.trian.* mean 'train'"),
         ("conditions.one speaker.folds.train=0", "'one speaker': folds.train: .*greater than 0"),
         ("conditions.one speaker.folds=3", "conditions.one speaker.folds: expected a mapping"),

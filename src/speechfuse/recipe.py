@@ -61,6 +61,9 @@ class SplitRecipe(_Strict):
     dev_speakers: tuple[str, ...] | None = None
     test_speakers: tuple[str, ...] | None = None
     all_test: bool = False  # everyone is tested; only where nothing is trained
+    dev_share: float | None = Field(None, gt=0, lt=1)  # training utterances for development, if
+    # it has none: of speakers who are trained on too, as SUPERB does with IEMOCAP
+    learn_from: dict[str, str] = {}  # columns, and what they are in training and development sets
 
 
 class AugmentRecipe(_Strict):

@@ -50,6 +50,17 @@ def split_utterances(
     else:
         test = _some(speakers, 0.2, min_speakers)
         found = _by_speaker(utterances, {"train": (), "dev": (), "test": tuple(test)})
+    for split in ("train", "dev"):
+        found[split] = [
+            u for u in found[split] if all(u.label(k) == v for k, v in choice.learn_from.items())
+        ]
+    if not found["dev"] and choice.dev_share:
+        random = np.random.default_rng(len(found["train"]))
+        order = random.permutation(len(found["train"])).tolist()
+        drawn = set(order[: max(1, round(choice.dev_share * len(order)))])
+        members = found["train"]
+        found["dev"] = [u for i, u in enumerate(members) if i in drawn]
+        found["train"] = [u for i, u in enumerate(members) if i not in drawn]
     if not found["dev"]:
         training = sorted({u.speaker or u.id for u in found["train"]})
         chosen = set(_some(training, 0.1, min_speakers)) if len(training) > 1 else set()

@@ -39,7 +39,11 @@ def _table(
     split: Split,
 ) -> Table:
     keys = list(dict.fromkeys((r.task, r.metric) for r in results))
-    columns = ["", *(full_name(metric) for _, metric in keys), "trained parameters", "seconds"]
+    compared = {(r.task, r.metric) for r in results if r.published is not None}
+    columns = [""]
+    for key in keys:
+        columns += [full_name(key[1]), "published"] if key in compared else [full_name(key[1])]
+    columns += ["trained parameters", "seconds"]
     rows = []
     for row in dict.fromkeys(r.row for r in results):
         mine = {(r.task, r.metric): r for r in results if r.row == row}
@@ -50,6 +54,9 @@ def _table(
             if result and result.difference is not None:
                 text += f"\n{_signed(result.difference)}"
             cells.append(text)
+            if key in compared:
+                number = result.published if result else None
+                cells.append("" if number is None else f"{number:g}")
         rows.append([*cells, *_cost(done, row, condition)])
     speakers = max((r.value.speakers for r in results), default=0)
     seeds = max((r.seeds for r in results), default=0)

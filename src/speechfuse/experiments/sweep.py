@@ -27,7 +27,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from speechfuse import build
 from speechfuse.checkpoint import Run
+from speechfuse.data.corpus import Corpus
 from speechfuse.errors import RecipeError, did_you_mean
+from speechfuse.experiments.grid import with_grid_rows
 from speechfuse.metrics import Evidence, paired_difference, with_interval
 from speechfuse.recipe import Recipe, apply_override, explain, load_recipe, merged, read_yaml
 from speechfuse.taskdata import find_corpus
@@ -35,12 +37,18 @@ from speechfuse.types import Metric
 
 
 class Folds(BaseModel):
-    """Disjoint groups of test speakers in sorted order; the next speakers are for development."""
+    """Disjoint groups of test speakers in sorted order; the next speakers are for development.
+
+    With `by`, a column such as session, all speakers of one value count as one.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     task: str
+    by: str | None = None  # column of the corpus
     test: int = Field(1, gt=0)  # speakers tested in each fold
-    dev: int = Field(1, gt=0)  # speakers for development, those after the tested ones
+    dev: int = Field(
+        1, ge=0
+    )  # speakers for development, those after; 0: as the recipe's split says
     train: int | None = Field(None, gt=0)  # speakers trained on, those after; all others if none
 
 
@@ -50,6 +58,12 @@ class RowEntry(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
     use: tuple[str, ...] | None = None  # upstreams by name; all if left out
     best_of: tuple[str, ...] | None = Field(None, min_length=1)  # rows that are trained
+    published: dict[str, dict[str, float | dict[str, float]]] = {}  # %, by task, metric, condition
+
+    def number(self, task: str, metric: str, condition: str) -> float | None:
+        """What somebody published for this row, in percent."""
+        found = self.published.get(task, {}).get(metric)
+        return found.get(condition) if isinstance(found, dict) else found
 
 
 class Condition(BaseModel):
@@ -100,6 +114,7 @@ class Result:
     value: Metric
     difference: Metric | None  # to the baseline row, paired
     seeds: int
+    published: float | None = None  # by others, in percent
 
 
 Split = Literal["dev", "test"]
@@ -116,6 +131,11 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepFile:
         raise RecipeError(
             f"{path}: is a recipe, of one run; use: speechfuse train {path} --out FOLDER"
         )
+    try:
+        data = with_grid_rows(data, path.parent)
+    except RecipeError as error:
+        lines = str(error).splitlines()
+        raise RecipeError("\n".join(f"{path}: {line}" for line in lines)) from error
     for override in overrides:
         apply_override(data, override)
     try:
@@ -210,7 +230,10 @@ def summarise(sweep: SweepFile, done: Sequence[Cell], split: Split = "test") -> 
                 if base and (task, metric) in base:
                     difference = paired_difference(several, base[task, metric])
                 value = with_interval(several)
-                yield Result(row, condition, task, metric, value, difference, len(several))
+                published = sweep.rows[row].number(task, metric, condition)
+                yield Result(
+                    row, condition, task, metric, value, difference, len(several), published
+                )
 
 
 class _Tables:
@@ -293,30 +316,51 @@ def _folds(sweep: SweepFile, condition: Condition) -> list[dict[str, Any]]:
         return [{}]
     plan = _plan(sweep.folds, condition)
     corpus = find_corpus(load_recipe(merged(sweep.recipe, {})).tasks[plan.task].corpus)
-    speakers = sorted({u.speaker or u.id for u in corpus.utterances})
-    count, train = len(speakers), plan.train or 1
+    groups = _groups(plan, corpus)
+    count, train = len(groups), plan.train or 1
+    noun = f"{plan.by} groups" if plan.by else "speakers"
     if count < plan.test + plan.dev + train:
         raise RecipeError(
-            f"folds of {plan.test} test, {plan.dev} dev and {train} train speakers need more than "
+            f"folds of {plan.test} test, {plan.dev} dev and {train} train {noun} need more than "
             f"the {count} of task '{plan.task}'; make them smaller"
         )
     if count % plan.test:
         fitting = ", ".join(str(n) for n in range(1, count) if count % n == 0)
         raise RecipeError(
-            f"folds.test: {count} speakers in groups of {plan.test} leave {count % plan.test} "
+            f"folds.test: {count} {noun} in groups of {plan.test} leave {count % plan.test} "
             f"untested; choose one of {fitting}"
         )
     found = []
     for start in range(0, count, plan.test):
-        turned = speakers[start:] + speakers[:start]
+        turned = groups[start:] + groups[:start]
+        test, rest = turned[: plan.test], turned[plan.test :]
+        dev, rest = rest[: plan.dev], rest[plan.dev :]
+        train_on = rest[: plan.train] if plan.train else rest
         named = {
-            "test_speakers": turned[: plan.test],
-            "dev_speakers": turned[plan.test : plan.test + plan.dev],
+            f"{split}_speakers": [speaker for group in several for speaker in group]
+            for split, several in (("test", test), ("dev", dev), ("train", train_on))
         }
-        rest = turned[plan.test + plan.dev :]
-        named["train_speakers"] = rest[: plan.train] if plan.train else rest
         found.append({"tasks": {task: {"split": named} for task in sweep.recipe["tasks"]}})
     return found
+
+
+def _groups(plan: Folds, corpus: Corpus) -> list[list[str]]:
+    """Speakers that are tested together, in sorted order."""
+    if plan.by is None:
+        return [[speaker] for speaker in sorted({u.speaker or u.id for u in corpus.utterances})]
+    by_value: dict[str, set[str]] = {}
+    place: dict[str, str] = {}
+    for u in corpus.utterances:
+        value, speaker = u.label(plan.by), u.speaker or u.id
+        if value is None:
+            raise RecipeError(f"folds.by: utterance {u.id} of {corpus.name} has no '{plan.by}'")
+        if place.setdefault(speaker, value) != value:
+            raise RecipeError(
+                f"folds.by: speaker '{speaker}' has {plan.by} '{place[speaker]}' and '{value}', so "
+                "a fold would test on a speaker who is trained on; choose another column"
+            )
+        by_value.setdefault(value, set()).add(speaker)
+    return [sorted(by_value[value]) for value in sorted(by_value)]
 
 
 def _slug(name: str) -> str:
