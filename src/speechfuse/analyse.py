@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from speechfuse.cache.store import Store
 from speechfuse.contracts import Interface, ShowsLayers
 from speechfuse.fusion import LayersFirst, MergeFirst
+from speechfuse.inputs import Inputs
 from speechfuse.model import FusionModel
 from speechfuse.ops import length_mask, masked_mean, normalise
 from speechfuse.receptive import receptive_field
@@ -47,7 +47,7 @@ class LayerUse:
 def layer_use(
     model: FusionModel,
     tasks: Mapping[str, TaskData],
-    stores: Mapping[str, Sequence[Store]],
+    inputs: Mapping[str, Sequence[Inputs]],
     names: Sequence[str],
 ) -> list[LayerUse]:
     """Every task's use of every layer. names: of the upstreams, in recipe order."""
@@ -56,7 +56,7 @@ def layer_use(
     for name, data in tasks.items():
         members = data.splits["train"]
         sample = members[:: max(1, len(members) // SAMPLE)][:SAMPLE]
-        stacks = [store.batch(sample) for store in stores[name]]
+        stacks = model.stacks([one.batch(sample) for one in inputs[name]])
         found += _readings(model, name, stacks, names)
         found += _ablations(model, name, stacks, names, data.task.targets(sample))
     return found

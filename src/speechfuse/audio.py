@@ -104,4 +104,5 @@ def log_mel(samples: Tensor, num_mels: int, window: int = 400, hop: int = 160) -
     spectrum = torch.stft(samples, window, hop, window=taper, center=False, return_complex=True)
     power = spectrum.abs().square()
     filters = mel_filters(num_mels, window // 2 + 1).to(samples.device)
-    return torch.clamp(filters.T @ power, min=1e-10).log10()
+    with torch.autocast(samples.device.type, enabled=False):  # ten decades, in mixed training too
+        return torch.clamp(filters.T @ power, min=1e-10).log10()

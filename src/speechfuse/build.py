@@ -20,6 +20,7 @@ from speechfuse.fusion import LayersFirst, MergeFirst
 from speechfuse.model import SHARED, FusionModel
 from speechfuse.ops import seed_for
 from speechfuse.recipe import Part, Recipe, TaskRecipe, load_recipe
+from speechfuse.tuning import tune
 from speechfuse.types import StackSpec
 
 
@@ -34,15 +35,16 @@ def read_recipe(
         RecipeError: all that is wrong with it, one line each, or an encoder that is there twice.
     """
     recipe = _resolved(load_recipe(source, overrides, check=_wrong_parts))
+    tuned = tuned_upstreams(recipe)
     if refuse_repeats and not recipe.fusion.allow_repeats:
-        _refuse_repeats(recipe.upstreams)
+        _refuse_repeats(recipe.upstreams, tuned)
     return recipe
 
 
-def _refuse_repeats(upstreams: Mapping[str, Part]) -> None:
-    """One kind with equal options, defaults counted, is one encoder."""
+def _refuse_repeats(upstreams: Mapping[str, Part], tuned: Mapping[str, str]) -> None:
+    """One kind with equal options, defaults counted, is one encoder; frozen and tuned are two."""
     for (name, part), (other, twin) in combinations(upstreams.items(), 2):
-        if part == twin:
+        if part == twin and tuned.get(name) == tuned.get(other):
             raise RecipeError(
                 f"upstreams '{name}' and '{other}' are the same encoder (kind '{part.kind}', all "
                 "options equal), so the second tells nothing new; leave one out, change an "
@@ -136,6 +138,48 @@ def build_upstream(recipe: Recipe, name: str) -> Upstream:
     cls = catalog.find("upstream", recipe.upstreams[name].kind)
     upstream: Upstream = cls(**upstream_options(recipe, name))
     return upstream
+
+
+def tuned_upstreams(recipe: Recipe) -> dict[str, str]:
+    """The upstreams that are trained, in recipe order, and what of them, in words.
+
+    Raises:
+        RecipeError: one has nothing that can be trained, or all batches must be of one length.
+    """
+    training, found = recipe.training, {}
+    for name, part in recipe.upstreams.items():
+        which = training.blocks_of(name)
+        if which == "none":
+            continue
+        if catalog.find("upstream", part.kind).blocks is not Upstream.blocks:
+            if upstream_options(recipe, name).get("length_policy") == "equal":
+                raise RecipeError(
+                    f"upstream '{name}' cannot be trained with length_policy equal, batches of "
+                    "training mix lengths; use masked, which is as exact"
+                )
+            found[name] = f"{which}, {training.lora.text()}" if training.lora else which
+        elif isinstance(training.train_upstream, Mapping):
+            raise RecipeError(f"training.train_upstream.{name}: '{part.kind}' has no weights")
+    if not found and isinstance(training.train_upstream, str) and which != "none":
+        raise RecipeError("training.train_upstream: no upstream of this recipe has weights")
+    return found
+
+
+def build_tuned(recipe: Recipe) -> dict[str, Upstream]:
+    """The upstreams that are trained, loaded, with gradients where they are asked for."""
+    upstreams = {name: build_upstream(recipe, name) for name in tuned_upstreams(recipe)}
+    tune(upstreams, recipe.training, recipe.seed)
+    return upstreams
+
+
+def identities(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """What a run keeps of each upstream instead of a copy."""
+    tuned = tuned_upstreams(recipe)
+    return {
+        name: build_upstream(recipe, name).identity()
+        | ({"trained": tuned[name]} if name in tuned else {})
+        for name in recipe.upstreams
+    }
 
 
 def stack_specs(recipe: Recipe) -> list[StackSpec]:
@@ -251,7 +295,7 @@ def build_model(
     before = {
         name: torch.nn.Sequential(*steps) for name in tasks if (steps := _before(recipe, name))
     }
-    return FusionModel(fusions, heads, before)
+    return FusionModel(fusions, heads, before, [*build_tuned(recipe).values()])
 
 
 def _before(recipe: Recipe, name: str) -> list[torch.nn.Module]:

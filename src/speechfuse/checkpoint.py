@@ -1,7 +1,7 @@
 """A run folder: what was asked, what was learned and what came out, and nothing unpickled.
 
 recipe.yaml          resolved                upstreams.json    names, revisions, hashes
-model.safetensors    trained parts           tasks.json        vocabularies and label sets
+model.safetensors    what was trained        tasks.json        vocabularies and label sets
 metrics.json         with intervals          data.json         hashes of the data
 log.csv              step, name, value       predictions/      references and predictions
 checkpoints/         best and last           versions.txt      of the libraries
@@ -74,9 +74,7 @@ class Run:
         there = next(path for path in (self.folder, *self.folder.parents) if path.exists())
         if not there.is_dir():
             raise RunError(f"{there} is a file, expected a folder for runs; choose another name")
-        upstreams = {
-            name: build.build_upstream(recipe, name).identity() for name in recipe.upstreams
-        }
+        upstreams = build.identities(recipe)
         if not (self.folder / "recipe.yaml").is_file():
             return upstreams
         remedy = "choose another folder or delete this one"

@@ -41,14 +41,30 @@ class Upstream(nn.Module, ABC):
     """A model that shows all of its layers. Frozen: in evaluation mode, without gradients.
 
     Constructing it reads its configuration only; weights come with `load`, or when they are
-    first needed.
+    first needed. One that can be trained shows its `blocks`, and has gradients once it is `tuned`.
     """
 
     plan: UpstreamPlan
     sample_rate: int  # Hz
+    tuned: bool = False  # some of its parameters are trained
 
     def load(self) -> None:
-        """Read the weights, if there are any and they are not here yet."""
+        """Read the weights, if there are any and they are not here yet.
+
+        Under torch.device("meta") there are shapes alone, and nothing is read.
+        """
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """Once it is loaded, the blocks that can be trained, from the bottom; none if none can."""
+        return ()
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """What training all of it would train: no constants, nothing that no layer reads."""
+        return [*self.named_parameters()]
+
+    def frames(self, samples: Tensor) -> Tensor:
+        """Frames that clips of so many samples have, exactly; of one that has blocks."""
+        raise NotImplementedError
 
     @abstractmethod
     def forward(self, wav: Waveforms) -> LayerStack: ...

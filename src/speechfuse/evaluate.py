@@ -1,8 +1,8 @@
-"""Score a trained run on its development and test splits, from the stored layers."""
+"""Score a trained run on its development and test splits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,20 @@ from typing import Any
 import torch
 
 from speechfuse import build
-from speechfuse.cache.store import Store
 from speechfuse.checkpoint import Run
-from speechfuse.contracts import Row, Task
+from speechfuse.contracts import Row, Task, Upstream
 from speechfuse.data.batching import by_duration
-from speechfuse.extract import fill_stores
+from speechfuse.extract import BATCH_SECONDS as UPSTREAM_SECONDS
+from speechfuse.extract import best_device
+from speechfuse.inputs import Inputs, find_inputs
 from speechfuse.metrics import Evidence, with_interval
 from speechfuse.model import FusionModel
+from speechfuse.ops import moved
 from speechfuse.recipe import Recipe
 from speechfuse.taskdata import TaskData, load_tasks
 from speechfuse.types import Progress, Utterance
 
-BATCH_SECONDS = 120.0  # audio in one pass
+BATCH_SECONDS = 120.0  # audio in one pass over stored layers
 
 
 def evaluate_run(
@@ -29,14 +31,14 @@ def evaluate_run(
     *,
     model: FusionModel,
     tasks: Mapping[str, TaskData],
-    stores: Mapping[str, Sequence[Store]],
+    inputs: Mapping[str, Sequence[Inputs]],
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Predict dev and test, write predictions and metrics.json, return the metrics."""
     metrics: dict[str, Any] = {**about, "dev": {}, "test": {}}
     for name, data in tasks.items():
         for split in ("dev", "test"):
-            rows = predicted_table(model, data, stores[name], split)
+            rows = predicted_table(model, data, inputs[name], split)
             run.save_table(split, name, rows)
             metrics[split][name] = {
                 metric: asdict(with_interval(evidence))
@@ -47,20 +49,20 @@ def evaluate_run(
 
 
 def evaluate_again(folder: Path, progress: Progress | None = None) -> dict[str, Any]:
-    """Score a finished run anew, from its weights and the stored layers.
+    """Score a finished run anew, from its weights and the stored layers or the audio.
 
     Raises:
         RunError: no run there, or not trained yet.
     """
-    run, model, tasks, stores = open_run(folder, progress)
+    run, model, tasks, inputs = open_run(folder, progress)
     about = {k: v for k, v in run.metrics().items() if k not in ("dev", "test")}
-    return evaluate_run(run, model=model, tasks=tasks, stores=stores, about=about)
+    return evaluate_run(run, model=model, tasks=tasks, inputs=inputs, about=about)
 
 
 def open_run(
     folder: Path, progress: Progress | None = None
-) -> tuple[Run, FusionModel, dict[str, TaskData], dict[str, list[Store]]]:
-    """A trained run with its model, tasks and stored layers.
+) -> tuple[Run, FusionModel, dict[str, TaskData], dict[str, list[Inputs]]]:
+    """A trained run with its model, its tasks, and what the model reads of them.
 
     Raises:
         RunError: no run there, not trained yet, or its corpora or upstreams have changed.
@@ -71,7 +73,7 @@ def open_run(
     tasks = load_tasks(recipe, run.tasks(), progress)
     run.check_data({name: data.marks() for name, data in tasks.items()})
     model = load_model(run, recipe, {name: data.task for name, data in tasks.items()})
-    return run, model, tasks, fill_stores(recipe, tasks, progress)
+    return run, model, tasks, find_inputs(recipe, tasks, progress)
 
 
 def load_model(run: Run, recipe: Recipe, tasks: Mapping[str, Task]) -> FusionModel:
@@ -81,18 +83,30 @@ def load_model(run: Run, recipe: Recipe, tasks: Mapping[str, Task]) -> FusionMod
     return model.eval()
 
 
+def passes(model: FusionModel, utterances: Sequence[Utterance]) -> Iterator[list[Utterance]]:
+    """All utterances, those together that are predicted in one pass."""
+    upstreams = [part for part in model.upstreams if isinstance(part, Upstream)]
+    silence = max((upstream.plan.silence for upstream in upstreams), default=0.0)
+    return by_duration(
+        utterances, UPSTREAM_SECONDS if upstreams else BATCH_SECONDS, silence=silence
+    )
+
+
 @torch.no_grad()
 def predicted_table(
-    model: FusionModel, data: TaskData, stores: Sequence[Store], split: str
+    model: FusionModel, data: TaskData, inputs: Sequence[Inputs], split: str
 ) -> list[Row]:
     """References and predictions of one split."""
     was_training = model.training
     model.eval()
+    device = best_device() if model.upstreams else torch.device("cpu")
+    model.to(device)
     utterances: list[Utterance] = []
     predictions: list[Any] = []
-    for batch in by_duration(data.splits[split], BATCH_SECONDS):
+    for batch in passes(model, data.splits[split]):
         utterances += batch
-        predictions += model.predict([store.batch(batch) for store in stores], data.name)
+        read = moved([one.batch(batch) for one in inputs], device)
+        predictions += moved(model.predict(read, data.name), torch.device("cpu"))
     model.train(was_training)
     return data.task.table(utterances, predictions, data.trials[split])
 

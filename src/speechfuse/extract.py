@@ -49,7 +49,7 @@ def fill_stores(
     progress: Progress | None = None,
     splits: Sequence[str] = ("train", "dev", "test"),
 ) -> dict[str, list[Store]]:
-    """The stacks of every task's utterances from every upstream, computed where missing.
+    """The stacks of every task's utterances from every frozen upstream, computed where missing.
 
     Raises:
         DataError: too little room for all the stacks, unreadable audio, too short a clip.
@@ -58,7 +58,9 @@ def fill_stores(
     by_noise: dict[float | None, list[Utterance]] = defaultdict(list)
     for data in tasks.values():
         by_noise[data.noise_snr] += [u for split in splits for u in data.splits[split]]
-    upstreams = {name: build.build_upstream(recipe, name) for name in recipe.upstreams}
+    tuned = build.tuned_upstreams(recipe)
+    frozen = [name for name in recipe.upstreams if name not in tuned]
+    upstreams = {name: build.build_upstream(recipe, name) for name in frozen}
     stores = {
         (name, noise): open_store(recipe, name, upstream, noise)
         for noise in by_noise
@@ -73,10 +75,7 @@ def fill_stores(
     for (name, noise), utterances in missing.items():
         if utterances:
             _fill(recipe, name, upstreams[name], stores[name, noise], utterances, noise, progress)
-    return {
-        task: [stores[name, data.noise_snr] for name in recipe.upstreams]
-        for task, data in tasks.items()
-    }
+    return {task: [stores[name, data.noise_snr] for name in frozen] for task, data in tasks.items()}
 
 
 def _fill(
@@ -91,7 +90,7 @@ def _fill(
     """Compute the stacks of these utterances, on the GPU if there is one."""
     if recipe.length_policy == "padded":
         _report_drift(name, upstream, utterances)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     upstream.to(device)
     silence, equal = upstream.plan.silence, recipe.length_policy == "equal"
     done = 0
@@ -105,6 +104,11 @@ def _fill(
             if progress:
                 progress(f"layers of {name}", done, len(utterances))
     upstream.to("cpu")
+
+
+def best_device() -> torch.device:
+    """Where upstreams are run: on the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def read_batch(

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from speechfuse.contracts import Fusion, Head, LossSum
-from speechfuse.types import Frames, LayerStack, Tokens
+from speechfuse.contracts import Fusion, Head, LossSum, Upstream
+from speechfuse.types import Frames, LayerStack, Tokens, Waveforms
 
 SHARED = "all_tasks"
 
@@ -16,7 +16,8 @@ SHARED = "all_tasks"
 class FusionModel(nn.Module):
     """The trained part: stacks -> fusion -> head.
 
-    Upstreams are not inside: they are frozen, their stacks come from a store.
+    Frozen upstreams are not inside, their stacks come from a store. One that is tuned is, and its
+    input is the waveforms.
     """
 
     def __init__(
@@ -24,12 +25,15 @@ class FusionModel(nn.Module):
         fusions: Mapping[str, Fusion],
         heads: Mapping[str, Head],
         before: Mapping[str, nn.Module] | None = None,
+        upstreams: Sequence[Upstream] = (),
     ) -> None:
         """fusions: by task, or one under SHARED that all tasks read. heads: by task.
 
         before: what is done to the frames of a task before its head reads them, if anything.
+        upstreams: those that are tuned, in recipe order.
         """
         super().__init__()
+        self.upstreams = nn.ModuleList(upstreams)
         self.fusions = nn.ModuleDict(fusions)
         self.before = nn.ModuleDict(before or {})
         self.heads = nn.ModuleDict(heads)
@@ -44,20 +48,26 @@ class FusionModel(nn.Module):
         assert isinstance(head, Head)
         return head
 
-    def fuse(self, stacks: Sequence[LayerStack], task: str) -> Frames:
+    def stacks(self, inputs: Sequence[Waveforms | LayerStack]) -> list[LayerStack]:
+        """One for each upstream: what a store gave, or what a tuned upstream makes of waveforms."""
+        tuned = iter(self.upstreams)
+        return [next(tuned)(one) if isinstance(one, Waveforms) else one for one in inputs]
+
+    def fuse(self, inputs: Sequence[Waveforms | LayerStack], task: str) -> Frames:
         """What the task's head reads."""
-        frames: Frames = self.fusion_of(task)(stacks, task)
+        frames: Frames = self.fusion_of(task)(self.stacks(inputs), task)
         if task in self.before:
             frames = self.before[task](frames)
         return frames
 
-    def loss(self, stacks: Sequence[LayerStack], task: str, targets: Tokens) -> LossSum:
-        return self.head_of(task).loss(self.fuse(stacks, task), targets)
+    def loss(self, inputs: Sequence[Waveforms | LayerStack], task: str, targets: Tokens) -> LossSum:
+        return self.head_of(task).loss(self.fuse(inputs, task), targets)
 
-    def predict(self, stacks: Sequence[LayerStack], task: str) -> list[Any]:
-        return self.head_of(task).predict(self.fuse(stacks, task))
+    def predict(self, inputs: Sequence[Waveforms | LayerStack], task: str) -> list[Any]:
+        return self.head_of(task).predict(self.fuse(inputs, task))
 
     def parameters_of(self, task: str) -> int:
-        """Trained parameters that this task uses."""
+        """Trained parameters that this task uses, those of tuned upstreams with them."""
         parts = (self.fusion_of(task), self.head_of(task))
-        return sum(p.numel() for part in parts for p in part.parameters())
+        own = sum(p.numel() for part in parts for p in part.parameters())
+        return own + sum(p.numel() for p in self.upstreams.parameters() if p.requires_grad)

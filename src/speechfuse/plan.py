@@ -16,6 +16,7 @@ from speechfuse.contracts import UpstreamPlan
 from speechfuse.fusion import MergeFirst
 from speechfuse.recipe import Recipe
 from speechfuse.taskdata import is_prepared, prepared_folder
+from speechfuse.tuning import trained_parameters
 from speechfuse.types import LayerStack, StackSpec
 from speechfuse.upstreams.attention import ATTENTION_SECONDS
 
@@ -35,14 +36,17 @@ def plan_recipe(recipe: Recipe) -> list[Table]:
     """
     upstreams = {name: build.build_upstream(recipe, name).plan for name in recipe.upstreams}
     specs = [plan.spec for plan in upstreams.values()]
+    with torch.device("meta"):  # shapes alone
+        tuned = {n: trained_parameters(up) for n, up in build.build_tuned(recipe).items()}
     return [
-        _upstream_table(upstreams),
+        _upstream_table(upstreams, tuned),
         _trained_table(recipe, specs),
-        _store_table(recipe, upstreams),
+        _store_table(recipe, upstreams, tuned),
     ]
 
 
-def _upstream_table(upstreams: Mapping[str, UpstreamPlan]) -> Table:
+def _upstream_table(upstreams: Mapping[str, UpstreamPlan], tuned: Mapping[str, int]) -> Table:
+    """tuned: how many parameters are trained, by upstream."""
     rows = [
         [
             name,
@@ -50,7 +54,8 @@ def _upstream_table(upstreams: Mapping[str, UpstreamPlan]) -> Table:
             f"{p.spec.frame_rate:g} Hz",
             f"{p.parameters:,}",
             f"{p.macs_per_second / 1e9:.3f} G",
-            f"{4 * p.parameters / 1e6:.1f} MB",
+            f"{tuned[name]:,}" if name in tuned else "none, frozen",
+            f"{(4 * p.parameters + 12 * tuned.get(name, 0)) / 1e6:.1f} MB",
         ]
         for name, p in upstreams.items()
     ]
@@ -60,9 +65,10 @@ def _upstream_table(upstreams: Mapping[str, UpstreamPlan]) -> Table:
         "frames",
         "parameters",
         "multiply-adds / s of audio",
+        "trained",
         "memory",
     ]
-    return f"Frozen upstreams (attention over clips of {ATTENTION_SECONDS:g} s)", columns, rows
+    return f"Upstreams (attention over clips of {ATTENTION_SECONDS:g} s)", columns, rows
 
 
 def _trained_table(recipe: Recipe, specs: list[StackSpec]) -> Table:
@@ -95,12 +101,17 @@ def _trained_table(recipe: Recipe, specs: list[StackSpec]) -> Table:
     return f"Trained{shared} ({known}; memory: weights, gradients, Adam)", columns, rows
 
 
-def _store_table(recipe: Recipe, upstreams: Mapping[str, UpstreamPlan]) -> Table:
+def _store_table(
+    recipe: Recipe, upstreams: Mapping[str, UpstreamPlan], tuned: Mapping[str, int]
+) -> Table:
     width = torch.finfo(DTYPES[recipe.store.dtype]).bits // 8
     hours = {e.corpus: _hours(e.corpus) for e in recipe.tasks.values()}
     known = sum(h for h in hours.values() if h)
     rows = []
     for name, plan in upstreams.items():
+        if name in tuned:
+            rows.append([name, "nothing, it is trained", "nothing"])
+            continue
         spec = plan.spec
         each = 3600 * spec.frame_rate * spec.num_layers * spec.dim * width
         total = f"{known * each / 1e9:.2f} GB" if known else "corpus not prepared"

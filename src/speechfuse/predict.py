@@ -46,11 +46,17 @@ def predict_files(
     run.check(recipe)
     model = load_model(run, recipe, tasks)
     upstreams = [build.build_upstream(recipe, name) for name in recipe.upstreams]
+    tuned = build.tuned_upstreams(recipe)
+    own = [name in tuned for name in recipe.upstreams]  # the model's own, it runs them itself
     utterances = [Utterance(id=str(path), audio=path) for path in files]
     read = [[read_batch([u], upstream) for upstream in upstreams] for u in utterances]
     answers: dict[str, list[Any]] = {name: [] for name in wanted}
     for clips in read:
-        stacks = [upstream(clip) for upstream, clip in zip(upstreams, clips, strict=True)]
+        inputs = [
+            clip if mine else upstream(clip)
+            for upstream, clip, mine in zip(upstreams, clips, own, strict=True)
+        ]
+        stacks = model.stacks(inputs)
         for name, found in answers.items():
             found += model.predict(stacks, name)
     for name, found in answers.items():

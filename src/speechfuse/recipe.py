@@ -15,7 +15,14 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from speechfuse.errors import RecipeError, did_you_mean
@@ -97,6 +104,29 @@ class TaskRecipe(BaseModel):
         return dict(self.model_extra or {})
 
 
+def _which_blocks(which: str) -> str:
+    if not re.fullmatch(r"none|all|top_[1-9]\d*", which):
+        raise PydanticCustomError(
+            "which_blocks",
+            "expected none, all or top_N, for example top_2 for the upper two blocks",
+        )
+    return which
+
+
+WhichBlocks = Annotated[str, AfterValidator(_which_blocks)]
+
+
+class LoraRecipe(_Strict):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), put in by peft: the extra `lora`."""
+
+    rank: int = Field(8, gt=0)
+    alpha: float = Field(16, gt=0)  # what an adapter gives is multiplied by alpha / rank
+    targets: tuple[str, ...] = Field(("q_proj", "v_proj"), min_length=1)  # Linears of each block
+
+    def text(self) -> str:
+        return f"LoRA of rank {self.rank} and alpha {self.alpha:g} on {', '.join(self.targets)}"
+
+
 class TrainingRecipe(_Strict):
     """Warm-up, then a falling or a constant rate, over batches of one task each."""
 
@@ -116,6 +146,27 @@ class TrainingRecipe(_Strict):
     keep: Literal["best", "last"] = "best"  # which checkpoint is the run's, best on development
     average: int = Field(1, gt=0)  # weights are the mean of so many best ones
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    # Blocks of each upstream that has any, or by its name: none, all (with the convolutions and
+    # all else below the blocks), top_2 for the upper two. `all` is meant if only lora is given.
+    train_upstream: WhichBlocks | dict[str, WhichBlocks] = "none"
+    upstream_learning_rate: float = Field(1e-5, gt=0)  # peak; warm-up and schedule are shared
+    lora: LoraRecipe | None = None  # only adapters in those blocks are trained
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adapters_everywhere(cls, given: Any) -> Any:
+        if (
+            isinstance(given, dict)
+            and given.get("lora") is not None
+            and "train_upstream" not in given
+        ):
+            return given | {"train_upstream": "all"}
+        return given
+
+    def blocks_of(self, upstream: str) -> str:
+        """Which blocks of an upstream are to be trained: none, all or top_N."""
+        asked = self.train_upstream
+        return asked if isinstance(asked, str) else asked.get(upstream, "none")
 
 
 class StoreRecipe(_Strict):
@@ -182,10 +233,23 @@ def load_recipe(
             wrong.append("training.interleave: all shares are 0; nothing would be trained")
         if recipe.training.average > 1 and recipe.training.keep == "last":
             wrong.append("training.average: keep is 'last', so there is one; use keep: best")
+        wrong += _wrong_tuning(recipe)
     wrong += check(data) if check else []
     if wrong:
         raise RecipeError("\n".join(f"{name}: {line}" for line in wrong))
     return recipe
+
+
+def _wrong_tuning(recipe: Recipe) -> list[str]:
+    """What is asked of upstreams that are not there, or of adapters that are put nowhere."""
+    training, asked = recipe.training, recipe.training.train_upstream
+    wrong = []
+    for extra in sorted(set(asked) - set(recipe.upstreams)) if isinstance(asked, dict) else ():
+        hint = did_you_mean(extra, recipe.upstreams)
+        wrong.append(f"training.train_upstream.{extra}: no such upstream; {hint}")
+    if training.lora and all(training.blocks_of(name) == "none" for name in recipe.upstreams):
+        wrong.append("training.lora: train_upstream is none, so there are no adapters; use all")
+    return wrong
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Train fusion and heads on stored layers with Lightning: one batch, one task."""
+"""Train fusion, heads and tuned upstreams with Lightning: one batch, one task."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from speechfuse import build
 from speechfuse.alignment import common_lengths
-from speechfuse.cache.store import Store
 from speechfuse.callbacks import (
     Events,
     LongCSV,
@@ -28,20 +27,19 @@ from speechfuse.callbacks import (
     quiet,
 )
 from speechfuse.checkpoint import Run
-from speechfuse.data.batching import by_duration
 from speechfuse.data.crops import random_spans
 from speechfuse.data.stream import Source, Stream, draw_batches
 from speechfuse.errors import DataError, RecipeError, ShapeError
-from speechfuse.evaluate import BATCH_SECONDS, evaluate_run
-from speechfuse.extract import fill_stores
+from speechfuse.evaluate import evaluate_run, passes
 from speechfuse.heads.ctc_head import CTCHead, frames_needed
+from speechfuse.inputs import Inputs, find_inputs
 from speechfuse.model import FusionModel
 from speechfuse.ops import moved, seed_for
 from speechfuse.recipe import Recipe
 from speechfuse.taskdata import TaskData, load_tasks
 from speechfuse.types import Batch, Progress, Utterance
 
-Stores = Mapping[str, Sequence[Store]]  # by task, one for each upstream
+AllInputs = Mapping[str, Sequence[Inputs]]  # by task, one for each upstream
 
 
 def train_run(recipe: Recipe, folder: Path, progress: Progress | None = None) -> dict[str, Any]:
@@ -64,15 +62,15 @@ def train_run(recipe: Recipe, folder: Path, progress: Progress | None = None) ->
         recipe, build.stack_specs(recipe), {name: data.task for name, data in tasks.items()}
     )
     _check_trained(recipe, model)
-    stores = fill_stores(recipe, tasks, progress)
+    inputs = find_inputs(recipe, tasks, progress)
     for data in tasks.values():
-        _check_aligned(recipe, data, stores[data.name])
-    short = {name: _check_targets(name, model, tasks[name], stores[name]) for name in tasks}
+        _check_aligned(recipe, data, inputs[data.name])
+    short = {name: _check_targets(name, model, tasks[name], inputs[name]) for name in tasks}
     run.begin(recipe)
     run.save_tasks({name: data.task.state() for name, data in tasks.items()}, marks)
     began = time.monotonic()
     if any(p.requires_grad for p in model.parameters()):
-        _fit(recipe, model, tasks, stores, run, progress)
+        _fit(recipe, model, tasks, inputs, run, progress)
     run.save_model(model)
     about = {
         "seed": recipe.seed,
@@ -80,7 +78,7 @@ def train_run(recipe: Recipe, folder: Path, progress: Progress | None = None) ->
         "parameters": {name: model.parameters_of(name) for name in tasks},
         "targets_longer_than_frames": {name: count for name, count in short.items() if count},
     }
-    return evaluate_run(run, model=model, tasks=tasks, stores=stores, about=about)
+    return evaluate_run(run, model=model, tasks=tasks, inputs=inputs, about=about)
 
 
 def _check_trained(recipe: Recipe, model: FusionModel) -> None:
@@ -94,38 +92,38 @@ def _check_trained(recipe: Recipe, model: FusionModel) -> None:
         learns = any(p.requires_grad for p in model.head_of(name).parameters())
         if model.parameters_of(name) and not learns:
             raise RecipeError(
-                f"task '{name}': head '{entry.head.kind}' learns nothing, the fusion's "
-                f"{model.parameters_of(name):,} parameters would get no gradient; use interface "
-                "'single_layer', or another head"
+                f"task '{name}': head '{entry.head.kind}' learns nothing, the "
+                f"{model.parameters_of(name):,} parameters of fusion and upstreams would get no "
+                "gradient; use interface 'single_layer' and frozen upstreams, or another head"
             )
 
 
 def load_batch(
     data: TaskData,
-    stores: Sequence[Store],
+    inputs: Sequence[Inputs],
     utterances: Sequence[Utterance],
     *,
     targets: bool,
     crop: tuple[float, int] | None = None,
 ) -> Batch:
-    """Stored stacks of some utterances, and what the head learns from.
+    """What is stored of some utterances or their audio, and what the head learns from.
 
     crop: seconds of each that are read at most, and the seed of where.
     """
     wanted = data.task.targets(utterances) if targets else None
-    spans: list[list[slice] | None] = [None] * len(stores)
+    spans: list[list[slice] | None] = [None] * len(inputs)
     if crop:
-        frames = [[store.frames(u) for u in utterances] for store in stores]
-        spans = [*random_spans(frames, [store.spec.frame_rate for store in stores], *crop)]
-    stacks = [store.batch(utterances, span) for store, span in zip(stores, spans, strict=True)]
-    return Batch(data.name, utterances, stacks, wanted)
+        frames = [[one.frames(u) for u in utterances] for one in inputs]
+        spans = [*random_spans(frames, [one.spec.frame_rate for one in inputs], *crop)]
+    read = [one.batch(utterances, span) for one, span in zip(inputs, spans, strict=True)]
+    return Batch(data.name, utterances, read, wanted)
 
 
-def _check_aligned(recipe: Recipe, data: TaskData, stores: Sequence[Store]) -> None:
+def _check_aligned(recipe: Recipe, data: TaskData, inputs: Sequence[Inputs]) -> None:
     """Refuse upstreams that give an utterance another duration, while nothing is begun."""
-    rates = [store.spec.frame_rate for store in stores]
+    rates = [one.spec.frame_rate for one in inputs]
     for members in data.splits.values():
-        lengths = [torch.tensor([store.frames(u) for u in members]) for store in stores]
+        lengths = [torch.tensor([one.frames(u) for u in members]) for one in inputs]
         try:
             common_lengths(lengths, rates)
         except ShapeError as error:
@@ -133,15 +131,15 @@ def _check_aligned(recipe: Recipe, data: TaskData, stores: Sequence[Store]) -> N
             raise ShapeError(f"upstreams {names} cannot be aligned: {error}") from error
 
 
-def _check_targets(name: str, model: FusionModel, data: TaskData, stores: Sequence[Store]) -> int:
+def _check_targets(name: str, model: FusionModel, data: TaskData, inputs: Sequence[Inputs]) -> int:
     """Training targets that need more frames than there are; more than 1 % is an error."""
     head, rate = model.head_of(name), model.fusion_of(name).frame_rate
     if not isinstance(head, CTCHead):
         return 0
-    grid = max(store.spec.frame_rate for store in stores)
-    finest = [store for store in stores if store.spec.frame_rate == grid]
+    grid = max(one.spec.frame_rate for one in inputs)
+    finest = [one for one in inputs if one.spec.frame_rate == grid]
     utterances = data.splits["train"]
-    frames = torch.tensor([min(store.frames(u) for store in finest) for u in utterances])
+    frames = torch.tensor([min(one.frames(u) for one in finest) for u in utterances])
     frames *= round(rate / grid)  # a merge in time gives several for each
     targets = data.task.targets(utterances)
     rows = zip(targets.ids.tolist(), targets.lengths.tolist(), strict=True)
@@ -160,7 +158,7 @@ def _fit(
     recipe: Recipe,
     model: FusionModel,
     tasks: Mapping[str, TaskData],
-    stores: Stores,
+    inputs: AllInputs,
     run: Run,
     progress: Progress | None,
 ) -> None:
@@ -185,7 +183,7 @@ def _fit(
         ),
         lambda task, members, number: load_batch(
             tasks[task],
-            stores[task],
+            inputs[task],
             members,
             targets=True,
             crop=_crop(recipe, task, number),
@@ -232,13 +230,14 @@ def _fit(
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
+            inference_mode=False,  # positions that an encoder remembers are in later gradients
         )
         module = FusionTraining(recipe, model, tasks)
         try:
             trainer.fit(
                 module,
                 train_dataloaders=stream,
-                val_dataloaders=_Development(tasks, stores),
+                val_dataloaders=_Development(model, tasks, inputs),
                 ckpt_path=resume if resume.is_file() else None,
             )
         except SystemExit as stopped:  # what Lightning makes of KeyboardInterrupt
@@ -308,10 +307,14 @@ class FusionTraining(LightningModule):
     def configure_optimizers(self) -> Any:
         training = self.recipe.training
         # In a few hundred steps logits hardly leave zero at the rate of the other weights.
-        named = list(self.model.named_parameters())
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        upstream = [p for name, p in named if name.startswith("upstreams.")]
+        named = [(name, p) for name, p in named if not name.startswith("upstreams.")]
         logits = [p for name, p in named if name.endswith(".logits")]
         others = [p for name, p in named if not name.endswith(".logits")]
         groups: list[dict[str, Any]] = [{"params": others}]
+        if upstream:
+            groups.append({"params": upstream, "lr": training.upstream_learning_rate})
         if logits:
             rate = training.learning_rate * training.layer_rate
             groups.append({"params": logits, "lr": rate, "weight_decay": 0.0})
@@ -340,16 +343,18 @@ class FusionTraining(LightningModule):
 class _Development:
     """All development utterances, task after task."""
 
-    def __init__(self, tasks: Mapping[str, TaskData], stores: Stores) -> None:
+    def __init__(
+        self, model: FusionModel, tasks: Mapping[str, TaskData], inputs: AllInputs
+    ) -> None:
         self._batches = [
-            (data, stores[name], batch)
+            (data, inputs[name], batch)
             for name, data in tasks.items()
-            for batch in by_duration(data.splits["dev"], BATCH_SECONDS)
+            for batch in passes(model, data.splits["dev"])
         ]
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Any:
-        for data, stores, utterances in self._batches:
-            yield load_batch(data, stores, utterances, targets=False)
+        for data, inputs, utterances in self._batches:
+            yield load_batch(data, inputs, utterances, targets=False)

@@ -134,5 +134,5 @@ class Batch:
 
     task: str
     utterances: Sequence[Utterance]
-    inputs: Sequence[LayerStack]  # one for each upstream
+    inputs: Sequence[LayerStack | Waveforms]  # one for each upstream; waveforms if it is tuned
     targets: Tokens | None

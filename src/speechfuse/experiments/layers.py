@@ -15,8 +15,8 @@ Row = tuple[str, Sequence[float]]  # a name, and a value for each layer
 
 def run_layer_use(folder: Path, progress: Progress | None = None) -> list[LayerUse]:
     """Weights and ablations of a trained run."""
-    run, model, tasks, stores = open_run(folder, progress)
-    return layer_use(model, tasks, stores, list(run.recipe().upstreams))
+    run, model, tasks, inputs = open_run(folder, progress)
+    return layer_use(model, tasks, inputs, list(run.recipe().upstreams))
 
 
 def draw_layer_use(uses: Sequence[LayerUse], path: Path) -> None:

@@ -183,7 +183,11 @@ class ConvTransformer(nn.Module):
 
 
 def _masked_instance_norm(hidden: Tensor, lengths: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """A group norm with one channel a group, over the valid positions only: (B, C, T)."""
+    """A group norm with one channel a group, over the valid positions only: (B, C, T).
+
+    In float32 even where training is mixed: a bfloat16 cannot count a second of positions.
+    """
+    hidden = hidden.float()
     mask = length_mask(lengths, hidden.shape[2])[:, None].to(hidden.dtype)
     count = lengths[:, None, None].to(hidden.dtype)
     mean = (hidden * mask).sum(2, keepdim=True) / count

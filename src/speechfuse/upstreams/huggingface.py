@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from speechfuse.audio import SAMPLE_RATE
 from speechfuse.contracts import Upstream, UpstreamPlan
@@ -64,6 +64,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 _UNUSED = ("masked_spec_embed", "adapter.", "intermediate_ffn.")  # no hidden state reads them
+_CONSTANT = ("embed_positions.",)  # the sinusoids of whisper
 
 
 class HuggingFace(Upstream):
@@ -129,18 +130,33 @@ class HuggingFace(Upstream):
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> HuggingFace:
-        """Frozen means evaluation mode, whatever the model around it does."""
+        """Evaluation mode, whatever the model around it does; a tuned one too, without dropout."""
         del mode
         return super().train(False)
 
-    @torch.no_grad()
+    def blocks(self) -> Sequence[nn.Module]:
+        model = self.states.model
+        return list(getattr(model, "encoder", model).layers)
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        resting = tuple(f"states.model.{name}" for name in (*_UNUSED, *_CONSTANT))
+        return [(n, p) for n, p in self.named_parameters() if not n.startswith(resting)]
+
+    def frames(self, samples: Tensor) -> Tensor:
+        found: Tensor = self.states.frames(samples)
+        return found
+
     def forward(self, wav: Waveforms) -> LayerStack:
-        """All hidden states.
+        """All hidden states, with gradients if it is tuned.
 
         Raises:
             DataError: a clip is shorter than the encoder's receptive field.
         """
         self.load()
+        with torch.set_grad_enabled(self.tuned and torch.is_grad_enabled()):
+            return self._stack(wav)
+
+    def _stack(self, wav: Waveforms) -> LayerStack:
         shortest = int(wav.lengths.min())
         if shortest < self.plan.min_samples:
             raise DataError(
@@ -239,7 +255,10 @@ def _plan(
 
 
 def _load(folder: Path, config: Mapping[str, Any], source: str, seed: int | None) -> nn.Module:
-    """The bare encoder in float32; drawn from `seed` if there is one, else read from the folder."""
+    """The bare encoder in float32; drawn from `seed` if there is one, else read from the folder.
+
+    Under torch.device("meta") it is neither: its shapes alone.
+    """
     import transformers
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -247,9 +266,9 @@ def _load(folder: Path, config: Mapping[str, Any], source: str, seed: int | None
     model_class: Any = WhisperEncoder if whisper_like else transformers.AutoModel
     full = transformers.AutoConfig.from_pretrained(folder)
     full.layerdrop = full.encoder_layerdrop = 0.0  # every block, always
-    if seed is not None:
+    if seed is not None or torch.get_default_device().type == "meta":
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(seed or 0)
             random: nn.Module = (
                 WhisperEncoder(full) if whisper_like else model_class.from_config(full)
             )
