@@ -51,6 +51,30 @@ def test_concat_adds_its_projection(tmp_path):
     assert row["multiply-adds / s"] == f"{50 * 1280 * 768 / 1e9:.4f} G"
 
 
+@pytest.mark.parametrize(
+    ("training", "trained"),
+    [
+        ({"train_upstream": "top_1"}, 4 * (64 * 64 + 64) + 2 * 64 * 96 + 96 + 64 + 4 * 64),
+        ({"lora": {"rank": 3}}, 2 * 2 * 3 * (64 + 64)),
+        ({"train_upstream": {"u0": "none"}}, None),
+    ],
+)
+def test_a_tuned_upstream_is_counted_and_not_stored(tmp_path, training, trained):
+    """One block of a transformer by hand; two adapters of rank 3 in each of two blocks."""
+    source = encoder_of(tmp_path / "e", 3, 64)
+    config = json.loads((tmp_path / "e" / "config.json").read_text())
+    sizes = {"num_attention_heads": 4, "intermediate_size": 96}
+    (tmp_path / "e" / "config.json").write_text(json.dumps(config | sizes))
+    recipe = recipe_of("add", source) | {"training": training}
+    upstreams, _, stores = plan_recipe(read_recipe(recipe))
+    row = dict(zip(upstreams[1], upstreams[2][0], strict=True))
+    stored = stores[2][0][1]
+    assert row["trained"] == (f"{trained:,}" if trained else "none, frozen")
+    assert (stored == "nothing, it is trained") == bool(trained)
+    memory = 4 * int(row["parameters"].replace(",", "")) + 12 * (trained or 0)
+    assert row["memory"] == f"{memory / 1e6:.1f} MB"
+
+
 @pytest.mark.parametrize("head", ["ctc", "classifier", "speaker"])
 def test_nothing_slow_is_imported(tmp_path, head):
     """Torch alone takes a second; what is named here would take one more each."""

@@ -103,6 +103,17 @@ def test_a_task_name_that_the_model_needs_is_refused(name):
         ("training={average: 3, keep: last}", "training.average: keep is 'last'"),
         ("tasks.emotion={corpus: synthetic, head: {kind: speaker}}", "use classifier"),
         ("tasks.asr.head={kind: classifier}", "use ctc"),
+        ("training.train_upstream=top_0", "expected none, all or top_N, for example top_2"),
+        ("training.train_upstream=2", "or a valid dictionary (found 2)"),
+        ("training.train_upstream={mel: most}", "expected none, all or top_N"),
+        ("training.train_upstream={mle: all}", "Did you mean 'mel'"),
+        ("training.train_upstream={mel: all}", "mel: 'filterbank' has no weights"),
+        ("training.train_upstream=all", "no upstream of this recipe has weights"),
+        ("training.lora={}", "no upstream of this recipe has weights"),
+        ("training={lora: {}, train_upstream: none}", "so there are no adapters; use all"),
+        ("training.lora={rank: 0}", "training.lora.rank: Input should be greater than 0"),
+        ("training.lora={targets: []}", "training.lora.targets"),
+        ("training.lora={rnak: 8}", "Did you mean 'rank'"),
     ],
 )
 def test_what_cannot_work_is_refused_as_it_is_read(override, message):
