@@ -241,6 +241,7 @@ class TestRuns:
             assert {n.removeprefix("model.") for n in state} == set(weights(folder))
         said = json.loads((folder / "upstreams.json").read_text())["ssl"]["trained"]
         assert said == {"top": "top_1", "all": "all", "lora": "all, LoRA of rank 2 and alpha 16 on q_proj, v_proj"}[way]  # noqa: E501  # fmt: skip
+        assert "\npeft " in (folder / "versions.txt").read_text()
         own = sum(w.numel() for n, w in weights(folder).items() if ".emotion." in n)
         in_it = sum(w.numel() for w in start.values())
         assert metrics["parameters"]["emotion"] == own + in_it

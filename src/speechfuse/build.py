@@ -147,6 +147,7 @@ def tuned_upstreams(recipe: Recipe) -> dict[str, str]:
         RecipeError: one has nothing that can be trained, or all batches must be of one length.
     """
     training, found = recipe.training, {}
+    asked = training.train_upstream
     for name, part in recipe.upstreams.items():
         which = training.blocks_of(name)
         if which == "none":
@@ -158,9 +159,9 @@ def tuned_upstreams(recipe: Recipe) -> dict[str, str]:
                     "training mix lengths; use masked, which is as exact"
                 )
             found[name] = f"{which}, {training.lora.text()}" if training.lora else which
-        elif isinstance(training.train_upstream, Mapping):
+        elif isinstance(asked, Mapping):
             raise RecipeError(f"training.train_upstream.{name}: '{part.kind}' has no weights")
-    if not found and isinstance(training.train_upstream, str) and which != "none":
+    if not found and isinstance(asked, str) and asked != "none":
         raise RecipeError("training.train_upstream: no upstream of this recipe has weights")
     return found
 

@@ -14,6 +14,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,8 @@ def versions() -> str:
     """Python and the libraries that decide numbers, one a line."""
     lines = [f"speechfuse {__version__}", f"python {platform.python_version()}"]
     lines += [f"{name} {metadata.version(name)}" for name in _LIBRARIES]
+    if find_spec("peft"):  # an extra
+        lines.append(f"peft {metadata.version('peft')}")
     return "\n".join([*lines, f"platform {platform.platform()}", ""])
 
 
