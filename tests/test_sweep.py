@@ -253,3 +253,18 @@ def test_shipped_experiments_compare_rows_over_three_seeds(path, tmp_path, monke
     assert read.baseline in read.rows
     assert len(read.seeds) == 3
     assert len(cells(read, tmp_path)) == 3 * len(read.rows) * len(read.conditions)
+
+
+def test_columns_name_their_task_where_two_have_one_metric(sweep, workspace):
+    read = read_sweep(sweep, ["recipe.training.steps=1", "seeds=[1]"])
+    tasks = read.recipe["tasks"]
+    loud = {**tasks["emotion"], "kind": "classification", "label": "emotion"}
+    changed = read.recipe | {"tasks": {**tasks, "loudness": loud}}
+    read = read.model_copy(update={"recipe": changed, "baseline": None})
+    done = run_sweep(read, workspace / "out", rows=["fine"])
+    (_, columns, _), *_ = result_tables(read, done)
+    assert columns[1:5] == [
+        f"{task}: {metric}"
+        for task in ("emotion", "loudness")
+        for metric in ("accuracy (WA)", "balanced accuracy (UA)")
+    ]

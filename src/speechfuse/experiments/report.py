@@ -42,7 +42,8 @@ def _table(
     compared = {(r.task, r.metric) for r in results if r.published is not None}
     columns = [""]
     for key in keys:
-        columns += [full_name(key[1]), "published"] if key in compared else [full_name(key[1])]
+        name = _column(*key, keys)
+        columns += [name, "published"] if key in compared else [name]
     columns += ["trained parameters", "seconds"]
     rows = []
     for row in dict.fromkeys(r.row for r in results):
@@ -58,7 +59,8 @@ def _table(
                 number = result.published if result else None
                 cells.append("" if number is None else f"{number:g}")
         rows.append([*cells, *_cost(done, row, condition)])
-    speakers = max((r.value.speakers for r in results), default=0)
+    counts = sorted({r.value.speakers for r in results}) or [0]
+    speakers = " to ".join(str(n) for n in dict.fromkeys([counts[0], counts[-1]]))
     seeds = max((r.seeds for r in results), default=0)
     title = f"{sweep.title or sweep.name}{': ' if condition else ''}{condition}"
     title += (
@@ -67,6 +69,12 @@ def _table(
     if any(r.difference for r in results):
         title += f"; third line: minus '{sweep.baseline}', paired"
     return title, columns, rows
+
+
+def _column(task: str, metric: str, keys: Sequence[tuple[str, str]]) -> str:
+    """A metric's name, with its task where several tasks have it."""
+    shared = sum(other == metric for _, other in keys) > 1
+    return f"{task}: {full_name(metric)}" if shared else full_name(metric)
 
 
 def _count(number: int, noun: str) -> str:
