@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from speechfuse.interfaces.hconv import HConv, layer_path
+from speechfuse.layer_conv import layer_conv
 from speechfuse.types import LayerStack, StackSpec
 
 
@@ -90,3 +91,40 @@ def test_equals_a_loop_over_python_floats():
             outputs.append(max(0.0, total))
     found = part(given, "asr").hidden[0, 0]
     torch.testing.assert_close(found, torch.tensor(outputs[: part.out_dim]))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5, 13, 25])
+def test_gradients_are_those_of_convolutions(layers):
+    torch.manual_seed(0)
+    inputs = [
+        torch.randn(6, 8, dtype=torch.double, requires_grad=i % 2 == 0) for i in range(layers)
+    ]
+    conv = torch.nn.Conv1d(8, 4, 5, 3, 2).double()
+    wanted = torch.relu(conv(torch.stack(inputs, dim=-1)))  # (N, D', outputs)
+    scale = torch.randn_like(wanted)
+    found = torch.stack(layer_conv(inputs, conv.weight, conv.bias, 3), dim=-1)
+    torch.testing.assert_close(found, wanted)
+    asked = [conv.weight, conv.bias, *inputs[::2]]
+    expected = torch.autograd.grad((wanted * scale).sum(), asked, allow_unused=True)
+    grads = torch.autograd.grad((found * scale).sum(), asked, allow_unused=True)
+    for grad, other in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad, torch.zeros_like(grad) if other is None else other)
+
+
+def test_frozen_layers_get_no_gradient(stack):
+    inputs = stack(layers=5, dim=8)
+    hconv = HConv(inputs.spec, tasks=["asr"])
+    hconv(inputs, "asr").hidden.sum().backward()
+    assert all(layer.grad is None for layer in inputs.layers)
+    assert all(p.grad is not None for p in hconv.parameters())
+
+
+def test_autocast_multiplies_in_low_precision_and_keeps_full_gradients(stack):
+    inputs = stack(layers=5, dim=8, garbage=0.0)
+    hconv = HConv(inputs.spec, tasks=["asr"])
+    with torch.autocast("cpu", torch.bfloat16):
+        low = hconv(inputs, "asr").hidden
+    low.float().sum().backward()
+    assert low.dtype == torch.bfloat16
+    assert all(p.grad.dtype == torch.float32 for p in hconv.parameters())
+    torch.testing.assert_close(low.float(), hconv(inputs, "asr").hidden, atol=0.02, rtol=0.02)

@@ -3,6 +3,7 @@ import torch
 
 from speechfuse.errors import RecipeError
 from speechfuse.ops import (
+    as_rows,
     joined_linear,
     length_mask,
     masked_mean,
@@ -61,3 +62,25 @@ def test_joined_linear_reads_parts_of_any_width_in_order():
     linear = torch.nn.Linear(9, 2)
     expected = linear(torch.cat(parts, dim=-1))
     torch.testing.assert_close(joined_linear(parts, linear), expected)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_mix_is_the_same_wherever_its_layers_lie(together):
+    """Layers of one tensor are mixed in one product, others one after another."""
+    stacked = torch.randn(4, 2, 3, 5, dtype=torch.double)
+    layers = list(stacked) if together else [layer.clone() for layer in stacked]
+    assert (as_rows(layers) is not None) == together
+    weights = torch.rand(4, dtype=torch.double, requires_grad=True)
+    grad = torch.randn(2, 3, 5, dtype=torch.double)
+    mixed = mix(weights, layers)
+    torch.testing.assert_close(mixed, torch.einsum("l,lbtd->btd", weights, stacked))
+    mixed.backward(grad)
+    torch.testing.assert_close(weights.grad, torch.einsum("lbtd,btd->l", stacked, grad))
+
+
+def test_layers_out_of_order_are_not_taken_for_a_matrix():
+    stacked = torch.randn(3, 2, 3, 5)
+    assert as_rows([stacked[0], stacked[2], stacked[1]]) is None
+    assert as_rows([stacked[1], stacked[1], stacked[1]]) is None
+    assert as_rows(list(stacked.transpose(1, 2))) is None
+    assert as_rows([stacked[0], stacked[2]]) is not None

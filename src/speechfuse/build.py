@@ -222,7 +222,7 @@ def build_fusion(recipe: Recipe, specs: Sequence[StackSpec], tasks: Sequence[str
     else:
         _check_sized(choice.interface.kind, choice.merge.kind, merge.interface_dim)
         fused = interface(merge.spec, out_dim=merge.interface_dim)
-    return MergeFirst(merge, fused, normalize=choice.normalize)
+    return MergeFirst(merge, fused, normalize=choice.normalize, models=len(specs))
 
 
 def _check_left_out(merge: Part) -> None:

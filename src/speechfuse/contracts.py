@@ -18,8 +18,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
+from speechfuse.errors import ShapeError
 from speechfuse.metrics import Evidence
 from speechfuse.types import Frames, LayerStack, StackSpec, Tokens, Trial, Utterance, Waveforms
 
@@ -85,6 +87,50 @@ class Merge(nn.Module, ABC):
     def forward(self, stacks: Sequence[LayerStack]) -> LayerStack: ...
 
 
+class LayerStream(ABC):
+    """An interface at work on layers that come one by one, so that they are never held at once.
+
+    For inference: nothing is kept for a gradient.
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        self._awaited = set(range(num_layers))
+
+    @torch.no_grad()
+    def accumulate(self, index: int, hidden: Tensor) -> None:
+        """Take layer `index`, (B, T, D); any order, each once.
+
+        Raises:
+            ShapeError: there is no such layer, or it has come already.
+        """
+        if index not in self._awaited:
+            raise ShapeError(
+                f"layer {index} is not awaited, but {sorted(self._awaited) or 'none'}; give every "
+                "layer once"
+            )
+        self._awaited.remove(index)
+        self.add(index, hidden)
+
+    @torch.no_grad()
+    def result(self, lengths: Tensor, frame_rate: float) -> Frames:
+        """What the interface gives for the whole stack.
+
+        Raises:
+            ShapeError: a layer has not come.
+        """
+        if self._awaited:
+            raise ShapeError(f"layers {sorted(self._awaited)} have not come; give every layer once")
+        return Frames(self.frames(), lengths, frame_rate)
+
+    @abstractmethod
+    def add(self, index: int, hidden: Tensor) -> None:
+        """Use one layer."""
+
+    @abstractmethod
+    def frames(self) -> Tensor:
+        """What all layers gave, (B, T, out_dim)."""
+
+
 class Interface(nn.Module, ABC):
     """A layer stack in, one vector per frame out.
 
@@ -101,6 +147,17 @@ class Interface(nn.Module, ABC):
     @abstractmethod
     def forward(self, stack: LayerStack, task: str) -> Frames: ...
 
+    def stream(self, task: str) -> LayerStream:
+        """The same, fed layer by layer.
+
+        Raises:
+            ShapeError: it needs all layers of a frame together.
+        """
+        raise ShapeError(
+            f"{type(self).__name__} reads all layers of a frame together and cannot take them one "
+            "by one; give it the whole stack"
+        )
+
 
 class Fusion(nn.Module, ABC):
     """The stacks of all upstreams in, one vector per frame out."""
@@ -110,6 +167,17 @@ class Fusion(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, stacks: Sequence[LayerStack], task: str) -> Frames: ...
+
+    def stream(self, task: str) -> LayerStream:
+        """The same for one encoder, fed layer by layer as it makes them.
+
+        Raises:
+            ShapeError: it, or its interface, needs all layers of a frame together.
+        """
+        raise ShapeError(
+            f"{type(self).__name__} of several encoders cannot take layers one by one; give it the "
+            "whole stacks"
+        )
 
 
 @runtime_checkable

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from speechfuse.alignment import align
-from speechfuse.contracts import Fusion, Interface, Merge
+from speechfuse.contracts import Fusion, Interface, LayerStream, Merge
 from speechfuse.ops import normalise
 from speechfuse.types import Frames, LayerStack
 
@@ -20,9 +20,15 @@ class MergeFirst(Fusion):
     back to that model's width, after the interface.
     """
 
-    def __init__(self, merge: Merge, interface: Interface, *, normalize: str = "none") -> None:
-        """normalize: of every hidden state first: none, layer_norm or unit_rms, nothing learned."""
+    def __init__(
+        self, merge: Merge, interface: Interface, *, normalize: str = "none", models: int = 1
+    ) -> None:
+        """normalize: of every hidden state first: none, layer_norm or unit_rms, nothing learned.
+
+        models: how many are merged; layers of one alone can be streamed.
+        """
         super().__init__()
+        self.models = models
         self.merge, self.interface, self.normalize = merge, interface, normalize
         width = merge.project_to
         self.project = None if width is None else nn.Linear(interface.out_dim, width)
@@ -39,6 +45,27 @@ class MergeFirst(Fusion):
         if self.project is None:
             return fused
         return Frames(self.project(fused.hidden), fused.lengths, fused.frame_rate)
+
+    def stream(self, task: str) -> LayerStream:
+        """Of one encoder, which every merge leaves as it is."""
+        if self.models > 1:
+            return super().stream(task)
+        interface = self.interface.stream(task)
+        return _NormalisedStream(interface, self.merge.spec.num_layers, self.normalize)
+
+
+class _NormalisedStream(LayerStream):
+    """Normalises each layer for an interface that takes them one by one."""
+
+    def __init__(self, interface: LayerStream, num_layers: int, kind: str) -> None:
+        super().__init__(num_layers)
+        self._interface, self._kind = interface, kind
+
+    def add(self, index: int, hidden: Tensor) -> None:
+        self._interface.add(index, normalise(hidden, self._kind))
+
+    def frames(self) -> Tensor:
+        return self._interface.frames()
 
 
 class LayersFirst(Fusion):

@@ -86,6 +86,8 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weights: Tensor, *layers: Tensor) -> Tensor:
         ctx.save_for_backward(weights, *layers)
+        if weights.dim() == 1 and (rows := as_rows(layers)) is not None:
+            return (weights[None] @ rows).view_as(layers[0])
         total = layers[0] * weights[0]
         for weight, layer in zip(weights[1:], layers[1:], strict=True):
             total.addcmul_(layer, weight)
@@ -96,7 +98,10 @@ class _Mix(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weights, *layers = ctx.saved_tensors
         by_weight = None
-        if ctx.needs_input_grad[0]:
+        rows = as_rows(layers) if weights.dim() == 1 else None
+        if ctx.needs_input_grad[0] and rows is not None:
+            by_weight = torch.mv(rows, grad.flatten())
+        elif ctx.needs_input_grad[0]:
             by_weight = torch.stack([_summed(grad, layer, weights.shape[1:]) for layer in layers])
         by_layer = [
             grad * weight if needed else None
@@ -110,6 +115,25 @@ def _summed(grad: Tensor, layer: Tensor, shape: torch.Size) -> Tensor:
     if not shape:
         return torch.dot(grad.flatten(), layer.flatten())
     return (grad * layer).sum_to_size(shape)
+
+
+def as_rows(layers: Sequence[Tensor]) -> Tensor | None:
+    """L layers as a matrix (L, B * T * D) without a copy, None if they do not lie so in memory.
+
+    Those of a store do; one product then reads each layer once, where a sum of layers reads and
+    writes what it has so far as well.
+    """
+    first = layers[0]
+    if len(layers) == 1 or not all(layer.is_contiguous() for layer in layers):
+        return None
+    start, memory = first.storage_offset(), first.untyped_storage().data_ptr()
+    step = layers[1].storage_offset() - start
+    if step < first.numel() or any(
+        layer.storage_offset() != start + i * step or layer.untyped_storage().data_ptr() != memory
+        for i, layer in enumerate(layers)
+    ):
+        return None
+    return first.as_strided((len(layers), first.numel()), (step, 1))
 
 
 def joined_linear(parts: Sequence[Tensor], linear: nn.Linear) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechfuse.contracts import Interface
+from speechfuse.contracts import Interface, LayerStream
+from speechfuse.layer_conv import Window, layer_conv, taps_of, windows
 from speechfuse.types import Count, Frames, LayerStack, StackSpec
 
 
@@ -44,6 +45,9 @@ class HConv(Interface):
     stacking, no product with padding. Weights have the layout of `nn.Conv1d`, so those of the
     published code load.
     """
+
+    stride: int
+    num_layers: int
 
     def __init__(
         self,
@@ -79,31 +83,67 @@ class HConv(Interface):
     def forward(self, stack: LayerStack, task: str) -> Frames:
         batch, frames, dim = stack.layers[0].shape
         layers = [layer.reshape(batch * frames, dim) for layer in stack.layers]
-        for conv in self.convs:
-            layers = self._convolve(layers, conv)
-        # Channel-major, as a flattened (channels, layers) tensor: index = channel * n + layer.
-        flat = layers[0] if len(layers) == 1 else torch.stack(layers, dim=-1).flatten(1)
-        hidden = flat[:, : self.out_dim].reshape(batch, frames, self.out_dim)
-        return Frames(hidden, stack.lengths, stack.frame_rate)
+        for conv in self._convolutions():
+            assert conv.bias is not None
+            layers = layer_conv(layers, conv.weight, conv.bias, self.stride)
+        return Frames(self._joined(layers, batch), stack.lengths, stack.frame_rate)
 
-    def _convolve(self, layers: Sequence[Tensor], conv: nn.Module) -> list[Tensor]:
-        """One convolution with ReLU over L tensors (N, D), as products of (N, D) and (D, D')."""
-        assert isinstance(conv, nn.Conv1d)
-        assert conv.bias is not None
-        taps = conv.weight.permute(2, 1, 0).contiguous()  # (kernel, D, D')
-        half = len(taps) // 2
-        positions = (len(layers) + 2 * half - len(taps)) // self.stride + 1
-        outputs = []
-        for position in range(positions):
-            total: Tensor | None = None
-            for tap in range(len(taps)):
-                index = position * self.stride + tap - half
-                if not 0 <= index < len(layers):
-                    continue
-                if total is None:
-                    total = torch.addmm(conv.bias, layers[index], taps[tap])
+    def stream(self, task: str) -> HConvStream:
+        return HConvStream(self._convolutions(), self.num_layers, self.stride, self._joined)
+
+    def _convolutions(self) -> list[nn.Conv1d]:
+        return [conv for conv in self.convs if isinstance(conv, nn.Conv1d)]
+
+    def _joined(self, layers: Sequence[Tensor], batch: int) -> Tensor:
+        """What remains, channel-major as flattened (channels, layers): index = channel * n + l."""
+        flat = layers[0] if len(layers) == 1 else torch.stack(list(layers), dim=-1).flatten(1)
+        return flat[:, : self.out_dim].reshape(batch, -1, self.out_dim)
+
+
+class HConvStream(LayerStream):
+    """HConv fed layer by layer: a layer goes into the sums that read it and is not kept.
+
+    A sum that has all of its layers is the next convolution's layer at once. With layers in
+    order and a kernel of 5 and stride of 3, two sums of each convolution are open at a time.
+    """
+
+    def __init__(
+        self,
+        convs: Sequence[nn.Conv1d],
+        num_layers: int,
+        stride: int,
+        join: Callable[[Sequence[Tensor], int], Tensor],
+    ) -> None:
+        super().__init__(num_layers)
+        self._convs, self._join, self._batch = convs, join, 0
+        self._taps = [taps_of(conv.weight) for conv in convs]
+        self._missing: list[list[Window]] = []
+        for conv in convs:
+            self._missing.append(windows(num_layers, conv.kernel_size[0], stride))
+            num_layers = len(self._missing[-1])
+        self._open: list[dict[int, Tensor]] = [{} for _ in convs]
+        self._last: dict[int, Tensor] = {}
+
+    def add(self, index: int, hidden: Tensor) -> None:
+        self._batch = len(hidden)
+        self._feed(0, index, hidden.flatten(0, 1))
+
+    def frames(self) -> Tensor:
+        return self._join([self._last[index] for index in sorted(self._last)], self._batch)
+
+    def _feed(self, level: int, index: int, hidden: Tensor) -> None:
+        if level == len(self._convs):
+            self._last[index] = hidden
+            return
+        sums, bias = self._open[level], self._convs[level].bias
+        assert bias is not None
+        for output, window in enumerate(self._missing[level]):
+            for read in [pair for pair in window if pair[1] == index]:
+                tap = self._taps[level][read[0]].T
+                if output in sums:
+                    sums[output].addmm_(hidden, tap)
                 else:
-                    total = torch.addmm(total, layers[index], taps[tap])
-            assert total is not None, "a position sees at least one layer"
-            outputs.append(F.relu(total, inplace=True))
-        return outputs
+                    sums[output] = torch.addmm(bias, hidden, tap)
+                window.remove(read)
+                if not window:
+                    self._feed(level + 1, output, F.relu(sums.pop(output), inplace=True))

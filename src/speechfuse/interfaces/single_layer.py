@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from speechfuse.contracts import Interface
+from speechfuse.contracts import Interface, LayerStream
 from speechfuse.errors import ShapeError
 from speechfuse.types import Frames, LayerStack, StackSpec
 
@@ -28,7 +28,7 @@ class SingleLayer(Interface):
                 f"single_layer: layer {layer} asked for, the stack has {spec.num_layers} "
                 f"(0 to {spec.num_layers - 1}, or negative from the end)"
             )
-        self.layer = layer % spec.num_layers
+        self.layer, self.num_layers = layer % spec.num_layers, spec.num_layers
         self.out_dim = spec.dim
 
     def layer_weights(self, stack: LayerStack, task: str) -> Tensor:
@@ -38,3 +38,19 @@ class SingleLayer(Interface):
 
     def forward(self, stack: LayerStack, task: str) -> Frames:
         return Frames(stack.layers[self.layer], stack.lengths, stack.frame_rate)
+
+    def stream(self, task: str) -> LayerStream:
+        return _SingleLayerStream(self.num_layers, self.layer)
+
+
+class _SingleLayerStream(LayerStream):
+    def __init__(self, num_layers: int, layer: int) -> None:
+        super().__init__(num_layers)
+        self._layer = layer
+
+    def add(self, index: int, hidden: Tensor) -> None:
+        if index == self._layer:
+            self._chosen = hidden
+
+    def frames(self) -> Tensor:
+        return self._chosen

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from speechfuse.contracts import Interface
+from speechfuse.contracts import Interface, LayerStream
 from speechfuse.ops import mix
 from speechfuse.types import Frames, LayerStack, StackSpec
 
@@ -30,3 +30,24 @@ class WeightedSum(Interface):
 
     def forward(self, stack: LayerStack, task: str) -> Frames:
         return Frames(mix(self.logits.softmax(0), stack.layers), stack.lengths, stack.frame_rate)
+
+    def stream(self, task: str) -> LayerStream:
+        return _WeightedSumStream(self.logits.detach().softmax(0))
+
+
+class _WeightedSumStream(LayerStream):
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__(len(weights))
+        self._weights = weights
+        self._total: Tensor | None = None
+
+    def add(self, index: int, hidden: Tensor) -> None:
+        weight = self._weights[index].to(hidden.dtype)
+        if self._total is None:
+            self._total = hidden * weight
+        else:
+            self._total.addcmul_(hidden, weight)
+
+    def frames(self) -> Tensor:
+        assert self._total is not None
+        return self._total

@@ -1,0 +1,110 @@
+"""Convolution over the layer axis as matrix products: no permute, no stack, no padding.
+
+    output o = relu(bias + sum over taps k of layers[stride * o + k - kernel // 2] @ W[:, :, k].T)
+
+over the layers that really exist. Under gradients, products are accumulated in place, a tap's
+gradient is written where it belongs, and frozen layers get none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+Window = list[tuple[int, int]]  # (tap, layer) of one output
+
+
+def windows(num_layers: int, kernel_size: int, stride: int) -> list[Window]:
+    """What each output reads.
+
+    >>> windows(5, 5, 3)
+    [[(2, 0), (3, 1), (4, 2)], [(1, 2), (2, 3), (3, 4)]]
+    """
+    half = kernel_size // 2
+    outputs = (num_layers + 2 * half - kernel_size) // stride + 1
+    found = [
+        [
+            (k, layer)
+            for k in range(kernel_size)
+            if 0 <= (layer := stride * o + k - half) < num_layers
+        ]
+        for o in range(outputs)
+    ]
+    assert all(found), "an output sees at least one layer"
+    return found
+
+
+def taps_of(weight: Tensor) -> Tensor:
+    """Weights of `nn.Conv1d` (D', D, kernel), each tap a matrix: (kernel, D', D)."""
+    return weight.permute(2, 0, 1).contiguous()
+
+
+def layer_conv(layers: Sequence[Tensor], weight: Tensor, bias: Tensor, stride: int) -> list[Tensor]:
+    """Layers (N, D), weights (D', D, kernel), bias (D',): outputs (N, D')."""
+    device = layers[0].device.type
+    if torch.is_autocast_enabled(device):
+        low = torch.get_autocast_dtype(device)
+        layers = [layer.to(low) for layer in layers]
+        weight, bias = weight.to(low), bias.to(low)
+    if torch.is_grad_enabled():
+        return list(_LayerConv.apply(stride, weight, bias, *layers))  # type: ignore[no-untyped-call]
+    return _products(layers, taps_of(weight), bias, stride)
+
+
+def _products(layers: Sequence[Tensor], taps: Tensor, bias: Tensor, stride: int) -> list[Tensor]:
+    outputs = []
+    for (tap, layer), *others in windows(len(layers), len(taps), stride):
+        total = torch.addmm(bias, layers[layer], taps[tap].T)
+        for tap, layer in others:
+            total.addmm_(layers[layer], taps[tap].T)
+        outputs.append(F.relu(total, inplace=True))
+    return outputs
+
+
+class _LayerConv(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, stride: int, weight: Tensor, bias: Tensor, *layers: Tensor
+    ) -> tuple[Tensor, ...]:
+        outputs = tuple(_products(layers, taps_of(weight), bias, stride))
+        ctx.stride, ctx.count = stride, len(layers)
+        ctx.save_for_backward(weight, *layers, *outputs)
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        weight, *saved = ctx.saved_tensors
+        layers, outputs = saved[: ctx.count], saved[ctx.count :]
+        _, for_weight, for_bias, *for_layers = ctx.needs_input_grad
+        taps = taps_of(weight) if any(for_layers) else None
+        by_tap = torch.zeros_like(weight.permute(2, 0, 1), memory_format=torch.contiguous_format)
+        by_layer: list[Tensor | None] = [None] * ctx.count
+        by_bias = weight.new_zeros(len(weight))
+        for grad, output, window in zip(
+            grads, outputs, windows(ctx.count, weight.shape[2], ctx.stride), strict=True
+        ):
+            passed = torch.ops.aten.threshold_backward(grad.contiguous(), output, 0)
+            by_bias += passed.sum(0)
+            for tap, layer in window:
+                if for_weight:
+                    by_tap[tap].addmm_(passed.T, layers[layer])
+                if not for_layers[layer]:
+                    continue
+                assert taps is not None
+                sofar = by_layer[layer]
+                if sofar is None:
+                    by_layer[layer] = passed @ taps[tap]
+                else:
+                    sofar.addmm_(passed, taps[tap])
+        return (
+            None,
+            by_tap.permute(1, 2, 0) if for_weight else None,
+            by_bias if for_bias else None,
+            *by_layer,
+        )
