@@ -69,7 +69,7 @@ class HConv(Interface):
         whole = out_dim or spec.dim
         narrow = whole // path[-1] if compat == "floor" else math.ceil(whole / path[-1])
         widths = [spec.dim] * (len(path) - 1) + [narrow]
-        self.stride, self.positions = stride, path[-1]
+        self.stride, self.num_layers, self.positions = stride, spec.num_layers, path[-1]
         self.out_dim = narrow * path[-1] if compat == "floor" else whole
         self.convs = nn.ModuleList(
             nn.Conv1d(wide, out, kernel_size, stride, kernel_size // 2)
