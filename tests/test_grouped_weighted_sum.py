@@ -38,8 +38,8 @@ def test_equals_a_loop_over_python_floats():
     torch.testing.assert_close(found, torch.tensor(expected))
 
 
-def test_every_group_has_layers_to_choose_from(caplog):
-    for layers, sizes in [(1, [1]), (3, [3]), (5, [3, 2]), (9, [3, 2, 2, 2])]:
+def test_groups_are_near_equal_and_one_has_layers_to_choose_from(caplog):
+    for layers, sizes in [(1, [1]), (2, [2]), (3, [2, 1]), (5, [2, 1, 1, 1]), (9, [3, 2, 2, 2])]:
         caplog.clear()
         part = GroupedWeightedSum(StackSpec(layers, 8, 50.0), tasks=["asr"], groups=4, out_dim=6)
         assert part.sizes == sizes

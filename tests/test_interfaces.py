@@ -6,9 +6,9 @@ from torch import nn
 
 from speechfuse import catalog
 from speechfuse.alignment import aligned_specs
-from speechfuse.contracts import ShowsLayers
+from speechfuse.contracts import Fitted, ShowsLayers
 from speechfuse.errors import ShapeError
-from speechfuse.fusion import LayersFirst, MergeFirst
+from speechfuse.fusion import LayersFirst, MergeFirst, fit_interfaces
 from speechfuse.interfaces.single_layer import SingleLayer
 from speechfuse.interfaces.weighted_sum import WeightedSum
 from speechfuse.types import LayerStack, StackSpec
@@ -21,21 +21,31 @@ def made(name, layers, dim):
     part = catalog.INTERFACES[name](StackSpec(layers, dim, 50.0), tasks=["asr", "emotion"])
     for parameter in part.parameters():  # away from a start at zero, where much is equal
         parameter.data.add_(0.1 * torch.randn_like(parameter))
+    if isinstance(part, Fitted):
+        hidden = torch.randn(layers, 2, 50, dim)
+        part.fit([LayerStack(tuple(hidden), torch.tensor([50, 31]), 50.0)])
     return part.eval()
 
 
 def fusions(stacks, interface="hconv", **options):
     """Both orders with every merge that takes these stacks."""
     torch.manual_seed(0)
+    cls = catalog.INTERFACES[interface]
     specs = aligned_specs([s.spec for s in stacks])
     for merge_class in catalog.MERGES.values():
-        try:
-            merge = merge_class(specs)
-        except ShapeError:
-            continue
-        yield MergeFirst(merge, catalog.INTERFACES[interface](merge.spec, tasks=["asr"]), **options)
-    parts = [catalog.INTERFACES[interface](s.spec, tasks=["asr"]) for s in stacks]
-    yield LayersFirst(parts, specs[0].frame_rate, **options)
+        parts = [cls(s.spec, tasks=["asr"]) for s in stacks]
+        left = [StackSpec(1, p.out_dim, s.frame_rate) for p, s in zip(parts, specs, strict=True)]
+        for given, order in ((specs, "merge_first"), (left, "layers_first")):
+            try:
+                merge = merge_class(given)
+            except ShapeError:
+                continue
+            if order == "merge_first":
+                made = MergeFirst(merge, cls(merge.spec, tasks=["asr"]), **options)
+            else:
+                made = LayersFirst(parts, merge, **options)
+            fit_interfaces(made, lambda: [stacks])
+            yield made
 
 
 @pytest.mark.parametrize("name", catalog.INTERFACES)

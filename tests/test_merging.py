@@ -1,11 +1,13 @@
 """Merges: each against its equation in plain Python, and the contract for every option."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import yaml
 
 from speechfuse import catalog
-from speechfuse.alignment import aligned_specs
+from speechfuse.alignment import align, aligned_specs
 from speechfuse.build import build_fusion, read_recipe
 from speechfuse.checkpoint import Run
 from speechfuse.errors import DataError, RecipeError, ShapeError
@@ -229,23 +231,63 @@ def test_unequal_widths_are_refused_with_what_to_do(kind):
         catalog.MERGES[kind](specs)
 
 
-@pytest.mark.parametrize(
-    ("merge", "named"),
-    [
-        ({"kind": "gated"}, "kind 'gated'"),
-        ({"kind": "concat", "projection": "inside"}, "option projection: inside"),
-        ({"kind": "add", "width": "project"}, "option width: project"),
-    ],
-)
-def test_layers_first_refuses_a_merge_that_would_do_nothing(merge, named):
-    with pytest.raises(RecipeError, match=f"merge {named} would do nothing; leave it out"):
+@pytest.mark.parametrize("projection", ["inside", "before", "before_per_layer"])
+def test_layers_first_refuses_a_projection_that_needs_several_layers(projection):
+    merge = {"kind": "concat", "projection": projection}
+    with pytest.raises(
+        RecipeError, match=f"projection '{projection}' has nothing .* after or none"
+    ):
         fusion_of(BASE, merge, order="layers_first")
 
 
-def test_layers_first_takes_a_merge_with_its_defaults_written_out():
+def test_one_vector_of_each_model_is_not_interleaved():
+    with pytest.raises(RecipeError, match=r"'mhfa' gives one vector .* use merge 'concat'"):
+        fusion_of(BASE, {"kind": "interleave"}, "mhfa", order="layers_first")
+
+
+@pytest.mark.parametrize(
+    ("merge", "count", "dim"),
+    [
+        ({"kind": "add"}, 26, 768),
+        ({"kind": "gated"}, 26 + 2, 768),
+        ({"kind": "interleave"}, 26, 768),
+        ({"kind": "concat"}, 26 + 1536 * 768 + 768, 768),
+        ({"kind": "concat", "projection": "none"}, 26, 1536),
+    ],
+)
+def test_parameters_of_two_weighted_sums_that_are_merged(merge, count, dim):
     with torch.device("meta"):
-        for merge in ({"kind": "add", "width": "refuse"}, {"kind": "concat"}):
-            assert fusion_of(BASE, merge, order="layers_first").out_dim == 768
+        fusion = fusion_of(BASE, merge, "weighted_sum", order="layers_first")
+    assert parameters(fusion) == count
+    assert fusion.out_dim == dim
+
+
+def test_merges_read_what_each_model_s_interface_gives(stack):
+    """Against the equations, by hand: 40 and 50 Hz, the first model twice as deep."""
+    stacks = [stack(6, (7, 4), seed=1, garbage=0.0), stack(3, (6, 3), rate=40.0, seed=2)]
+    specs = [s.spec for s in stacks]
+    fusions = {
+        kind: fusion_of(specs, {"kind": kind}, "weighted_sum", order="layers_first")
+        for kind in ("add", "gated", "interleave")
+    }
+    means = [LayerStack((s.stacked().mean(0),), s.lengths, s.frame_rate) for s in stacks]
+    one, other = (s.layers[0] for s in align(means))
+    fusions["gated"].merge.logits.data = torch.tensor([1.0, 3.0]).log()
+    for row, size in enumerate((7, 4)):
+        a, b = one[row, :size], other[row, :size]
+        found = {k: f(stacks, "asr").hidden[row] for k, f in fusions.items()}
+        torch.testing.assert_close(found["add"][:size], a + b)
+        torch.testing.assert_close(found["gated"][:size], a / 4 + 3 * b / 4)
+        torch.testing.assert_close(found["interleave"][: 2 * size : 2], a)
+        torch.testing.assert_close(found["interleave"][1 : 2 * size : 2], b)
+    assert fusions["interleave"].frame_rate == 100.0
+
+
+def test_layers_first_concatenates_unless_something_is_asked():
+    given = recipe_of({"kind": "add"}, order="layers_first")
+    assert read_recipe(given).fusion.merge.kind == "add"
+    del given["fusion"]["merge"]
+    assert read_recipe(given).fusion.merge.kind == "concat"
 
 
 def test_without_projection_what_each_model_gives_lies_side_by_side(stack):
@@ -253,7 +295,10 @@ def test_without_projection_what_each_model_gives_lies_side_by_side(stack):
     parts = [
         catalog.INTERFACES["single_layer"](given.spec, tasks=["asr"], layer=2) for given in stacks
     ]
-    fusion = LayersFirst(parts, 50.0, project=False)
+    merge = catalog.MERGES["concat"](
+        [replace(s.spec, num_layers=1) for s in stacks], projection="none"
+    )
+    fusion = LayersFirst(parts, merge)
     assert fusion.out_dim == 40
     assert not list(fusion.parameters())
     expected = torch.cat([given.layers[2] for given in stacks], dim=-1)

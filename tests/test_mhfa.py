@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from speechfuse.build import read_recipe
+from speechfuse.build import build_fusion, read_recipe
 from speechfuse.errors import RecipeError
 from speechfuse.heads.speaker import Speaker
 from speechfuse.interfaces.mhfa import MHFA
@@ -93,3 +93,17 @@ def test_recognition_is_refused_before_anything_is_extracted(workspace, tone_rec
     with pytest.raises(RecipeError, match=r"task 'asr'.*one vector for each utterance"):
         train_run(read_recipe(tone_recipe), workspace / "run")
     assert not (workspace / "stores").exists()
+
+
+def test_a_merge_does_not_override_the_width_that_is_asked_for():
+    specs = [StackSpec(3, 24, 50.0)] * 2
+    recipe = {
+        "upstreams": {"mel": {"kind": "filterbank"}},
+        "fusion": {"merge": {"kind": "concat", "projection": "inside"}},
+        "tasks": {"verification": {"corpus": "x", "head": {"kind": "speaker"}}},
+    }
+    recipe["fusion"]["interface"] = {"kind": "mhfa", "embedding_dim": 10}
+    with pytest.raises(RecipeError, match="end in 24 features, which 'mhfa' cannot"):
+        build_fusion(read_recipe(recipe), specs, ["verification"])
+    recipe["fusion"]["merge"]["projection"] = "none"
+    assert build_fusion(read_recipe(recipe), specs, ["verification"]).out_dim == 10

@@ -19,11 +19,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from speechfuse.contracts import Interface, ShowsLayers
-from speechfuse.fusion import LayersFirst, MergeFirst
+from speechfuse.contracts import ShowsLayers
 from speechfuse.inputs import Inputs
 from speechfuse.model import FusionModel
-from speechfuse.ops import length_mask, masked_mean, normalise
+from speechfuse.ops import length_mask, masked_mean
 from speechfuse.receptive import receptive_field
 from speechfuse.taskdata import TaskData
 from speechfuse.types import LayerStack, Tokens
@@ -66,17 +65,11 @@ def _readings(
     model: FusionModel, task: str, stacks: Sequence[LayerStack], names: Sequence[str]
 ) -> list[LayerUse]:
     """One entry for each stack that an interface reads: gradients, and weights if it has any."""
-    fusion = model.fusion_of(task)
-    read: list[tuple[str, Interface, LayerStack]] = []
-    if isinstance(fusion, LayersFirst):
-        for name, interface, stack in zip(names, fusion.interfaces, stacks, strict=True):
-            assert isinstance(interface, Interface)
-            layers = tuple(normalise(layer, fusion.normalize) for layer in stack.layers)
-            read.append((name, interface, replace(stack, layers=layers)))
-    elif isinstance(fusion, MergeFirst):
-        read.append((" + ".join(names), fusion.interface, fusion.merged(stacks)))
+    read = model.fusion_of(task).readings(stacks)
+    if len(read) < len(names):
+        names = [" + ".join(names)]
     found = []
-    for name, interface, stack in read:
+    for name, (interface, stack) in zip(names, read, strict=True):
         use = LayerUse(
             task, name, None, None, None, receptive_field(interface, stack, task).tolist()
         )

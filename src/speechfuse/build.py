@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ import torch
 from speechfuse import catalog
 from speechfuse.alignment import aligned_specs
 from speechfuse.augment import SpecAugment, UtteranceNorm
-from speechfuse.contracts import Fusion, Head, Interface, Merge, Task, Upstream
+from speechfuse.contracts import Fitted, Fusion, Head, Interface, Merge, Task, Upstream
 from speechfuse.errors import RecipeError
 from speechfuse.fusion import LayersFirst, MergeFirst
 from speechfuse.model import SHARED, FusionModel
 from speechfuse.ops import seed_for
-from speechfuse.recipe import Part, Recipe, TaskRecipe, load_recipe
+from speechfuse.recipe import FusionRecipe, Part, Recipe, TaskRecipe, load_recipe
 from speechfuse.tuning import tune
 from speechfuse.types import StackSpec
 
@@ -209,35 +210,41 @@ def build_fusion(recipe: Recipe, specs: Sequence[StackSpec], tasks: Sequence[str
 
     aligned = aligned_specs(specs)
     if choice.order == "layers_first":
-        _check_left_out(choice.merge)
-        return LayersFirst(
-            [interface(spec) for spec in specs],
-            aligned[0].frame_rate,
-            normalize=choice.normalize,
-            project=choice.merge.options.get("projection") != "none",
-        )
-    merge: Merge = make("merge", choice.merge, aligned)
+        parts = [interface(spec) for spec in specs]
+        left = [
+            replace(s, num_layers=1, dim=p.out_dim) for s, p in zip(aligned, parts, strict=True)
+        ]
+        merge: Merge = make("merge", choice.merge, left)
+        _check_layers_first(choice, parts, times=merge.spec.frame_rate > left[0].frame_rate)
+        return LayersFirst(parts, merge, normalize=choice.normalize)
+    merge = make("merge", choice.merge, aligned)
     if merge.interface_dim is None:
         fused = interface(merge.spec)
     else:
         _check_sized(choice.interface.kind, choice.merge.kind, merge.interface_dim)
         fused = interface(merge.spec, out_dim=merge.interface_dim)
+    if isinstance(fused, Fitted) and any(True for _ in merge.parameters()):
+        raise RecipeError(
+            f"interface '{choice.interface.kind}' is fitted before training, to what merge "
+            f"'{choice.merge.kind}' gives, which learns and would give something else later; use a "
+            "merge without parameters, or order 'layers_first'"
+        )
     return MergeFirst(merge, fused, normalize=choice.normalize, models=len(specs))
 
 
-def _check_left_out(merge: Part) -> None:
-    """Refuse what is asked of a merge where none is made; a recipe that asks nothing has add.
-
-    What order layers_first can do is to concatenate without the projection.
-    """
-    idle = [f"kind '{merge.kind}'"]
-    if merge.kind in ("add", "concat"):
-        plain = catalog.checked_options("merge", merge.kind, {})
-        idle = [f"option {k}: {v}" for k, v in merge.options.items() if v not in (plain[k], "none")]
-    if idle:
+def _check_layers_first(choice: FusionRecipe, parts: Sequence[Interface], *, times: bool) -> None:
+    """Refuse what a merge cannot do with one layer of each model, or with one vector of each."""
+    projection = choice.merge.options.get("projection", "after")
+    if projection not in ("after", "none"):
         raise RecipeError(
-            f"order 'layers_first' concatenates and projects, merge {', '.join(idle)} would do "
-            "nothing; leave it out, or use order 'merge_first'"
+            f"order 'layers_first' leaves one layer of each model, so projection '{projection}' "
+            "has nothing of its own to do; use after or none, or order 'merge_first'"
+        )
+    if times and any(part.pools for part in parts):
+        raise RecipeError(
+            f"interface '{choice.interface.kind}' gives one vector for each utterance, merge "
+            f"'{choice.merge.kind}' would make several frames of them; use merge 'concat', 'add' "
+            "or 'gated'"
         )
 
 
@@ -293,10 +300,29 @@ def build_model(
         with _seeded(recipe.seed, "head", name):
             heads[name] = build_head(recipe.tasks[name], dim, task.head_options())
         check_frames(recipe, name, fusions[name if per_task else SHARED], heads[name])
+    _check_fitted(recipe, fusions.values())
     before = {
         name: torch.nn.Sequential(*steps) for name in tasks if (steps := _before(recipe, name))
     }
     return FusionModel(fusions, heads, before, [*build_tuned(recipe).values()])
+
+
+def _check_fitted(recipe: Recipe, fusions: Iterable[Fusion]) -> None:
+    """Refuse to fit an interface to layers that change in training, or of test speakers."""
+    kind = recipe.fusion.interface.kind
+    if not any(isinstance(m, Fitted) for fusion in fusions for m in fusion.modules()):
+        return
+    if tuned := tuned_upstreams(recipe):
+        raise RecipeError(
+            f"interface '{kind}' is fitted before training, to layers of {', '.join(tuned)} that "
+            "are trained; leave training.train_upstream out, or use another interface"
+        )
+    for name, entry in recipe.tasks.items():
+        if entry.split.all_test:
+            raise RecipeError(
+                f"task '{name}': split.all_test leaves nobody to fit interface '{kind}' to; name "
+                "the speakers of each split"
+            )
 
 
 def _before(recipe: Recipe, name: str) -> list[torch.nn.Module]:

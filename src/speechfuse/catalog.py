@@ -33,6 +33,7 @@ from speechfuse.interfaces.gumbel_selection import GumbelSelection
 from speechfuse.interfaces.hconv import HConv
 from speechfuse.interfaces.layer_cross_attention import LayerCrossAttention
 from speechfuse.interfaces.mhfa import MHFA
+from speechfuse.interfaces.pca_concat import PCAConcat
 from speechfuse.interfaces.single_layer import SingleLayer
 from speechfuse.interfaces.weighted_sum import WeightedSum
 from speechfuse.merging.add import Add
@@ -58,6 +59,7 @@ INTERFACES: Table = {
     "weighted_sum": WeightedSum,
     "grouped_weighted_sum": GroupedWeightedSum,
     "concat_project": ConcatProject,
+    "pca_concat": PCAConcat,
     "gumbel_selection": GumbelSelection,
     "frame_gating": FrameGating,
     "cls_pooling": ClsPooling,

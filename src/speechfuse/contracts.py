@@ -14,7 +14,7 @@ options are the keyword-only arguments of its constructor.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -166,6 +166,10 @@ class Fusion(nn.Module, ABC):
     frame_rate: float  # Hz
 
     @abstractmethod
+    def readings(self, stacks: Sequence[LayerStack]) -> list[tuple[Interface, LayerStack]]:
+        """Each interface with the stack that it reads."""
+
+    @abstractmethod
     def forward(self, stacks: Sequence[LayerStack], task: str) -> Frames: ...
 
     def stream(self, task: str) -> LayerStream:
@@ -178,6 +182,15 @@ class Fusion(nn.Module, ABC):
             f"{type(self).__name__} of several encoders cannot take layers one by one; give it the "
             "whole stacks"
         )
+
+
+@runtime_checkable
+class Fitted(Protocol):
+    """An interface that is fitted to data before the first step, and keeps that as buffers."""
+
+    def fit(self, stacks: Iterable[LayerStack]) -> None:
+        """Read what the interface will read of training utterances, once."""
+        ...
 
 
 @runtime_checkable

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from speechfuse.alignment import align
-from speechfuse.contracts import Fusion, Interface, LayerStream, Merge
+from speechfuse.contracts import Fitted, Fusion, Interface, LayerStream, Merge
 from speechfuse.ops import normalise
 from speechfuse.types import Frames, LayerStack
 
@@ -40,6 +39,9 @@ class MergeFirst(Fusion):
         stack: LayerStack = self.merge(align(_normalised(stacks, self.normalize)))
         return stack
 
+    def readings(self, stacks: Sequence[LayerStack]) -> list[tuple[Interface, LayerStack]]:
+        return [(self.interface, self.merged(stacks))]
+
     def forward(self, stacks: Sequence[LayerStack], task: str) -> Frames:
         fused: Frames = self.interface(self.merged(stacks), task)
         if self.project is None:
@@ -69,42 +71,48 @@ class _NormalisedStream(LayerStream):
 
 
 class LayersFirst(Fusion):
-    """Fuse the layers of each model, then concatenate and project (Chiu et al. 2024, baseline)."""
+    """Fuse the layers of each model, then merge what is left of the models (Chiu et al. 2024).
+
+    The merge reads stacks of one layer. Concat with its projection is the baseline of Shih &
+    Harwath 2025, interleaving in time the best of Chiu et al.
+    """
 
     def __init__(
-        self,
-        interfaces: Sequence[Interface],
-        frame_rate: float,
-        *,
-        normalize: str = "none",
-        project: bool = True,
+        self, interfaces: Sequence[Interface], merge: Merge, *, normalize: str = "none"
     ) -> None:
-        """normalize: of every hidden state first: none, layer_norm or unit_rms, nothing learned.
-
-        project: the linear layer to the widest model's width, which starts random. It mixes what a
-        head with standard deviations tells apart: with little data, do without it.
-        """
+        """normalize: of every hidden state first: none, layer_norm or unit_rms, nothing learned."""
         super().__init__()
-        widths = [interface.out_dim for interface in interfaces]
-        self.interfaces, self.normalize = nn.ModuleList(interfaces), normalize
-        project = project and len(widths) > 1
-        self.out_dim, self.frame_rate = max(widths) if project else sum(widths), frame_rate
-        self.project = nn.Linear(sum(widths), self.out_dim) if project else None
+        self.interfaces, self.merge = nn.ModuleList(interfaces), merge
+        self.normalize = normalize
+        width = merge.project_to
+        self.project = None if width is None else nn.Linear(merge.spec.dim, width)
+        self.out_dim = width or merge.spec.dim
+        self.frame_rate = merge.spec.frame_rate
+
+    def readings(self, stacks: Sequence[LayerStack]) -> list[tuple[Interface, LayerStack]]:
+        read = zip(self.interfaces, _normalised(stacks, self.normalize), strict=True)
+        return [(part, stack) for part, stack in read if isinstance(part, Interface)]
 
     def forward(self, stacks: Sequence[LayerStack], task: str) -> Frames:
-        fused: list[Frames] = [
-            interface(stack, task)
-            for interface, stack in zip(
-                self.interfaces, _normalised(stacks, self.normalize), strict=True
-            )
-        ]
-        if len(fused) == 1:
-            return fused[0]
+        fused: list[Frames] = [part(stack, task) for part, stack in self.readings(stacks)]
         aligned = align([LayerStack((f.hidden,), f.lengths, f.frame_rate) for f in fused])
-        hidden = torch.cat([stack.layers[0] for stack in aligned], dim=-1)
+        merged: LayerStack = self.merge(aligned)
+        hidden = merged.layers[0]
         if self.project is not None:
             hidden = self.project(hidden)
-        return Frames(hidden, aligned[0].lengths, aligned[0].frame_rate)
+        return Frames(hidden, merged.lengths, merged.frame_rate)
+
+
+def fit_interfaces(fusion: Fusion, batches: Callable[[], Iterable[Sequence[LayerStack]]]) -> None:
+    """Fit the interfaces that are fitted to data: one pass over the batches for each."""
+
+    def read(index: int) -> Iterator[LayerStack]:
+        for stacks in batches():
+            yield fusion.readings(stacks)[index][1]
+
+    for index, part in enumerate(m for m in fusion.modules() if isinstance(m, Interface)):
+        if isinstance(part, Fitted):
+            part.fit(read(index))
 
 
 def _normalised(stacks: Sequence[LayerStack], kind: str) -> list[LayerStack]:

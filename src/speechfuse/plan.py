@@ -13,7 +13,7 @@ from torch.utils.flop_counter import flop_registry
 from speechfuse import build
 from speechfuse.cache.store import DTYPES
 from speechfuse.contracts import UpstreamPlan
-from speechfuse.fusion import MergeFirst
+from speechfuse.fusion import MergeFirst, fit_interfaces
 from speechfuse.recipe import Recipe
 from speechfuse.taskdata import is_prepared, prepared_folder
 from speechfuse.tuning import trained_parameters
@@ -75,9 +75,11 @@ def _trained_table(recipe: Recipe, specs: list[StackSpec]) -> Table:
     rows = []
     # Not on the meta device: its first operation imports the compiler, more than drawing weights.
     fusion = build.build_fusion(recipe, specs, list(recipe.tasks))
+    second = [_second(spec) for spec in specs]
+    fit_interfaces(fusion, lambda: [second])
     products = _Products()  # type: ignore[no-untyped-call]
     with products, torch.no_grad():
-        fusion([_second(spec) for spec in specs], next(iter(recipe.tasks)))
+        fusion(second, next(iter(recipe.tasks)))
     macs = products.total
     for name, entry in recipe.tasks.items():
         head = build.build_head(entry, fusion.out_dim, ASSUMED)

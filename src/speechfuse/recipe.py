@@ -49,11 +49,19 @@ class FusionRecipe(_Strict):
     """How models and layers become one vector per frame."""
 
     order: Literal["merge_first", "layers_first"] = "merge_first"
-    merge: Part = Part(kind="add")
+    merge: Part = Part(kind="add")  # concat under layers_first, if left out
     interface: Part
     normalize: Literal["none", "layer_norm", "unit_rms"] = "none"
     allow_repeats: bool = False  # the same encoder twice: one kind with equal options
     per_task: bool = True  # one fusion for each task, as the papers train; false: one for all
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_merge(cls, data: Any) -> Any:
+        """What is left of models after their layers is concatenated unless something is asked."""
+        if isinstance(data, Mapping) and data.get("order") == "layers_first":
+            return {"merge": {"kind": "concat"}, **data}
+        return data
 
 
 class SplitRecipe(_Strict):

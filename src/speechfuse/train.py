@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,14 @@ from speechfuse.data.crops import random_spans
 from speechfuse.data.stream import Source, Stream, draw_batches
 from speechfuse.errors import DataError, RecipeError, ShapeError
 from speechfuse.evaluate import evaluate_run, passes
+from speechfuse.fusion import fit_interfaces
 from speechfuse.heads.ctc_head import CTCHead, frames_needed
 from speechfuse.inputs import Inputs, find_inputs
-from speechfuse.model import FusionModel
+from speechfuse.model import SHARED, FusionModel
 from speechfuse.ops import moved, seed_for
 from speechfuse.recipe import Recipe
 from speechfuse.taskdata import TaskData, load_tasks
-from speechfuse.types import Batch, Progress, Utterance
+from speechfuse.types import Batch, LayerStack, Progress, Utterance
 
 AllInputs = Mapping[str, Sequence[Inputs]]  # by task, one for each upstream
 
@@ -69,6 +71,8 @@ def train_run(recipe: Recipe, folder: Path, progress: Progress | None = None) ->
     run.begin(recipe)
     run.save_tasks({name: data.task.state() for name, data in tasks.items()}, marks)
     began = time.monotonic()
+    if not (run.folder / "checkpoints" / "last.ckpt").is_file():  # that holds what was fitted
+        _fit_interfaces(model, tasks, inputs)
     if any(p.requires_grad for p in model.parameters()):
         _fit(recipe, model, tasks, inputs, run, progress)
     run.save_model(model)
@@ -152,6 +156,19 @@ def _check_targets(name: str, model: FusionModel, data: TaskData, inputs: Sequen
             "join fewer frames, or mend the texts"
         )
     return short
+
+
+def _fit_interfaces(model: FusionModel, tasks: Mapping[str, TaskData], inputs: AllInputs) -> None:
+    """Fit what is fitted without steps to the training utterances of the tasks that read it."""
+
+    def batches(readers: Sequence[str]) -> Iterator[list[LayerStack]]:
+        for task in readers:
+            for members in passes(model, tasks[task].splits["train"]):
+                yield model.stacks([one.batch(members) for one in inputs[task]])
+
+    for name in model.fusions:
+        readers = list(tasks) if name == SHARED else [name]
+        fit_interfaces(model.fusion_of(readers[0]), partial(batches, readers))
 
 
 def _fit(

@@ -20,8 +20,8 @@ class GroupedWeightedSum(Interface):
     hidden = W [sum_1, ..., sum_K] + bias
 
     Zero logits start as the plain mean of each group. The paper says "subset of layers" only; ours
-    are consecutive, in order, and differ by one layer at most. There are no layer weights to show:
-    the projection decides how much a group counts.
+    are consecutive, in order, and differ by one layer at most; a layer alone in its group is taken
+    as it is. There are no layer weights to show: the projection decides how much a group counts.
     """
 
     def __init__(
@@ -33,10 +33,10 @@ class GroupedWeightedSum(Interface):
         groups: Count = 2,
     ) -> None:
         """out_dim: width of the output, that of the layers if left out. groups: fewer, with a
-        warning, where there would be less than two layers in each, which leaves nothing to choose.
+        warning, where every layer would be alone in its group: that is concat_project.
         """
         super().__init__()
-        most = max(1, spec.num_layers // 2)
+        most = max(1, spec.num_layers - 1)
         if groups > most:
             logging.getLogger(__name__).warning(
                 "grouped_weighted_sum: groups reduced from %d to %d, the stack has %d layers",
@@ -62,8 +62,8 @@ class GroupedWeightedSum(Interface):
 def group_sizes(num_layers: int, groups: int) -> list[int]:
     """Layers of each group, the larger ones first.
 
-    >>> group_sizes(13, 2), group_sizes(13, 4)
-    ([7, 6], [4, 3, 3, 3])
+    >>> group_sizes(13, 2), group_sizes(5, 4)
+    ([7, 6], [2, 1, 1, 1])
     """
     size, larger = divmod(num_layers, groups)
     return [size + (group < larger) for group in range(groups)]

@@ -31,16 +31,13 @@ class MHFA(Interface):
         spec: StackSpec,
         *,
         tasks: Sequence[str],
-        out_dim: int | None = None,
         heads: Count = 8,
         compression: Count = 128,
         embedding_dim: Count = 256,
     ) -> None:
-        """compression: width of keys and values. embedding_dim: width of the output, where
-        out_dim does not set it.
-        """
+        """compression: width of keys and values. embedding_dim: width of the output."""
         super().__init__()
-        self.out_dim = out_dim or embedding_dim
+        self.out_dim = embedding_dim
         self.logits = nn.Parameter(torch.zeros(2, spec.num_layers))  # of keys, of values
         self.keys = nn.Linear(spec.dim, compression, bias=False)
         self.values = nn.Linear(spec.dim, compression)

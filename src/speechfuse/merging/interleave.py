@@ -21,7 +21,7 @@ class Interleave(Merge):
         model 1   | b0 | b1 | .. |                     padding stays at the end
 
     Nothing is learned. Chiu et al. interleave what remains of each model after its layers are
-    mixed; here layers are interleaved first and one interface mixes those of all models.
+    mixed, which is order `layers_first`; under `merge_first` one interface mixes those of all.
     """
 
     def __init__(self, specs: Sequence[StackSpec]) -> None:
