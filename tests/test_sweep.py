@@ -150,11 +150,11 @@ def test_jobs_give_the_same_runs(sweep, workspace):
 def test_the_choice_is_made_on_development_data(sweep, workspace):
     """Test predictions play no part: spoil them, and the same rows are chosen."""
     from speechfuse.checkpoint import Run
-    from speechfuse.experiments.sweep import _Tables
+    from speechfuse.experiments.sweep import Tables
 
     read = read_sweep(sweep, ["conditions={all: {}}"])
     done = run_sweep(read, workspace / "out")
-    tables = _Tables(done, "test")
+    tables = Tables(done, "test")
     from speechfuse import build
 
     task = build.build_task("emotion", done[0].recipe.tasks["emotion"])

@@ -252,6 +252,7 @@ def _columns(only: Sequence[str]) -> dict[str, list[str]]:
 def _run_sweep(
     read: Any, out: Path, rows: list[str] | None, jobs: int, split: Any = "test"
 ) -> None:
+    from speechfuse.experiments.diagnosis import diagnose
     from speechfuse.experiments.report import result_tables, write_report
     from speechfuse.experiments.runner import run_sweep
 
@@ -261,6 +262,8 @@ def _run_sweep(
         )
     for title, columns, cells in result_tables(read, done, split):
         _table(title, columns, cells)
+    for line in diagnose(read, done, split):
+        typer.echo(f"warning: {line}")
     typer.echo(f"report: {write_report(read, done, out)}")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from speechfuse.checkpoint import Run, write_text
+from speechfuse.experiments.diagnosis import diagnose
 from speechfuse.experiments.layers import layer_figure, run_layer_use
 from speechfuse.experiments.sweep import Cell, Result, Split, SweepFile, summarise
 from speechfuse.metrics import full_name
@@ -108,6 +109,7 @@ def write_report(sweep: SweepFile, done: Sequence[Cell], out: Path) -> Path:
         title=sweep.title or sweep.name,
         normaliser=NORMALISER,
         tables=result_tables(sweep, done),
+        warnings=diagnose(sweep, done),
         curves=_svg(_curve_figure(done)),
         layers=[(title, _svg(figure)) for title, figure in _layer_figures(done)],
         versions=(done[0].folder / "versions.txt").read_text().splitlines(),

@@ -213,7 +213,7 @@ def cells(sweep: SweepFile, out: Path, rows: Sequence[str] | None = None) -> lis
 
 def summarise(sweep: SweepFile, done: Sequence[Cell], split: Split = "test") -> Iterator[Result]:
     """The table, from the predictions kept in the run folders; folds are pooled, seeds averaged."""
-    tables = _Tables(done, split)
+    tables = Tables(done, split)
     for condition in sweep.conditions:
         for row in sweep.rows:
             candidates = sweep.candidates(row)
@@ -236,7 +236,7 @@ def summarise(sweep: SweepFile, done: Sequence[Cell], split: Split = "test") -> 
                 )
 
 
-class _Tables:
+class Tables:
     """Predictions of finished runs, by row, condition, seed and fold."""
 
     def __init__(self, done: Sequence[Cell], split: Split) -> None:

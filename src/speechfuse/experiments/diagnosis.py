@@ -1,0 +1,113 @@
+"""Known ways in which a sweep goes wrong, found in its run folders: the number and a remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from safetensors.torch import load_file
+
+from speechfuse import build
+from speechfuse.checkpoint import Run
+from speechfuse.contracts import Task
+from speechfuse.experiments.sweep import Cell, Split, SweepFile, Tables
+from speechfuse.metrics import full_name, paired_difference
+from speechfuse.model import SHARED
+
+UNIFORM = 0.99  # entropy of layer weights over that of uniform ones
+RISING = 0.01  # of a score, between the last two looks at development data
+SILENT = 0.99  # share of clips without a text
+
+
+def diagnose(sweep: SweepFile, done: Sequence[Cell], split: Split = "test") -> list[str]:
+    """One line for each failure, those of a run under the name of its row."""
+    found = []
+    for cell in done:
+        place = [cell.row, cell.condition, f"fold {cell.fold}" if cell.fold else ""]
+        where = ", ".join([*filter(None, place), f"seed {cell.seed}"])
+        run = Run(cell.folder)
+        for name, entry in cell.recipe.tasks.items():
+            task = build.build_task(name, entry)
+            lines = [*_uniform(cell, name), *_rising(run, name, task), *_silent(run, name, task)]
+            found += [f"{where}, {name}: {line}" for line in lines]
+    return [*found, *_worse(sweep, done, split)]
+
+
+def _uniform(cell: Cell, task: str) -> Iterator[str]:
+    """Weighted sums that have learned next to nothing about layers."""
+    fusion = cell.recipe.fusion
+    if fusion.interface.kind != "weighted_sum":
+        return
+    prefix = f"fusions.{task if fusion.per_task else SHARED}.interface"
+    for name, logits in load_file(cell.folder / "model.safetensors").items():
+        if name.startswith(prefix) and name.endswith(".logits") and len(logits) > 1:
+            weights = logits.double().softmax(0)
+            share = float(torch.special.entr(weights).sum()) / math.log(len(weights))
+            if share > UNIFORM:
+                rate = cell.recipe.training.layer_rate
+                yield (
+                    f"layer weights are still uniform, entropy {100 * share:.1f} % of that of "
+                    f"{len(weights)} equal ones; raise training.layer_rate from {rate:g}, or steps"
+                )
+
+
+def _rising(run: Run, name: str, task: Task) -> Iterator[str]:
+    """Training that ended while development scores improved."""
+    scores = [v for _, logged, v in run.log() if logged == f"dev/{name}/{task.primary}"]
+    if len(scores) < 3:
+        return
+    gain = (scores[-1] - scores[-2]) * (1 if task.higher_is_better else -1)
+    best = max(scores) if task.higher_is_better else min(scores)
+    if gain > RISING and scores[-1] == best:
+        yield (
+            f"development {full_name(task.primary)} went from {100 * scores[-2]:.1f} to "
+            f"{100 * scores[-1]:.1f} % at the last look, so training ended early; raise "
+            "training.steps"
+        )
+
+
+def _silent(run: Run, name: str, task: Task) -> Iterator[str]:
+    """Recognition that writes nothing: CTC at its blanks."""
+    if task.reads != "tokens":
+        return
+    rows = run.table("dev", name)
+    empty = sum(not row["prediction"].strip() for row in rows) / max(1, len(rows))
+    if empty >= SILENT:
+        yield (
+            f"{100 * empty:.0f} % of the development clips get no text, CTC stays at its blanks; "
+            "lower training.learning_rate, or raise training.steps"
+        )
+
+
+def _worse(sweep: SweepFile, done: Sequence[Cell], split: Split) -> Iterator[str]:
+    """Fused rows below the best row of one encoder, by more than the interval of the difference."""
+    tables = Tables(done, split)
+    models = {cell.row: len(cell.recipe.upstreams) for cell in done}
+    for condition in sweep.conditions:
+        rows = [row for row in models if tables.has((row,), condition)]
+        evidence = {row: tables.evidence((row,), condition) for row in rows}
+        tasks = {n: build.build_task(n, e) for c in done for n, e in c.recipe.tasks.items()}
+        for name, task in tasks.items():
+            key, sign = (name, task.primary), 1 if task.higher_is_better else -1
+            having = [row for row in rows if key in evidence[row]]
+            points = {
+                row: sign * sum(e.point() for e in evidence[row][key]) / len(evidence[row][key])
+                for row in having
+            }
+            single = [row for row in having if models[row] == 1]
+            if not single:
+                continue
+            best = max(single, key=lambda row: points[row])
+            for row in having:
+                ours, theirs = evidence[row][key], evidence[best][key]
+                if models[row] == 1 or [*ours[0].speakers] != [*theirs[0].speakers]:
+                    continue
+                loss = paired_difference(ours, theirs)
+                if (loss.high if sign > 0 else -loss.low) < 0:
+                    place = f"{row}, {condition}" if condition else row
+                    yield (
+                        f"{place}, {name}: {full_name(task.primary)} is worse than '{best}' alone, "
+                        f"by {100 * abs(loss.value):.1f} points; try fusion.normalize=layer_norm, "
+                        "or a merge without projection"
+                    )

@@ -1,0 +1,76 @@
+"""Each known failure is made, found and named with its number; a mended one is not."""
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from speechfuse.data.corpus import write_table
+from speechfuse.experiments.diagnosis import diagnose
+from speechfuse.experiments.report import write_report
+from speechfuse.experiments.runner import run_sweep
+from speechfuse.experiments.sweep import read_sweep
+
+
+@pytest.fixture
+def ran(workspace, tone_recipe, encoder):
+    """A sweep of one encoder, and of it and a random one, of recognition and emotions."""
+    source = {"kind": "huggingface", "source": str(encoder("hubert"))}
+    tone_recipe["upstreams"] = {"ssl": source, "random": source | {"weights": "random"}}
+    tone_recipe["tasks"].pop("verification")
+    tone_recipe["training"]["steps"] = 2
+    rows = {"one": {"use": ["ssl"]}, "both": {}}
+    data = {"name": "tones", "recipe": tone_recipe, "rows": rows}
+    (workspace / "sweep.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
+    read = read_sweep(workspace / "sweep.yaml")
+    return read, run_sweep(read, workspace / "out")
+
+
+def predicted(cell, task, split, change):
+    path = cell.folder / "predictions" / f"{split}_{task}.tsv"
+    lines = [line.split("\t") for line in path.read_text().splitlines()]
+    rows = [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
+    write_table(path, [row | {"prediction": change(row["reference"])} for row in rows])
+
+
+def test_every_failure_is_named_and_none_when_it_is_mended(ran, workspace):
+    read, (one, both) = ran
+    for cell in (one, both):
+        tensors = load_file(cell.folder / "model.safetensors")
+        logits = {k: torch.linspace(0, 5, len(v)) for k, v in tensors.items() if "logits" in k}
+        save_file(tensors | logits, cell.folder / "model.safetensors")
+        log = "step,name,value\n"
+        (cell.folder / "log.csv").write_text(log)
+        for split in ("dev", "test"):
+            for task in ("asr", "emotion"):
+                predicted(cell, task, split, str)
+    assert diagnose(read, [one, both]) == []
+
+    tensors = load_file(one.folder / "model.safetensors")
+    name = "fusions.asr.interface.logits"
+    save_file(tensors | {name: 0.01 * tensors[name]}, one.folder / "model.safetensors")
+    (line,) = diagnose(read, [one, both])
+    assert line.startswith("one, seed 7, asr: layer weights are still uniform, entropy 100.0 %")
+    assert "raise training.layer_rate from 1" in line
+    save_file(tensors, one.folder / "model.safetensors")
+
+    scores = [f"{step},dev/asr/wer,{wer}" for step, wer in ((1, 0.9), (2, 0.8), (3, 0.7))]
+    (one.folder / "log.csv").write_text("\n".join(["step,name,value", *scores]) + "\n")
+    (line,) = diagnose(read, [one, both])
+    assert "asr: development WER went from 80.0 to 70.0 % at the last look" in line
+    (one.folder / "log.csv").write_text(
+        "\n".join(["step,name,value", *scores, "4,dev/asr/wer,0.72"])
+    )
+    assert diagnose(read, [one, both]) == []
+
+    predicted(one, "asr", "dev", lambda _: "")
+    (line,) = diagnose(read, [one, both])
+    assert "asr: 100 % of the development clips get no text, CTC stays at its blanks" in line
+    predicted(one, "asr", "dev", str)
+
+    predicted(both, "asr", "test", lambda text: f"{text} more")
+    (line,) = diagnose(read, [one, both])
+    assert line.startswith("both, asr: WER is worse than 'one' alone, by 50.0 points; try")
+    assert line in write_report(read, [one, both], workspace / "out").read_text().replace(
+        "&#39;", "'"
+    )
