@@ -1,13 +1,14 @@
 # make quickstart   environment, synthetic speech, two encoders, three tasks: a table and a report
 # make test         environment, all checks and tests
-# Both work alone on a fresh machine with Python 3.11 or newer; PYTHON=python3.12 chooses another.
+# make bench        the fusion against a plain reference and the machine's own ceiling
+# All work alone on a fresh machine with Python 3.11 or newer; PYTHON=python3.12 chooses another.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: quickstart test check clean
+.PHONY: quickstart test bench check clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/speechfuse quickstart
@@ -15,6 +16,9 @@ quickstart: $(VENV)/.installed
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q \
 	  -m "not pretrained" --durations=5
+
+bench: $(VENV)/.installed
+	$(BIN)/speechfuse bench fusion
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

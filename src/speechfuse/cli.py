@@ -225,6 +225,79 @@ def weights(
 
 
 @app.command()
+def cost(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    interface: Annotated[
+        list[str] | None, typer.Option(help="One of your own, module:Class; may be repeated.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of audio in a pass.")] = 10.0,
+    repeats: Annotated[int, typer.Option(min=1, help="Medians of so many.")] = 5,
+    threads: Annotated[int, typer.Option(min=1, help="Of torch on the CPU.")] = 1,
+) -> None:
+    """What every interface costs on a recipe's encoders, beside the encoders themselves."""
+    import torch
+
+    from speechfuse.build import build_upstream, read_recipe
+    from speechfuse.cost import Cost, interface_costs
+
+    torch.set_num_threads(threads)
+    read = read_recipe(recipe, overrides or ())
+    columns = ["", "parameters", "multiply-adds", "ms", "ms with backward", "MB"]
+    rows = []
+    for name in read.upstreams:
+        planned = build_upstream(read, name).plan
+        macs = f"{planned.macs_per_second / 1e9:.3f} G"
+        rows.append([f"encoder {name}", f"{planned.parameters:,}", macs, "", "", ""])
+    for found in interface_costs(read, interface or (), seconds=seconds, repeats=repeats):
+        if not isinstance(found, Cost):
+            rows.append([found[0], f"cannot be built: {found[1]}", "", "", "", ""])
+            continue
+        times = [f"{1000 * t:.2f}" for t in (found.forward, found.training)]
+        macs = f"{found.macs / 1e9:.4f} G"
+        cells = [f"{found.parameters:,}", macs, *times, f"{found.memory / 1e6:.1f}"]
+        rows.append([found.interface, *cells])
+    _table(f"For a second of audio; MB of a pass over {seconds:g} s", columns, rows)
+
+
+@app.command()
+def bench(
+    what: Annotated[Literal["fusion"], typer.Argument(help="What is measured.")] = "fusion",
+    frames: Annotated[int, typer.Option(min=2, help="In a batch.")] = 1024,
+    repeats: Annotated[int, typer.Option(min=1, help="Medians of so many.")] = 20,
+    threads: Annotated[int, typer.Option(min=1, help="Of torch on the CPU.")] = 1,
+) -> None:
+    """Time the fusion against a plain reference and the machine's own ceiling, side by side.
+
+    The ceiling is the matrix products alone for HConv, reading every layer once for the weighted
+    sum (twice with the gradient); memory is what is held at most beside the layers.
+    """
+    import torch
+
+    from speechfuse.bench import bench_fusion
+
+    torch.set_num_threads(threads)
+    columns = ["", "layers", "type", "pass", "ms", "reference / ours", "of the ceiling"]
+    rows = [
+        [
+            f"{t.interface}" + f" on {t.device}" * (t.device != "cpu"),
+            t.shape,
+            t.dtype,
+            "and backward" if t.backward else "forward",
+            f"{1000 * t.ours:.1f}",
+            f"{t.reference / t.ours:.2f}",
+            f"{100 * t.ceiling / t.ours:.0f} %",
+            f"{t.memory / 1e6:.1f}",
+            f"{t.reference_memory / 1e6:.1f}",
+            "" if t.streamed is None else f"{t.streamed / 1e6:.1f}",
+        ]
+        for t in bench_fusion(frames, repeats)
+    ]
+    title = f"{frames} frames, {threads} thread{'s' * (threads > 1)}, medians of {repeats}"
+    _table(title, [*columns, "MB", "reference MB", "streamed MB"], rows)
+
+
+@app.command()
 def parts(
     role: Annotated[str | None, typer.Argument(help="upstream, interface, ...")] = None,
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -77,10 +77,7 @@ def _trained_table(recipe: Recipe, specs: list[StackSpec]) -> Table:
     fusion = build.build_fusion(recipe, specs, list(recipe.tasks))
     second = [_second(spec) for spec in specs]
     fit_interfaces(fusion, lambda: [second])
-    products = _Products()  # type: ignore[no-untyped-call]
-    with products, torch.no_grad():
-        fusion(second, next(iter(recipe.tasks)))
-    macs = products.total
+    macs = count_products(lambda: fusion(second, next(iter(recipe.tasks))))
     for name, entry in recipe.tasks.items():
         head = build.build_head(entry, fusion.out_dim, ASSUMED)
         build.check_frames(recipe, name, fusion, head)
@@ -122,6 +119,14 @@ def _store_table(
     return title, ["upstream", "for an hour of audio", "for these corpora"], rows
 
 
+def count_products(call: Callable[[], object]) -> float:
+    """Multiply-adds of the matrix products and convolutions within a call."""
+    products = _Products()  # type: ignore[no-untyped-call]
+    with products, torch.no_grad():
+        call()
+    return products.total
+
+
 class _Products(TorchDispatchMode):
     """Counts multiply-adds of matrix products and convolutions.
 
@@ -136,7 +141,10 @@ class _Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if count := flop_registry.get(func._overloadpacket):
+        packet = func._overloadpacket
+        if packet is torch.ops.aten.addmm_:  # its formula is that of addmm
+            packet = torch.ops.aten.addmm
+        if count := flop_registry.get(packet):
             self.total += count(*args, **(kwargs or {}), out_val=out) / 2
         return out
 

@@ -1,0 +1,176 @@
+"""Fusion against a straightforward reference and against the machine's own ceiling, in one run.
+
+* HConv: the reference stacks the layers, permutes and calls `nn.Conv1d`. The ceiling is the time of
+  the matrix products alone, of the same shapes and number, one after another.
+* Weighted sum: the reference stacks the layers, multiplies and sums. The ceiling is the time of
+  reading every layer once, once more for the gradient.
+
+Layers lie in memory as a store gives them and are frozen: no method makes a gradient for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from speechfuse.fusion import MergeFirst
+from speechfuse.interfaces.hconv import HConv
+from speechfuse.interfaces.weighted_sum import WeightedSum
+from speechfuse.layer_conv import windows
+from speechfuse.measure import Call, median_seconds, peak_bytes
+from speechfuse.merging.add import Add
+from speechfuse.types import Frames, LayerStack, StackSpec
+
+SHAPES = ((1, 13, 768), (1, 25, 1024), (2, 13, 768))  # models, layers, width
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TASK = "bench"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One method on one shape; seconds are medians."""
+
+    device: str
+    interface: str
+    shape: str
+    dtype: str
+    backward: bool
+    ours: float
+    reference: float
+    ceiling: float
+    memory: int  # bytes beside the layers
+    reference_memory: int
+    streamed: int | None  # bytes, layers coming one by one; only forward of one model
+
+
+def bench_fusion(
+    frames: int, repeats: int, shapes: Sequence[tuple[int, int, int]] = SHAPES
+) -> Iterator[Timing]:
+    """Every shape, interface, precision, forward and with backward, on every device there is."""
+    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        for models, layers, dim in shapes:
+            for dtype in DTYPES:
+                case = _Case(device, models, layers, dim, dtype, frames)
+                for kind in (HConv, WeightedSum):
+                    for backward in (False, True):
+                        yield case.timing(kind, backward, repeats)
+
+
+class _Case:
+    def __init__(
+        self, device: str, models: int, layers: int, dim: int, dtype: str, frames: int
+    ) -> None:
+        self.device, self.dtype, self.models = device, dtype, models
+        self.spec = StackSpec(layers, dim, 50.0)
+        torch.manual_seed(0)
+        lengths = torch.tensor([frames], device=device)
+        self.stacks = [
+            LayerStack(
+                tuple(torch.randn(layers, 1, frames, dim, device=device, dtype=DTYPES[dtype])),
+                lengths,
+                50.0,
+            )
+            for _ in range(models)
+        ]
+
+    def timing(self, kind: type[HConv] | type[WeightedSum], backward: bool, repeats: int) -> Timing:
+        interface = kind(self.spec, tasks=[TASK]).to(self.device, DTYPES[self.dtype])
+        fusion = MergeFirst(Add([self.spec] * self.models), interface, models=self.models)
+        merged = self.models > 1
+
+        def ours() -> Tensor:
+            fused: Frames = fusion(self.stacks, TASK)
+            return fused.hidden
+
+        def reference() -> Tensor:
+            stacked = torch.stack(self.stacks[0].layers)
+            for stack in self.stacks[1:]:
+                stacked = stacked + torch.stack(stack.layers)
+            if isinstance(interface, WeightedSum):
+                return (stacked * interface.logits.softmax(0)[:, None, None, None]).sum(0)
+            return _convolved(stacked, interface)
+
+        def run(call: Callable[[], Tensor]) -> Tensor:
+            if not backward:
+                with torch.no_grad():
+                    return call()
+            fusion.zero_grad(set_to_none=True)
+            loss = call().sum()
+            loss.backward()
+            return loss
+
+        ceiling: Call = (
+            _Products(interface, self.spec, self.stacks[0].layers[0], backward)
+            if isinstance(interface, HConv)
+            else _Reading(self.stacks, 2 if backward else 1)
+        )
+        seconds = median_seconds(
+            {"ours": lambda: run(ours), "reference": lambda: run(reference), "ceiling": ceiling},
+            repeats,
+        )
+        return Timing(
+            device=self.device,
+            interface="HConv" if isinstance(interface, HConv) else "weighted sum",
+            shape=f"{self.models} x " * merged + f"{self.spec.num_layers} x {self.spec.dim}",
+            dtype=self.dtype,
+            backward=backward,
+            **seconds,
+            memory=peak_bytes(lambda: run(ours)),
+            reference_memory=peak_bytes(lambda: run(reference)),
+            streamed=None if backward or merged else peak_bytes(lambda: self._streamed(fusion)),
+        )
+
+    def _streamed(self, fusion: MergeFirst) -> Tensor:
+        stack = self.stacks[0]
+        stream = fusion.stream(TASK)
+        for index, hidden in enumerate(stack.layers):
+            stream.accumulate(index, hidden)
+        return stream.result(stack.lengths, stack.frame_rate).hidden
+
+
+def _convolved(stacked: Tensor, hconv: HConv) -> Tensor:
+    """What the published code does: (L, B, T, D) to (B * T, D, L), then convolutions."""
+    _, batch, frames, dim = stacked.shape
+    hidden = stacked.permute(1, 2, 3, 0).reshape(batch * frames, dim, -1)
+    for conv in hconv.convs:
+        hidden = F.relu(conv(hidden))
+    return hidden.flatten(1)[:, : hconv.out_dim].reshape(batch, frames, -1)
+
+
+class _Products:
+    """The matrix products of HConv and nothing else, into memory that is there."""
+
+    def __init__(self, hconv: HConv, spec: StackSpec, layer: Tensor, backward: bool) -> None:
+        self._calls: list[tuple[Tensor, Tensor, Tensor]] = []
+        rows, layers = layer.flatten(0, 1), spec.num_layers
+        for level, conv in enumerate(hconv.convs):
+            assert isinstance(conv, nn.Conv1d)
+            wide, narrow = conv.in_channels, conv.out_channels
+            reads = windows(layers, conv.kernel_size[0], hconv.stride)
+            count, layers = sum(map(len, reads)), len(reads)
+            x, y = rows.new_ones(len(rows), wide), rows.new_ones(len(rows), narrow)
+            weight = rows.new_ones(wide, narrow)
+            self._calls += [(x, weight, torch.empty_like(y))] * count
+            if backward:
+                self._calls += [(y.T, x, torch.empty_like(weight.T.contiguous()))] * count
+            if backward and level:  # the first convolution reads frozen layers
+                self._calls += [(y, weight.T, torch.empty_like(x))] * count
+
+    def __call__(self) -> None:
+        for left, right, out in self._calls:
+            torch.mm(left, right, out=out)
+
+
+class _Reading:
+    """Every layer read as often as said; of two bfloat16 numbers as one, which is as many bytes."""
+
+    def __init__(self, stacks: Sequence[LayerStack], times: int) -> None:
+        self._layers = [x.flatten().view(torch.float32) for s in stacks for x in s.layers] * times
+
+    def __call__(self) -> None:
+        for layer in self._layers:
+            layer.sum()

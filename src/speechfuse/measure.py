@@ -1,0 +1,80 @@
+"""What computations take: seconds, one after another in turns, and memory."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+Call = Callable[[], object]
+
+
+def median_seconds(calls: Mapping[str, Call], repeats: int) -> dict[str, float]:
+    """Median time of each; they take turns, so that a busy machine is busy for all of them."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + 1):
+        for name, call in calls.items():
+            _wait()
+            began = time.perf_counter()
+            call()
+            _wait()
+            if turn:  # the first warms up
+                taken[name].append(time.perf_counter() - began)
+    return {name: median(times) for name, times in taken.items()}
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_bytes(call: Call) -> int:
+    """The most memory that tensors made within the call hold at one time, its result included."""
+    seen = _Allocations()
+    with seen:
+        call()
+    return seen.peak
+
+
+class _Allocations(TorchDispatchMode):
+    """Follows the storages that operations return until they are freed."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak, self._now = 0, 0
+        self._known: set[int] = set()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:  # what a mode is asked before it imports the compiler
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {_address(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and _address(tensor) not in self._known | given:
+                self._follow(tensor)
+        return out
+
+    def _follow(self, tensor: Tensor) -> None:
+        storage, address = tensor.untyped_storage(), _address(tensor)
+        size = storage.nbytes()
+        self._known.add(address)
+        self._now += size
+        self.peak = max(self.peak, self._now)
+        weakref.finalize(storage, self._freed, address, size)
+
+    def _freed(self, address: int, size: int) -> None:
+        self._known.discard(address)
+        self._now -= size
+
+
+def _address(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)

@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from speechfuse.bench import _convolved, bench_fusion
+from speechfuse.interfaces.hconv import HConv
+from speechfuse.measure import median_seconds, peak_bytes
+
+
+def test_every_shape_and_precision_is_timed():
+    rows = list(bench_fusion(frames=4, repeats=1, shapes=((1, 5, 8), (2, 5, 8))))
+    cpu = [row for row in rows if row.device == "cpu"]
+    assert len({(r.interface, r.shape, r.dtype, r.backward) for r in cpu}) == len(cpu) == 16
+    assert all(min(r.ours, r.reference, r.ceiling, r.memory) > 0 for r in rows)
+    assert all((r.streamed is not None) == (not r.backward and r.shape == "5 x 8") for r in rows)
+
+
+def test_the_reference_is_the_same_method(stack):
+    inputs = stack(layers=13, dim=24)
+    hconv = HConv(inputs.spec, tasks=["asr"])
+    reference = _convolved(inputs.stacked(), hconv)
+    torch.testing.assert_close(reference, hconv(inputs, "asr").hidden, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("call", "tensors"),
+    [
+        (lambda x: x + 1, 1),
+        (lambda x: (x + 1) + 1, 2),
+        (lambda x: (x + 1) + (x + 2), 3),
+        (lambda x: sum([x + 1, x + 2, x + 3]), 5),
+        (lambda x: x.view(-1), 0),
+        (lambda x: x.add_(1), 0),
+    ],
+)
+def test_peak_memory_counts_what_is_held_at_one_time(call, tensors):
+    x = torch.ones(1000)
+    assert peak_bytes(lambda: call(x)) == tensors * 4000
+
+
+def test_calls_take_turns():
+    order = []
+    seconds = median_seconds({n: lambda n=n: order.append(n) for n in "ab"}, repeats=2)
+    assert order == ["a", "b"] * 3
+    assert set(seconds) == {"a", "b"}
