@@ -128,3 +128,27 @@ def test_autocast_multiplies_in_low_precision_and_keeps_full_gradients(stack):
     assert low.dtype == torch.bfloat16
     assert all(p.grad.dtype == torch.float32 for p in hconv.parameters())
     torch.testing.assert_close(low.float(), hconv(inputs, "asr").hidden, atol=0.02, rtol=0.02)
+
+
+def test_bfloat16_rounds_once_for_each_output():
+    """Inputs that bfloat16 holds exactly: all that is lost is the rounding of the sum."""
+    torch.manual_seed(0)
+    exact = [torch.randn(6, 64).bfloat16().float() for _ in range(5)]
+    weight, bias = (torch.randn(*shape).bfloat16().float() for shape in ((8, 64, 5), (8,)))
+    expected = [h.bfloat16() for h in layer_conv(exact, weight, bias, 3)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer_conv(exact, weight, bias, 3)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=2**-8)
+
+
+def test_bfloat16_gradients_of_taps_round_once():
+    """A tap is used by many outputs: their gradients add up in single precision."""
+    torch.manual_seed(0)
+    layers = [torch.ones(1, 1).bfloat16() for _ in range(601)]
+    weight, bias = torch.ones(1, 1, 1).bfloat16(), torch.zeros(1).bfloat16()
+    weight.requires_grad_(), bias.requires_grad_()
+    outputs = layer_conv(layers, weight, bias, 2)
+    torch.stack(outputs).sum().backward()
+    assert len(outputs) == 301  # in bfloat16 a sum of ones stops at 256
+    assert weight.grad.item() == bias.grad.item() == torch.tensor(301.0).bfloat16().item()

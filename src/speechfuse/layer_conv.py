@@ -57,13 +57,29 @@ def layer_conv(layers: Sequence[Tensor], weight: Tensor, bias: Tensor, stride: i
 
 
 def _products(layers: Sequence[Tensor], taps: Tensor, bias: Tensor, stride: int) -> list[Tensor]:
+    """Below single precision a sum in place would round after every tap, so there the layers of a
+    window lie side by side and one product reads them all.
+    """
     outputs = []
-    for (tap, layer), *others in windows(len(layers), len(taps), stride):
-        total = torch.addmm(bias, layers[layer], taps[tap].T)
-        for tap, layer in others:
-            total.addmm_(layers[layer], taps[tap].T)
+    for window in windows(len(layers), len(taps), stride):
+        (tap, layer), *others = window
+        if bias.itemsize < 4:
+            rows = torch.cat([layers[layer] for _, layer in window], dim=1)
+            total = torch.addmm(bias, rows, torch.cat([taps[tap] for tap, _ in window], dim=1).T)
+        else:
+            total = torch.addmm(bias, layers[layer], taps[tap].T)
+            for tap, layer in others:
+                add_product(total, layers[layer], taps[tap].T)
         outputs.append(F.relu(total, inplace=True))
     return outputs
+
+
+def add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
+    """total += one @ other; a plan counts `addmm`, it does not know `addmm_`."""
+    if total.dtype == one.dtype:
+        torch.addmm(total, one, other, out=total)
+    else:
+        total += one @ other
 
 
 class _LayerConv(torch.autograd.Function):
@@ -83,17 +99,18 @@ class _LayerConv(torch.autograd.Function):
         layers, outputs = saved[: ctx.count], saved[ctx.count :]
         _, for_weight, for_bias, *for_layers = ctx.needs_input_grad
         taps = taps_of(weight) if any(for_layers) else None
-        by_tap = torch.zeros_like(weight.permute(2, 0, 1), memory_format=torch.contiguous_format)
+        exact = torch.promote_types(weight.dtype, torch.float32)  # of sums over outputs
+        by_tap = weight.new_zeros((weight.shape[2], *weight.shape[:2]), dtype=exact)
         by_layer: list[Tensor | None] = [None] * ctx.count
-        by_bias = weight.new_zeros(len(weight))
+        by_bias = weight.new_zeros(len(weight), dtype=exact)
         for grad, output, window in zip(
             grads, outputs, windows(ctx.count, weight.shape[2], ctx.stride), strict=True
         ):
             passed = torch.ops.aten.threshold_backward(grad.contiguous(), output, 0)
-            by_bias += passed.sum(0)
+            by_bias += passed.sum(0, dtype=exact)
             for tap, layer in window:
                 if for_weight:
-                    by_tap[tap].addmm_(passed.T, layers[layer])
+                    add_product(by_tap[tap], passed.T, layers[layer])
                 if not for_layers[layer]:
                     continue
                 assert taps is not None
@@ -101,10 +118,10 @@ class _LayerConv(torch.autograd.Function):
                 if sofar is None:
                     by_layer[layer] = passed @ taps[tap]
                 else:
-                    sofar.addmm_(passed, taps[tap])
+                    add_product(sofar, passed, taps[tap])
         return (
             None,
-            by_tap.permute(1, 2, 0) if for_weight else None,
-            by_bias if for_bias else None,
+            by_tap.permute(1, 2, 0).to(weight.dtype) if for_weight else None,
+            by_bias.to(weight.dtype) if for_bias else None,
             *by_layer,
         )
