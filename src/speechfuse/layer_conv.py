@@ -69,15 +69,15 @@ def _products(layers: Sequence[Tensor], taps: Tensor, bias: Tensor, stride: int)
         else:
             total = torch.addmm(bias, layers[layer], taps[tap].T)
             for tap, layer in others:
-                add_product(total, layers[layer], taps[tap].T)
+                total.addmm_(layers[layer], taps[tap].T)
         outputs.append(F.relu(total, inplace=True))
     return outputs
 
 
-def add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
-    """total += one @ other; a plan counts `addmm`, it does not know `addmm_`."""
+def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
+    """total += one @ other, in the precision of `total`."""
     if total.dtype == one.dtype:
-        torch.addmm(total, one, other, out=total)
+        total.addmm_(one, other)
     else:
         total += one @ other
 
@@ -110,7 +110,7 @@ class _LayerConv(torch.autograd.Function):
             by_bias += passed.sum(0, dtype=exact)
             for tap, layer in window:
                 if for_weight:
-                    add_product(by_tap[tap], passed.T, layers[layer])
+                    _add_product(by_tap[tap], passed.T, layers[layer])
                 if not for_layers[layer]:
                     continue
                 assert taps is not None
@@ -118,7 +118,7 @@ class _LayerConv(torch.autograd.Function):
                 if sofar is None:
                     by_layer[layer] = passed @ taps[tap]
                 else:
-                    add_product(sofar, passed, taps[tap])
+                    _add_product(sofar, passed, taps[tap])
         return (
             None,
             by_tap.permute(1, 2, 0).to(weight.dtype) if for_weight else None,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechfuse.contracts import Interface, LayerStream
-from speechfuse.layer_conv import Window, add_product, layer_conv, taps_of, windows
+from speechfuse.layer_conv import Window, layer_conv, taps_of, windows
 from speechfuse.types import Count, Frames, LayerStack, StackSpec
 
 
@@ -141,7 +141,7 @@ class HConvStream(LayerStream):
             for read in [pair for pair in window if pair[1] == index]:
                 tap = self._taps[level][read[0]].T
                 if output in sums:
-                    add_product(sums[output], hidden, tap)
+                    sums[output].addmm_(hidden, tap)
                 else:
                     sums[output] = torch.addmm(bias, hidden, tap)
                 window.remove(read)
