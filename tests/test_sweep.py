@@ -186,6 +186,9 @@ def test_the_choice_is_made_on_development_data(sweep, workspace):
         ("rows.again={best_of: [fine, best]}", "row 'again': 'best' is itself a best_of"),
         ("rows.best.best_of=[fine, boht]", "row 'best': no row 'boht'; .*mean 'both'"),
         ("rows.best.best_of=[]", "rows.best.best_of"),
+        ("rows.fine.leave_out=[emotoin]", "leave_out: no task 'emotoin'; .*mean 'emotion'"),
+        ("rows.best.leave_out=[emotion]", "row 'best': leave_out: a best_of has the tasks of"),
+        ("rows.fine.leave_out=[emotion]", "row 'best': best_of: its rows leave out other tasks"),
         ("rows.FINE={}", "row 'fine', .* and row 'FINE', .* would both be written"),
         ("seeds=[1, 1]", "would both be written"),
         ("rows.!?={}", "no letter or digit"),
@@ -205,6 +208,17 @@ def test_a_recipe_is_no_sweep(workspace, tone_recipe):
     assert str(error.value) == (
         f"{path}: is a recipe, of one run; use: speechfuse train {path} --out FOLDER"
     )
+
+
+def test_a_task_that_a_row_leaves_out_is_not_in_its_folds(sweep, workspace, tone_recipe):
+    asr = yaml.safe_dump({"asr": tone_recipe["tasks"]["asr"]}, default_flow_style=True, width=999)
+    tasks = f"recipe.tasks.asr={asr.strip()[1:-1].removeprefix('asr: ')}"
+    changes = [tasks, "recipe.training.interleave={asr: 2, emotion: 1}"]
+    rows = "rows={fine: {use: [mel], leave_out: [asr]}, both: {use: [mel]}}"
+    found = cells(read_sweep(sweep, [*changes, rows, "baseline=null"]), workspace / "out")
+    asked = {c.row: [*c.recipe.tasks] for c in found}
+    assert asked == {"fine": ["emotion"], "both": ["emotion", "asr"]}
+    assert {c.row: dict(c.recipe.training.interleave) for c in found}["fine"] == {"emotion": 1}
 
 
 def test_rows_may_be_named_in_any_script(sweep, workspace):

@@ -49,12 +49,16 @@ def quickstart(
         "runs/quickstart"
     ),
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each row, with other seeds.")] = 1,
+    interfaces: Annotated[
+        str,
+        typer.Option(help="A further row on both encoders for each: all, or kinds and commas."),
+    ] = "",
     jobs: Jobs = 0,
 ) -> None:
     """Make synthetic speech, fuse two small encoders in six ways, print a table, write a report."""
     from speechfuse.experiments.quickstart import quickstart_sweep
 
-    _run_sweep(quickstart_sweep(seeds), out, None, jobs)
+    _run_sweep(quickstart_sweep(seeds, interfaces), out, None, jobs)
 
 
 @app.command()

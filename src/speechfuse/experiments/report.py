@@ -52,7 +52,7 @@ def _table(
         cells = [row]
         for key in keys:
             result = mine.get(key)  # none where the row lacks the task
-            text = _percent(result.value) if result else ""
+            text = _percent(result.value) if result else "-"
             if result and result.difference is not None:
                 text += f"\n{_signed(result.difference)}"
             cells.append(text)
@@ -127,27 +127,33 @@ def _curve_figure(done: Sequence[Cell]) -> Any:
     from speechfuse import build
 
     shown = [c for c in done if (c.condition, c.fold, c.seed) == _first_place(done)]
-    tasks = shown[0].recipe.tasks
+    tasks = {name: entry for cell in shown for name, entry in cell.recipe.tasks.items()}
     figure = Figure(figsize=(4.0 * len(tasks), 3.4), layout="constrained")
     axes = figure.subplots(1, len(tasks), squeeze=False)[0]
     for axis, (task, entry) in zip(axes, tasks.items(), strict=True):
         metric = build.build_task(task, entry).primary
-        for cell in shown:
+        for index, cell in enumerate(shown):  # a row keeps its colour where it lacks a task
             points = [
                 (s, v) for s, name, v in Run(cell.folder).log() if name == f"dev/{task}/{metric}"
             ]
             if points:
                 steps, values = zip(*points, strict=True)
-                axis.plot(steps, [100 * v for v in values], label=cell.row, linewidth=1.3)
+                line = {"color": f"C{index}", "linestyle": "-" if index < 10 else "--"}
+                axis.plot(steps, [100 * v for v in values], label=cell.row, linewidth=1.3, **line)
         axis.set_title(f"{task}: {full_name(metric)}, %", fontsize=9, loc="left")
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3, linewidth=0.5)
         axis.spines[["top", "right"]].set_visible(False)
-    handles, names = axes[0].get_legend_handles_labels()
-    if names:
+    lines = {line.get_label(): line for axis in axes for line in axis.get_lines()}
+    if lines:
         figure.legend(
-            handles, names, loc="outside lower center", ncols=4, fontsize=7.5, frameon=False
+            [*lines.values()],
+            [*lines],
+            loc="outside lower center",
+            ncols=4,
+            fontsize=7.5,
+            frameon=False,
         )
     return figure
 

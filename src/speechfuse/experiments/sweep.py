@@ -57,6 +57,7 @@ class RowEntry(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     use: tuple[str, ...] | None = None  # upstreams by name; all if left out
+    leave_out: tuple[str, ...] = ()  # tasks that the row cannot do; a dash in the table
     best_of: tuple[str, ...] | None = Field(None, min_length=1)  # rows that are trained
     published: dict[str, dict[str, float | dict[str, float]]] = {}  # %, by task, metric, condition
 
@@ -160,6 +161,20 @@ def _wrong_rows(sweep: SweepFile) -> Iterator[str]:
                 yield f"row '{row}': no row '{name}'; {did_you_mean(name, trained)}"
             elif name not in trained:
                 yield f"row '{row}': '{name}' is itself a best_of; name the rows that it names"
+        yield from _wrong_leaving_out(sweep, row, entry)
+
+
+def _wrong_leaving_out(sweep: SweepFile, row: str, entry: RowEntry) -> Iterator[str]:
+    """Tasks that are not there, or that some of the rows of a choice have and others lack."""
+    tasks = sweep.recipe.get("tasks")
+    for name in entry.leave_out:
+        if isinstance(tasks, Mapping) and name not in tasks:
+            yield f"row '{row}': leave_out: no task '{name}'; {did_you_mean(name, tasks)}"
+    if entry.best_of and entry.leave_out:
+        yield f"row '{row}': leave_out: a best_of has the tasks of its rows; put it there"
+    rows = [sweep.rows[name] for name in entry.best_of or () if name in sweep.rows]
+    if len({frozenset(one.leave_out) for one in rows}) > 1:
+        yield f"row '{row}': best_of: its rows leave out other tasks; name rows with the same"
 
 
 def _wrong_folds(sweep: SweepFile) -> Iterator[str]:
@@ -197,7 +212,8 @@ def cells(sweep: SweepFile, out: Path, rows: Sequence[str] | None = None) -> lis
             base = _row_recipe(sweep, row, change)
             for number, fold in enumerate(folds):
                 for seed in sweep.seeds:
-                    recipe = _read(row, merged(merged(base, fold), {"seed": seed}))
+                    data = merged(merged(base, fold), {"seed": seed})
+                    recipe = _read(row, _without_tasks(data, sweep.rows[row].leave_out))
                     names = [row, condition, f"fold{number}" if len(folds) > 1 else ""]
                     slug = "/".join(_slug(name) for name in names if name)
                     folder = out / slug / f"seed{seed}"
@@ -295,6 +311,19 @@ def _row_recipe(sweep: SweepFile, row: str, condition: Condition) -> dict[str, A
                 raise RecipeError(f"row '{row}' uses '{name}'; {did_you_mean(name, known)}")
         data["upstreams"] = {name: known[name] for name in entry.use}
     return data
+
+
+def _without_tasks(data: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A recipe without some of its tasks, and without their shares of the batches."""
+    if not names:
+        return dict(data)
+    training = data.get("training", {})
+    shares = training.get("interleave", {})
+    return {
+        **data,
+        "tasks": {k: v for k, v in data.get("tasks", {}).items() if k not in names},
+        "training": training | {"interleave": {k: v for k, v in shares.items() if k not in names}},
+    }
 
 
 def _read(row: str, data: Mapping[str, Any]) -> Recipe:
