@@ -23,7 +23,7 @@ def windows(num_layers: int, kernel_size: int, stride: int) -> list[Window]:
     """What each output reads.
 
     >>> windows(5, 5, 3)
-    [[(2, 0), (3, 1), (4, 2)], [(1, 2), (2, 3), (3, 4)]]
+    [[(2, 0), (3, 1), (4, 2)], [(0, 1), (1, 2), (2, 3), (3, 4)]]
     """
     half = kernel_size // 2
     outputs = (num_layers + 2 * half - kernel_size) // stride + 1
