@@ -339,8 +339,11 @@ def _run_sweep(
         )
     for title, columns, cells in result_tables(read, done, split):
         _table(title, columns, cells)
-    for line in diagnose(read, done, split):
+    found = diagnose(read, done, split)
+    for line in found[-3:]:  # those of whole rows come last
         typer.echo(f"warning: {line}")
+    if len(found) > 3:
+        typer.echo(f"{len(found) - 3} more warnings are in the report")
     typer.echo(f"report: {write_report(read, done, out)}")
 
 
