@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import torch
-
 from speechfuse.contracts import Prediction, Row, Task
 from speechfuse.errors import DataError, did_you_mean
 from speechfuse.metrics import Evidence, accuracy, balanced_accuracy
+from speechfuse.tasks.rows import answers, columns, padded
 from speechfuse.types import Tokens, Trial, Utterance
 
 
@@ -54,9 +53,7 @@ class Classification(Task):
         return {"num_classes": len(self.labels)}
 
     def targets(self, utterances: Sequence[Utterance]) -> Tokens:
-        found = [u.label(self.label) or "" for u in utterances]
-        ids = torch.tensor([[self.labels.index(label)] for label in found])
-        return Tokens(ids, torch.ones(len(ids), dtype=torch.long))
+        return padded([self.labels.index(u.label(self.label) or "")] for u in utterances)
 
     def table(
         self,
@@ -64,19 +61,12 @@ class Classification(Task):
         predictions: Sequence[Any],
         trials: Sequence[Trial],
     ) -> list[Row]:
-        return [
-            {
-                "id": u.id,
-                "speaker": u.speaker or u.id,
-                "reference": u.label(self.label) or "",
-                "prediction": self.labels[found],
-            }
-            for u, found in zip(utterances, predictions, strict=True)
-        ]
+        references = (u.label(self.label) or "" for u in utterances)
+        return answers(utterances, references, (self.labels[found] for found in predictions))
 
     def score(self, rows: Sequence[Row]) -> dict[str, Evidence]:
-        columns = [[row[name] for row in rows] for name in ("reference", "prediction", "speaker")]
-        return {"accuracy": accuracy(*columns), "balanced_accuracy": balanced_accuracy(*columns)}
+        classes = columns(rows)
+        return {"accuracy": accuracy(*classes), "balanced_accuracy": balanced_accuracy(*classes)}
 
     def state(self) -> dict[str, Any]:
         return {"labels": self.labels}

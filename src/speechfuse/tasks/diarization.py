@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
-
-import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from speechfuse.contracts import Prediction, Row, Task
 from speechfuse.errors import DataError
 from speechfuse.metrics import Evidence
+from speechfuse.tasks.rows import answers, columns, padded
 from speechfuse.turns import (
     Turn,
     diarization_error_rate,
@@ -57,12 +56,11 @@ class Diarization(Task):
         for u in utterances:
             turns = _turns(u)
             names = speakers_of(turns)
-            triples = [
+            triples = (
                 (names.index(t.speaker), round(1000 * t.start), round(1000 * t.end)) for t in turns
-            ]
-            rows.append(torch.tensor(triples).flatten())
-        lengths = torch.tensor([len(row) for row in rows])
-        return Tokens(pad_sequence(rows, batch_first=True), lengths)
+            )
+            rows.append([*chain.from_iterable(triples)])
+        return padded(rows)
 
     def table(
         self,
@@ -70,19 +68,13 @@ class Diarization(Task):
         predictions: Sequence[Any],
         trials: Sequence[Trial],
     ) -> list[Row]:
-        return [
-            {
-                "id": u.id,
-                "speaker": u.speaker or u.id,
-                "reference": u.label("turns") or "",
-                "prediction": format_turns(Turn(str(i + 1), *times) for i, *times in found),
-            }
-            for u, found in zip(utterances, predictions, strict=True)
-        ]
+        found = (
+            format_turns(Turn(str(i + 1), *times) for i, *times in turns) for turns in predictions
+        )
+        return answers(utterances, (u.label("turns") or "" for u in utterances), found)
 
     def score(self, rows: Sequence[Row]) -> dict[str, Evidence]:
-        columns = [[row[name] for row in rows] for name in ("reference", "prediction", "speaker")]
-        return {"der": diarization_error_rate(*columns)}
+        return {"der": diarization_error_rate(*columns(rows))}
 
     def state(self) -> dict[str, Any]:
         return {"speakers": self.speakers}

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from speechfuse.contracts import Prediction, Row, Task
 from speechfuse.errors import DataError, did_you_mean
 from speechfuse.metrics import Evidence, accuracy
+from speechfuse.tasks.rows import answers, columns, padded
 from speechfuse.types import Tokens, Trial, Utterance
 
 
@@ -45,11 +44,10 @@ class Intent(Task):
         return {"slot_sizes": [len(known) for known in self.values.values()]}
 
     def targets(self, utterances: Sequence[Utterance]) -> Tokens:
-        rows = [
+        return padded(
             [known.index(u.label(slot) or "") for slot, known in self.values.items()]
             for u in utterances
-        ]
-        return Tokens(torch.tensor(rows), torch.full((len(rows),), len(self.slots)))
+        )
 
     def table(
         self,
@@ -57,21 +55,15 @@ class Intent(Task):
         predictions: Sequence[Any],
         trials: Sequence[Trial],
     ) -> list[Row]:
-        return [
-            {
-                "id": u.id,
-                "speaker": u.speaker or u.id,
-                "reference": " | ".join(u.label(slot) or "" for slot in self.slots),
-                "prediction": " | ".join(
-                    known[i] for known, i in zip(self.values.values(), found, strict=True)
-                ),
-            }
-            for u, found in zip(utterances, predictions, strict=True)
-        ]
+        references = (" | ".join(u.label(slot) or "" for slot in self.slots) for u in utterances)
+        found = (
+            " | ".join(known[i] for known, i in zip(self.values.values(), ids, strict=True))
+            for ids in predictions
+        )
+        return answers(utterances, references, found)
 
     def score(self, rows: Sequence[Row]) -> dict[str, Evidence]:
-        columns = [[row[name] for row in rows] for name in ("reference", "prediction", "speaker")]
-        return {"intent_accuracy": accuracy(*columns)}
+        return {"intent_accuracy": accuracy(*columns(rows))}
 
     def state(self) -> dict[str, Any]:
         return {"values": self.values}

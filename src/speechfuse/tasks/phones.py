@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
-
 from speechfuse.contracts import Prediction, Row, Task
 from speechfuse.errors import DataError
 from speechfuse.metrics import Evidence, error_rate
+from speechfuse.tasks.rows import answers, columns, padded
 from speechfuse.text import Characters
 from speechfuse.types import Tokens, Trial, Utterance
 
@@ -56,12 +54,7 @@ class Phones(Task):
         return {"num_tokens": len(self.characters), "symbols": self.characters.symbols}
 
     def targets(self, utterances: Sequence[Utterance]) -> Tokens:
-        rows = [
-            torch.tensor(self.characters.encode(self.phones(u)), dtype=torch.long)
-            for u in utterances
-        ]
-        lengths = torch.tensor([len(row) for row in rows])
-        return Tokens(pad_sequence(rows, batch_first=True), lengths)
+        return padded(self.characters.encode(self.phones(u)) for u in utterances)
 
     def table(
         self,
@@ -69,19 +62,12 @@ class Phones(Task):
         predictions: Sequence[Any],
         trials: Sequence[Trial],
     ) -> list[Row]:
-        return [
-            {
-                "id": u.id,
-                "speaker": u.speaker or u.id,
-                "reference": " ".join(self.phones(u)),
-                "prediction": self.characters.decode(found, " "),
-            }
-            for u, found in zip(utterances, predictions, strict=True)
-        ]
+        references = (" ".join(self.phones(u)) for u in utterances)
+        found = (self.characters.decode(ids, " ") for ids in predictions)
+        return answers(utterances, references, found)
 
     def score(self, rows: Sequence[Row]) -> dict[str, Evidence]:
-        columns = [[row[name] for row in rows] for name in ("reference", "prediction", "speaker")]
-        return {"per": error_rate(*columns)}
+        return {"per": error_rate(*columns(rows))}
 
     def state(self) -> dict[str, Any]:
         return {"phones": self.characters.symbols}

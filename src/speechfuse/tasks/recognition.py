@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
-
 from speechfuse.contracts import Prediction, Row, Task
 from speechfuse.metrics import Evidence, error_rate
+from speechfuse.tasks.rows import answers, columns, padded
 from speechfuse.text import Characters, normalise_text
 from speechfuse.types import Tokens, Trial, Utterance
 
@@ -41,12 +39,7 @@ class Recognition(Task):
         return {"num_tokens": len(self.characters), "symbols": self.characters.symbols}
 
     def targets(self, utterances: Sequence[Utterance]) -> Tokens:
-        rows = [
-            torch.tensor(self.characters.encode(self._text(u)), dtype=torch.long)
-            for u in utterances
-        ]
-        lengths = torch.tensor([len(row) for row in rows])
-        return Tokens(pad_sequence(rows, batch_first=True), lengths)
+        return padded(self.characters.encode(self._text(u)) for u in utterances)
 
     def table(
         self,
@@ -54,21 +47,14 @@ class Recognition(Task):
         predictions: Sequence[Any],
         trials: Sequence[Trial],
     ) -> list[Row]:
-        return [
-            {
-                "id": u.id,
-                "speaker": u.speaker or u.id,
-                "reference": self._text(u),
-                "prediction": " ".join(self.characters.decode(found).split()),
-            }
-            for u, found in zip(utterances, predictions, strict=True)
-        ]
+        found = (" ".join(self.characters.decode(ids).split()) for ids in predictions)
+        return answers(utterances, map(self._text, utterances), found)
 
     def score(self, rows: Sequence[Row]) -> dict[str, Evidence]:
-        columns = [[row[name] for row in rows] for name in ("reference", "prediction", "speaker")]
+        texts = columns(rows)
         return {
-            "wer": error_rate(*columns),
-            "cer": error_rate(*columns, characters=True),
+            "wer": error_rate(*texts),
+            "cer": error_rate(*texts, characters=True),
         }
 
     def state(self) -> dict[str, Any]:

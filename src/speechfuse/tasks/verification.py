@@ -11,6 +11,7 @@ import torch
 from speechfuse.contracts import Prediction, Row, Task
 from speechfuse.errors import DataError
 from speechfuse.metrics import Evidence, SpeakerTrials
+from speechfuse.tasks.rows import padded
 from speechfuse.types import Tokens, Trial, Utterance
 
 
@@ -38,8 +39,7 @@ class Verification(Task):
         return {"num_classes": len(self.speakers)}
 
     def targets(self, utterances: Sequence[Utterance]) -> Tokens:
-        ids = torch.tensor([[self.speakers.index(u.speaker or "")] for u in utterances])
-        return Tokens(ids, torch.ones(len(ids), dtype=torch.long))
+        return padded([self.speakers.index(u.speaker or "")] for u in utterances)
 
     def check_trials(self, trials: Sequence[Trial]) -> None:
         """Raises DataError unless there are pairs of one speaker and of two."""
