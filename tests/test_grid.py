@@ -252,13 +252,9 @@ TINY = {
 }
 
 
-TWINS = {"ml_superb_mono_10min", "ml_superb_multi_10min"}  # of others, so left to make test
-
-
+@pytest.mark.recipe
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.recipe] * (n in TWINS)) for n in SWEEPS]
-)
+@pytest.mark.parametrize("name", SWEEPS)
 def test_a_cell_of_every_task_trains(name, workspace, encoder, tmp_path):
     """Two steps on a corpus in its owner's layout; the published number stands beside ours."""
     reader, only, row, metric, published, options = TINY[name]

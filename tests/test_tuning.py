@@ -223,6 +223,7 @@ def weights(folder):
     return load_file(folder / "model.safetensors")
 
 
+@pytest.mark.recipe
 class TestRuns:
     @pytest.mark.parametrize("way", WAYS)
     def test_a_run_is_trained_kept_and_read_again(

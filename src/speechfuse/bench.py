@@ -23,7 +23,7 @@ from speechfuse.interfaces.weighted_sum import WeightedSum
 from speechfuse.layer_conv import windows
 from speechfuse.measure import Call, median_seconds, peak_bytes
 from speechfuse.merging.add import Add
-from speechfuse.types import Frames, LayerStack, StackSpec
+from speechfuse.types import Frames, LayerStack, StackSpec, Table
 
 SHAPES = ((1, 13, 768), (1, 25, 1024), (2, 13, 768))  # models, layers, width
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -45,6 +45,29 @@ class Timing:
     memory: int  # bytes beside the layers
     reference_memory: int
     streamed: int | None  # bytes, layers coming one by one; only forward of one model
+
+
+def bench_table(frames: int, repeats: int) -> Table:
+    """What `bench_fusion` measures, for reading."""
+    threads = torch.get_num_threads()
+    title = f"{frames} frames, {threads} thread{'s' * (threads > 1)}, medians of {repeats}"
+    columns = ["", "layers", "type", "pass", "ms", "reference / ours", "of the ceiling", "MB"]
+    rows = [
+        [
+            f"{t.interface}" + f" on {t.device}" * (t.device != "cpu"),
+            t.shape,
+            t.dtype,
+            "and backward" if t.backward else "forward",
+            f"{1000 * t.ours:.1f}",
+            f"{t.reference / t.ours:.2f}",
+            f"{100 * t.ceiling / t.ours:.0f} %",
+            f"{t.memory / 1e6:.1f}",
+            f"{t.reference_memory / 1e6:.1f}",
+            "" if t.streamed is None else f"{t.streamed / 1e6:.1f}",
+        ]
+        for t in bench_fusion(frames, repeats)
+    ]
+    return title, [*columns, "reference MB", "streamed MB"], rows
 
 
 def bench_fusion(

@@ -242,26 +242,12 @@ def cost(
     """What every interface costs on a recipe's encoders, beside the encoders themselves."""
     import torch
 
-    from speechfuse.build import build_upstream, read_recipe
-    from speechfuse.cost import Cost, interface_costs
+    from speechfuse.build import read_recipe
+    from speechfuse.cost import cost_table
 
     torch.set_num_threads(threads)
     read = read_recipe(recipe, overrides or ())
-    columns = ["", "parameters", "multiply-adds", "ms", "ms with backward", "MB"]
-    rows = []
-    for name in read.upstreams:
-        planned = build_upstream(read, name).plan
-        macs = f"{planned.macs_per_second / 1e9:.3f} G"
-        rows.append([f"encoder {name}", f"{planned.parameters:,}", macs, "", "", ""])
-    for found in interface_costs(read, interface or (), seconds=seconds, repeats=repeats):
-        if not isinstance(found, Cost):
-            rows.append([found[0], f"cannot be built: {found[1]}", "", "", "", ""])
-            continue
-        times = [f"{1000 * t:.2f}" for t in (found.forward, found.training)]
-        macs = f"{found.macs / 1e9:.4f} G"
-        cells = [f"{found.parameters:,}", macs, *times, f"{found.memory / 1e6:.1f}"]
-        rows.append([found.interface, *cells])
-    _table(f"For a second of audio; MB of a pass over {seconds:g} s", columns, rows)
+    _table(*cost_table(read, interface or (), seconds=seconds, repeats=repeats))
 
 
 @app.command()
@@ -278,27 +264,10 @@ def bench(
     """
     import torch
 
-    from speechfuse.bench import bench_fusion
+    from speechfuse.bench import bench_table
 
     torch.set_num_threads(threads)
-    columns = ["", "layers", "type", "pass", "ms", "reference / ours", "of the ceiling"]
-    rows = [
-        [
-            f"{t.interface}" + f" on {t.device}" * (t.device != "cpu"),
-            t.shape,
-            t.dtype,
-            "and backward" if t.backward else "forward",
-            f"{1000 * t.ours:.1f}",
-            f"{t.reference / t.ours:.2f}",
-            f"{100 * t.ceiling / t.ours:.0f} %",
-            f"{t.memory / 1e6:.1f}",
-            f"{t.reference_memory / 1e6:.1f}",
-            "" if t.streamed is None else f"{t.streamed / 1e6:.1f}",
-        ]
-        for t in bench_fusion(frames, repeats)
-    ]
-    title = f"{frames} frames, {threads} thread{'s' * (threads > 1)}, medians of {repeats}"
-    _table(title, [*columns, "MB", "reference MB", "streamed MB"], rows)
+    _table(*bench_table(frames, repeats))
 
 
 @app.command()

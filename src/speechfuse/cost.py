@@ -14,7 +14,7 @@ from speechfuse.fusion import fit_interfaces
 from speechfuse.measure import median_seconds, peak_bytes
 from speechfuse.plan import count_products
 from speechfuse.recipe import Part, Recipe
-from speechfuse.types import Frames, LayerStack, StackSpec
+from speechfuse.types import Frames, LayerStack, StackSpec, Table
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,27 @@ class Cost:
     forward: float  # seconds for a second of audio
     training: float  # seconds of forward and backward for a second of audio
     memory: int  # bytes held at most by a forward pass over the audio, beside the layers
+
+
+def cost_table(
+    recipe: Recipe, own: Sequence[str] = (), *, seconds: float = 10.0, repeats: int = 5
+) -> Table:
+    """The encoders, then what `interface_costs` measures, for reading."""
+    rows = []
+    for name in recipe.upstreams:
+        planned = build.build_upstream(recipe, name).plan
+        macs = f"{planned.macs_per_second / 1e9:.3f} G"
+        rows.append([f"encoder {name}", f"{planned.parameters:,}", macs, "", "", ""])
+    for found in interface_costs(recipe, own, seconds=seconds, repeats=repeats):
+        if not isinstance(found, Cost):
+            kind, reason = found
+            rows.append([kind, f"cannot be built: {reason}", "", "", "", ""])
+            continue
+        times = [f"{1000 * t:.2f}" for t in (found.forward, found.training)]
+        cells = [f"{found.parameters:,}", f"{found.macs / 1e9:.4f} G", *times]
+        rows.append([found.interface, *cells, f"{found.memory / 1e6:.1f}"])
+    columns = ["", "parameters", "multiply-adds", "ms", "ms with backward", "MB"]
+    return f"For a second of audio; MB of a pass over {seconds:g} s", columns, rows
 
 
 def interface_costs(

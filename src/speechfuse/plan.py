@@ -17,7 +17,7 @@ from speechfuse.fusion import MergeFirst, fit_interfaces
 from speechfuse.recipe import Recipe
 from speechfuse.taskdata import is_prepared, prepared_folder
 from speechfuse.tuning import trained_parameters
-from speechfuse.types import LayerStack, StackSpec
+from speechfuse.types import LayerStack, StackSpec, Table
 from speechfuse.upstreams.attention import ATTENTION_SECONDS
 
 ASSUMED = {
@@ -25,7 +25,6 @@ ASSUMED = {
     "num_classes": 4,
     "slot_sizes": (6, 14, 4),
 }  # sizes of heads; the data decides
-Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
 
 
 def plan_recipe(recipe: Recipe) -> list[Table]:

@@ -22,6 +22,7 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
+Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
 Progress = Callable[[str, int, int], None]  # told what is going on, how much is done, of how much
 
 

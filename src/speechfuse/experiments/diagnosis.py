@@ -14,6 +14,7 @@ from speechfuse.contracts import Task
 from speechfuse.experiments.sweep import Cell, Split, SweepFile, Tables
 from speechfuse.metrics import full_name, paired_difference
 from speechfuse.model import SHARED
+from speechfuse.recipe import Recipe
 
 UNIFORM = 0.99  # entropy of layer weights over that of uniform ones
 RISING = 0.01  # of a score, between the last two looks at development data
@@ -80,10 +81,20 @@ def _silent(run: Run, name: str, task: Task) -> Iterator[str]:
         )
 
 
+def _remedy(recipe: Recipe) -> str:
+    """The first thing to try for a fusion that loses, of what it does not have already."""
+    if recipe.fusion.normalize == "none":
+        return "fusion.normalize=layer_norm"
+    if recipe.fusion.merge.options.get("projection") == "after":
+        return "fusion.merge.projection=none"
+    return "more training.steps, or another training.learning_rate"
+
+
 def _worse(sweep: SweepFile, done: Sequence[Cell], split: Split) -> Iterator[str]:
     """Fused rows below the best row of one encoder, by more than the interval of the difference."""
     tables = Tables(done, split)
     models = {cell.row: len(cell.recipe.upstreams) for cell in done}
+    remedies = {cell.row: _remedy(cell.recipe) for cell in done}
     for condition in sweep.conditions:
         rows = [row for row in models if tables.has((row,), condition)]
         evidence = {row: tables.evidence((row,), condition) for row in rows}
@@ -108,6 +119,5 @@ def _worse(sweep: SweepFile, done: Sequence[Cell], split: Split) -> Iterator[str
                     place = f"{row}, {condition}" if condition else row
                     yield (
                         f"{place}, {name}: {full_name(task.primary)} is worse than '{best}' alone, "
-                        f"by {100 * abs(loss.value):.1f} points; try fusion.normalize=layer_norm, "
-                        "or a merge without projection"
+                        f"by {100 * abs(loss.value):.1f} points; try {remedies[row]}"
                     )

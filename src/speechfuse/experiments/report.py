@@ -13,10 +13,9 @@ from speechfuse.experiments.layers import layer_figure, run_layer_use
 from speechfuse.experiments.sweep import Cell, Result, Split, SweepFile, summarise
 from speechfuse.metrics import full_name
 from speechfuse.text import NORMALISER
-from speechfuse.types import Metric
+from speechfuse.types import Metric, Table
 
 NAME_OF = {"dev": "development", "test": "test"}
-Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
 
 
 def result_tables(sweep: SweepFile, done: Sequence[Cell], split: Split = "test") -> list[Table]:
