@@ -220,7 +220,7 @@ def load_recipe(
     """
     name = str(source) if isinstance(source, Path) else "recipe"
     data = read_yaml(source) if isinstance(source, Path) else _copy(source)
-    if "rows" in data and "recipe" in data:
+    if "recipe" in data:
         raise RecipeError(f"{name}: is a sweep, of many runs; run it with: speechfuse sweep {name}")
     for override in overrides:
         apply_override(data, override)
