@@ -64,6 +64,18 @@ def test_weights_are_the_interface_s_and_sizes_count(trained):
     torch.testing.assert_close(torch.tensor(use.scaled), scaled.detach())
 
 
+@pytest.mark.parametrize(
+    ("order", "read"),
+    [("merge_first", ["0.73 ssl + 0.27 other"]), ("layers_first", ["0.73 ssl", "0.27 other"])],
+)
+def test_a_weighed_model_shows_its_weight(trained, order, read):
+    fusion = {"order": order, "merge": {"kind": "gated"}, "interface": {"kind": "weighted_sum"}}
+    model, tasks, stores, names = trained(fusion)
+    with torch.no_grad():
+        model.fusion_of("emotion").merge.logits.copy_(torch.tensor([1.0, 0.0]))
+    assert [u.model for u in layer_use(model, tasks, stores, names) if u.weights] == read
+
+
 @pytest.mark.parametrize("order", ["layers_first", "merge_first"])
 def test_sizes_are_of_the_layers_that_the_interface_reads(trained, order):
     fusion = {"order": order, "normalize": "unit_rms", "interface": {"kind": "weighted_sum"}}

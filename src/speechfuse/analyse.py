@@ -64,8 +64,15 @@ def layer_use(
 def _readings(
     model: FusionModel, task: str, stacks: Sequence[LayerStack], names: Sequence[str]
 ) -> list[LayerUse]:
-    """One entry for each stack that an interface reads: gradients, and weights if it has any."""
-    read = model.fusion_of(task).readings(stacks)
+    """One entry for each stack that an interface reads: gradients, and weights if it has any.
+
+    A model that the merge weighs has its weight before its name.
+    """
+    fusion = model.fusion_of(task)
+    read = fusion.readings(stacks)
+    by_model = fusion.merge.model_weights()
+    if by_model is not None:
+        names = [f"{share:.2f} {n}" for share, n in zip(by_model.tolist(), names, strict=True)]
     if len(read) < len(names):
         names = [" + ".join(names)]
     found = []

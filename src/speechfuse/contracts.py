@@ -86,6 +86,10 @@ class Merge(nn.Module, ABC):
     @abstractmethod
     def forward(self, stacks: Sequence[LayerStack]) -> LayerStack: ...
 
+    def model_weights(self) -> Tensor | None:
+        """Learned weights of the models that sum to one, (N,); None if it has none."""
+        return None
+
 
 class LayerStream(ABC):
     """An interface at work on layers that come one by one, so that they are never held at once.
@@ -162,6 +166,7 @@ class Interface(nn.Module, ABC):
 class Fusion(nn.Module, ABC):
     """The stacks of all upstreams in, one vector per frame out."""
 
+    merge: Merge
     out_dim: int
     frame_rate: float  # Hz
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from speechfuse.alignment import check_one_width
 from speechfuse.contracts import Merge
@@ -30,11 +30,14 @@ class Gated(Merge):
         # A single model has nothing to weigh: its logit would never get a gradient.
         self.logits = nn.Parameter(torch.zeros(len(specs))) if len(specs) > 1 else None
 
+    def model_weights(self) -> Tensor | None:
+        return None if self.logits is None else self.logits.softmax(0)
+
     def forward(self, stacks: Sequence[LayerStack]) -> LayerStack:
         first = stacks[0]
-        if self.logits is None:
+        weights = self.model_weights()
+        if weights is None:
             return first
-        weights = self.logits.softmax(0)
         by_depth = zip(*(stack.layers for stack in stacks), strict=True)
         layers = tuple(mix(weights, same_depth) for same_depth in by_depth)
         return LayerStack(layers, first.lengths, first.frame_rate)
