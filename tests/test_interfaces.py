@@ -11,14 +11,15 @@ from speechfuse.errors import ShapeError
 from speechfuse.fusion import LayersFirst, MergeFirst, fit_interfaces
 from speechfuse.interfaces.single_layer import SingleLayer
 from speechfuse.interfaces.weighted_sum import WeightedSum
-from speechfuse.types import LayerStack, StackSpec
+from speechfuse.types import Frames, LayerStack, StackSpec
 
+TASKS = ["asr", "emotion"]
 SHAPES = [(1, 8), (2, 24), (5, 24), (13, 32)]
 
 
 def made(name, layers, dim):
     torch.manual_seed(0)
-    part = catalog.INTERFACES[name](StackSpec(layers, dim, 50.0), tasks=["asr", "emotion"])
+    part = catalog.INTERFACES[name](StackSpec(layers, dim, 50.0), tasks=TASKS)
     for parameter in part.parameters():  # away from a start at zero, where much is equal
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     if isinstance(part, Fitted):
@@ -46,6 +47,40 @@ def fusions(stacks, interface="hconv", **options):
                 made = LayersFirst(parts, merge, **options)
             fit_interfaces(made, lambda: [stacks])
             yield made
+
+
+def mixed_tasks(part, given):
+    """Parameters in which some elements have a gradient from one task alone.
+
+    Adam's momentum would move those in the other task's steps: it skips whole tensors only.
+    """
+    reached = {}
+    for task in TASKS:
+        part.zero_grad(set_to_none=True)
+        torch.manual_seed(0)  # what is drawn is drawn alike for both
+        out = part(given, task).hidden
+        (out * torch.randn_like(out)).sum().backward()
+        reached[task] = {n: p.grad != 0 for n, p in part.named_parameters() if p.grad is not None}
+    one, other = reached.values()
+    return [name for name in one.keys() & other if not torch.equal(one[name], other[name])]
+
+
+class RowForEachTask(WeightedSum):
+    """What no interface may do."""
+
+    def __init__(self, spec, *, tasks):
+        super().__init__(spec, tasks=tasks)
+        self.tasks, self.logits = tasks, nn.Parameter(torch.zeros(len(tasks), spec.num_layers))
+
+    def forward(self, stack, task):
+        weights = self.logits[self.tasks.index(task)].softmax(-1)
+        hidden = (weights[:, None, None, None] * stack.stacked()).sum(0)
+        return Frames(hidden, stack.lengths, stack.frame_rate)
+
+
+def test_a_row_for_each_task_would_be_found(stack):
+    part = RowForEachTask(StackSpec(5, 24, 50.0), tasks=TASKS)
+    assert mixed_tasks(part, stack(garbage=0.0)) == ["logits"]
 
 
 @pytest.mark.parametrize("name", catalog.INTERFACES)
@@ -83,6 +118,14 @@ class TestInterface:
             assert parameter.grad is not None, label
             assert layers == 1 or parameter.grad.abs().sum() > 0, label
 
+    def test_an_absent_task_can_rest(self, name, layers, dim, stack):
+        """What belongs to one task is a parameter of its own."""
+        if layers == 1:
+            pytest.skip("the gradient of a softmax over one layer is rounding")
+        part = made(name, layers, dim).train()
+        if list(part.parameters()):
+            assert mixed_tasks(part, stack(layers=layers, dim=dim, garbage=0.0)) == []
+
     def test_gradients_to_the_layers_are_right(self, name, layers, dim, stack):
         part, given = made(name, layers, min(dim, 8)).double(), stack(layers, (3, 2), min(dim, 8))
         inputs = [layer.double().clamp(-3, 3).requires_grad_() for layer in given.layers]
@@ -95,7 +138,7 @@ class TestInterface:
     def test_save_and_load_give_the_same_output(self, name, layers, dim, stack):
         part, given = made(name, layers, dim), stack(layers=layers, dim=dim)
         cls = catalog.INTERFACES[name]
-        fresh = cls(StackSpec(layers, dim, 50.0), tasks=["asr", "emotion"]).eval()
+        fresh = cls(StackSpec(layers, dim, 50.0), tasks=TASKS).eval()
         fresh.load_state_dict(part.state_dict())
         assert torch.equal(part(given, "asr").hidden, fresh(given, "asr").hidden)
 

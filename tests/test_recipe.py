@@ -100,6 +100,12 @@ def test_a_task_name_that_the_model_needs_is_refused(name):
         ("seed=-1", "greater than or equal to 0"),
         ("training.interleave={asr: -1}", "greater than or equal to 0"),
         ("training.interleave={asr: 0}", "all shares are 0"),
+        ("training.interleave=propotional", "Input should be 'proportional' (found 'propotional')"),
+        ("training.interleave={temperature: 0}", "interleave.temperature: Input should be greater"),
+        ("training.interleave={temperature: .inf}", "temperature: Input should be a finite number"),
+        ("training.interleave={loss_aware: hot}", "loss_aware: Input should be a valid number"),
+        ("training.interleave={loss_aware: 1, asr: 1}", "{loss_aware: 1} stands alone"),
+        ("training.interleave=3", "interleave: expected a mapping of settings (found 3)"),
         ("training={average: 3, keep: last}", "training.average: keep is 'last'"),
         ("tasks.emotion={corpus: synthetic, head: {kind: speaker}}", "use classifier"),
         ("tasks.asr.head={kind: classifier}", "use ctc"),
@@ -169,6 +175,24 @@ def test_a_task_s_name_has_no_dot_and_no_line_end():
 def test_shares_are_of_tasks_that_exist():
     (line,) = wrong(["training.interleave={asr: 1, emotoin: 2}"])
     assert "training.interleave.emotoin: no such task" in line
+    line, _ = wrong(["training.interleave={tempreature: 2}"])
+    assert "no such task; known: asr, loss_aware, temperature. Did you mean 'temperature'?" in line
+
+
+@pytest.mark.parametrize("interleave", ["proportional", {"temperature": 5.0}, {"loss_aware": 0.5}])
+def test_a_schedule_is_read_back_as_it_is_kept(interleave):
+    recipe = read_recipe(merged(RECIPE, {"training": {"interleave": interleave}}))
+    kept = recipe.model_dump(mode="json")
+    assert kept["training"]["interleave"] == interleave
+    assert read_recipe(kept) == recipe
+
+
+def test_another_schedule_replaces_shares_and_shares_are_laid_over_shares():
+    base = {"interleave": {"asr": 1, "emotion": 2}}
+    for change in ("proportional", {"temperature": 5}, {"loss_aware": 1}):
+        assert merged(base, {"interleave": change}) == {"interleave": change}
+        assert merged({"interleave": change}, base) == base
+    assert merged(base, {"interleave": {"asr": 3}}) == {"interleave": {"asr": 3, "emotion": 2}}
 
 
 def test_variables_are_filled_in_or_named(monkeypatch):

@@ -210,10 +210,11 @@ def test_a_recipe_is_no_sweep(workspace, tone_recipe):
     )
 
 
-def test_a_task_that_a_row_leaves_out_is_not_in_its_folds(sweep, workspace, tone_recipe):
+@pytest.mark.parametrize("shares", ["{asr: 2, emotion: 1}", "proportional", "{temperature: 5}"])
+def test_a_task_that_a_row_leaves_out_is_not_in_its_folds(sweep, workspace, tone_recipe, shares):
     asr = yaml.safe_dump({"asr": tone_recipe["tasks"]["asr"]}, default_flow_style=True, width=999)
     tasks = f"recipe.tasks.asr={asr.strip()[1:-1].removeprefix('asr: ')}"
-    changes = [tasks, "recipe.training.interleave={asr: 2, emotion: 1}"]
+    changes = [tasks, f"recipe.training.interleave={shares}"]
     rows = "rows={fine: {use: [mel], leave_out: [asr]}, both: {use: [mel]}}"
     found = cells(read_sweep(sweep, [*changes, rows, "baseline=null"]), workspace / "out")
     asked = {c.row: [*c.recipe.tasks] for c in found}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from types import NoneType, UnionType
@@ -19,7 +19,9 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     model_validator,
 )
@@ -135,6 +137,39 @@ class LoraRecipe(_Strict):
         return f"LoRA of rank {self.rank} and alpha {self.alpha:g} on {', '.join(self.targets)}"
 
 
+class ByTemperature(_Strict):
+    """Shares of the batches by the size of a task's training data to the power 1 / temperature."""
+
+    temperature: float = Field(gt=0, allow_inf_nan=False)  # 1: proportional; the higher, the evener
+
+
+class ByLoss(_Strict):
+    """Shares of the batches by a task's loss relative to its first one, to this power."""
+
+    loss_aware: float = Field(gt=0, allow_inf_nan=False)  # the higher, the more for who is behind
+
+
+_SCHEDULES = ("temperature", "loss_aware")
+
+
+def _schedule_form(given: Any) -> str:
+    """Told by the one name in it, so that only one form's errors are reported."""
+    if isinstance(given, str):
+        return "name"
+    fields = given.model_dump() if isinstance(given, BaseModel) else given
+    names = [*fields] if isinstance(fields, Mapping) else []
+    return str(names[0]) if len(names) == 1 and names[0] in _SCHEDULES else "shares"
+
+
+Interleave = Annotated[
+    Annotated[Literal["proportional"], Tag("name")]
+    | Annotated[ByTemperature, Tag("temperature")]
+    | Annotated[ByLoss, Tag("loss_aware")]
+    | Annotated[dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]], Tag("shares")],
+    Discriminator(_schedule_form),
+]
+
+
 class TrainingRecipe(_Strict):
     """Warm-up, then a falling or a constant rate, over batches of one task each."""
 
@@ -149,7 +184,9 @@ class TrainingRecipe(_Strict):
     gradient_clip: float = Field(1.0, gt=0)
     batch_seconds: float = Field(60.0, gt=0)  # audio in a batch
     batch_utterances: int | None = Field(None, gt=0)  # in a batch, of any length, instead
-    interleave: dict[str, Annotated[float, Field(ge=0)]] = {}  # share of each task's batches
+    # Share of each task's batches; or proportional, by the size of its training data in batches;
+    # or {temperature: 5}, by that to the power 1/5; or {loss_aware: 1}, more for who is behind.
+    interleave: Interleave = {}
     evaluate_every: int | None = Field(None, gt=0)  # steps; a fifth of all if left out
     keep: Literal["best", "last"] = "best"  # which checkpoint is the run's, best on development
     average: int = Field(1, gt=0)  # weights are the mean of so many best ones
@@ -231,14 +268,8 @@ def load_recipe(
     except ValidationError as error:
         wrong += explain(error)
     else:
-        for extra in sorted(set(recipe.training.interleave) - set(recipe.tasks)):
-            hint = did_you_mean(extra, recipe.tasks)
-            wrong.append(f"training.interleave.{extra}: no such task; {hint}")
-        shares = recipe.training.interleave
-        for left_out in sorted(set(recipe.tasks) - set(shares)) if shares else ():
-            wrong.append(f"training.interleave.{left_out}: is missing; give its share, or 0")
-        if shares and not any(shares.values()):
-            wrong.append("training.interleave: all shares are 0; nothing would be trained")
+        if isinstance(recipe.training.interleave, dict):
+            wrong += _wrong_shares(recipe.training.interleave, recipe.tasks)
         if recipe.training.average > 1 and recipe.training.keep == "last":
             wrong.append("training.average: keep is 'last', so there is one; use keep: best")
         wrong += _wrong_tuning(recipe)
@@ -246,6 +277,23 @@ def load_recipe(
     if wrong:
         raise RecipeError("\n".join(f"{name}: {line}" for line in wrong))
     return recipe
+
+
+def _wrong_shares(shares: Mapping[str, float], tasks: Iterable[str]) -> list[str]:
+    """Shares of tasks that are not there, tasks without a share, or nothing to train."""
+    wrong = []
+    for extra in sorted(set(shares) - set(tasks)):
+        hint = did_you_mean(extra, tasks)
+        if extra in _SCHEDULES:
+            hint = f"the schedule {{{extra}: {shares[extra]:g}}} stands alone, without shares"
+        elif len(shares) == 1:
+            hint = did_you_mean(extra, [*tasks, *_SCHEDULES])
+        wrong.append(f"training.interleave.{extra}: no such task; {hint}")
+    left_out = sorted(set(tasks) - set(shares)) if shares else ()
+    wrong += [f"training.interleave.{t}: is missing; give its share, or 0" for t in left_out]
+    if shares and not any(shares.values()):
+        wrong.append("training.interleave: all shares are 0; nothing would be trained")
+    return wrong
 
 
 def _wrong_tuning(recipe: Recipe) -> list[str]:
@@ -333,11 +381,15 @@ def _child(node: Any, step: str, override: str) -> Any:
 
 
 def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `change` laid over it, section by section; a part of another kind replaces."""
+    """`base` with `change` laid over it, section by section.
+
+    A part of another kind replaces, and so does another form of schedule.
+    """
     result = _copy(base)
     for key, value in change.items():
         old = result.get(key)
-        if isinstance(old, dict) and isinstance(value, Mapping) and "kind" not in value:
+        other = key == "interleave" and _schedule_form(old) != _schedule_form(value)
+        if isinstance(old, dict) and isinstance(value, Mapping) and not ("kind" in value or other):
             result[key] = merged(old, value)
         else:
             result[key] = _copy(value) if isinstance(value, Mapping) else value
@@ -369,10 +421,16 @@ def explain(
 
 
 def _setting(path: Steps, top: type[BaseModel]) -> Steps:
-    """The path without pydantic's name for the type that it tried, of several."""
+    """The path without pydantic's name for the type that it tried, of several.
+
+    What lies below it is named where the type was chosen by its form, a discriminator.
+    """
     for size in range(1, len(path)):
-        if get_origin(_type_at(path[:size], top)) in (Union, UnionType):
-            return path[:size]
+        found = _type_at(path[:size], top)
+        if get_origin(found) in (Union, UnionType):
+            marks = getattr(get_args(found)[0], "__metadata__", ())
+            tagged = any(isinstance(mark, Tag) for mark in marks)
+            return path[:size] + path[size + 1 :] if tagged else path[:size]
     return path
 
 

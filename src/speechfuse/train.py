@@ -29,6 +29,7 @@ from speechfuse.callbacks import (
 )
 from speechfuse.checkpoint import Run
 from speechfuse.data.crops import random_spans
+from speechfuse.data.schedule import Schedule, make_schedule
 from speechfuse.data.stream import Source, Stream, draw_batches
 from speechfuse.errors import DataError, RecipeError, ShapeError
 from speechfuse.evaluate import evaluate_run, passes
@@ -37,6 +38,7 @@ from speechfuse.heads.ctc_head import CTCHead, frames_needed
 from speechfuse.inputs import Inputs, find_inputs
 from speechfuse.model import SHARED, FusionModel
 from speechfuse.ops import moved, seed_for
+from speechfuse.optim import make_optimizer, make_rates
 from speechfuse.recipe import Recipe
 from speechfuse.taskdata import TaskData, load_tasks
 from speechfuse.types import Batch, LayerStack, Progress, Utterance
@@ -184,19 +186,20 @@ def _fit(
         name: Source(
             data.splits["train"],
             recipe.tasks[name].batch_seconds or training.batch_seconds,
-            training.interleave.get(name, 1.0),
             None if recipe.tasks[name].batch_seconds else training.batch_utterances,
             recipe.tasks[name].crop_seconds,
         )
         for name, data in tasks.items()
         if model.parameters_of(name)
     }
+    sizes = {name: source.batches for name, source in sources.items()}
+    schedule = make_schedule(training.interleave, sizes, recipe.seed)
+    taught = {name: sources[name] for name in schedule.tasks}
     resume = run.folder / "checkpoints" / "last.ckpt"
     stop, log = Stop(resume), LongCSV(run.folder / "log.csv")
     stream = Stream(
         lambda: stop.between(
-            draw_batches({n: s for n, s in sources.items() if s.share}, recipe.seed),
-            training.accumulate,
+            draw_batches(taught, schedule.turns(), recipe.seed), training.accumulate
         ),
         lambda task, members, number: load_batch(
             tasks[task],
@@ -206,6 +209,7 @@ def _fit(
             crop=_crop(recipe, task, number),
         ),
         training.steps * training.accumulate,
+        schedule,
     )
     every = min(training.evaluate_every or max(1, training.steps // 5), training.steps)
     best, last = (
@@ -249,7 +253,7 @@ def _fit(
             use_distributed_sampler=False,
             inference_mode=False,  # positions that an encoder remembers are in later gradients
         )
-        module = FusionTraining(recipe, model, tasks)
+        module = FusionTraining(recipe, model, tasks, schedule)
         try:
             trainer.fit(
                 module,
@@ -291,15 +295,22 @@ def averaged(checkpoints: Sequence[Path]) -> dict[str, Tensor]:
 class FusionTraining(LightningModule):
     """What Lightning drives: loss of a batch, optimiser, scores on the development split."""
 
-    def __init__(self, recipe: Recipe, model: FusionModel, tasks: Mapping[str, TaskData]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: FusionModel,
+        tasks: Mapping[str, TaskData],
+        schedule: Schedule,
+    ) -> None:
         super().__init__()
-        self.recipe, self.model, self.tasks = recipe, model, tasks
+        self.recipe, self.model, self.tasks, self.schedule = recipe, model, tasks, schedule
         self._found: dict[str, list[tuple[Utterance, Any]]] = defaultdict(list)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         assert batch.targets is not None
         loss = self.model.loss(batch.inputs, batch.task, batch.targets)
         mean = loss.total / max(1, loss.count)
+        self.schedule.saw(batch.task, mean.detach())
         self.log(f"train/{batch.task}/loss", mean.detach(), batch_size=len(batch.utterances))
         return mean
 
@@ -322,33 +333,13 @@ class FusionTraining(LightningModule):
         self.log("dev/error", sum(errors) / len(errors))
 
     def configure_optimizers(self) -> Any:
-        training = self.recipe.training
-        # In a few hundred steps logits hardly leave zero at the rate of the other weights.
-        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        upstream = [p for name, p in named if name.startswith("upstreams.")]
-        named = [(name, p) for name, p in named if not name.startswith("upstreams.")]
-        logits = [p for name, p in named if name.endswith(".logits")]
-        others = [p for name, p in named if not name.endswith(".logits")]
-        groups: list[dict[str, Any]] = [{"params": others}]
-        if upstream:
-            groups.append({"params": upstream, "lr": training.upstream_learning_rate})
-        if logits:
-            rate = training.learning_rate * training.layer_rate
-            groups.append({"params": logits, "lr": rate, "weight_decay": 0.0})
-        kind = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
-        optimizer = kind(groups, lr=training.learning_rate, weight_decay=training.weight_decay)
-        warm = max(1, round(training.warmup * training.steps))
-
-        def scale(step: int) -> float:
-            rising = (step + 1) / warm
-            if training.schedule == "constant":
-                return min(rising, 1.0)
-            return min(rising, max(0.0, (training.steps - step) / max(1, training.steps - warm)))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+        optimizer = make_optimizer(self.recipe, self.model)
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+            "lr_scheduler": {
+                "scheduler": make_rates(self.recipe.training, optimizer),
+                "interval": "step",
+            },
         }
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, _: int) -> Batch:

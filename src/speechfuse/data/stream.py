@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from speechfuse.data.schedule import Schedule
 from speechfuse.ops import seed_for
 from speechfuse.types import Batch, Utterance
 
@@ -15,7 +16,7 @@ MIN_FOR_BUCKETS = 64  # utterances; fewer are batched without regard to duration
 
 @dataclass(frozen=True)
 class Source:
-    """The training utterances of a task, audio per batch in seconds, and share of the batches.
+    """The training utterances of a task, and audio per batch in seconds.
 
     batch_utterances: in each batch, whatever their duration, instead of batch_seconds.
     crop_seconds: no more than this of an utterance is read.
@@ -23,7 +24,6 @@ class Source:
 
     utterances: Sequence[Utterance]
     batch_seconds: float
-    share: float
     batch_utterances: int | None = None
     crop_seconds: float | None = None
 
@@ -31,41 +31,46 @@ class Source:
         """How much of an utterance is read."""
         return min(utterance.duration or 1.0, self.crop_seconds or math.inf)
 
+    @property
+    def most_seconds(self) -> float:
+        """In a batch: as asked, or the longest utterance alone."""
+        return max(self.batch_seconds, *map(self.seconds, self.utterances))
 
-def draw_batches(sources: Mapping[str, Source], seed: int) -> Iterator[tuple[str, list[Utterance]]]:
-    """Endless (task, utterances); one batch, one task; the same for the same seed."""
-    from lhotse.dataset import RoundRobinSampler
-
-    known = {f"{task}|{u.id}": u for task, s in sources.items() for u in s.utterances}
-    samplers = [_sampler(task, source, seed_for(seed, task)) for task, source in sources.items()]
-    total = sum(source.share for source in sources.values())
-    shares = [source.share / total for source in sources.values()]
-    mixed: Any = (
-        samplers[0]
-        if len(samplers) == 1
-        else RoundRobinSampler(*samplers, randomize=shares, seed=seed)
-    )
-    batches = iter(mixed)
-    while True:
-        cuts = next(batches)  # not `for`: a Lhotse sampler starts again on iter()
-        names = [cut.id for cut in cuts]
-        yield names[0].split("|")[0], [known[name] for name in names]
+    @property
+    def batches(self) -> float:
+        """In one pass over the utterances, about."""
+        if self.batch_utterances:
+            return len(self.utterances) / self.batch_utterances
+        return sum(map(self.seconds, self.utterances)) / self.most_seconds
 
 
-def _sampler(task: str, source: Source, seed: int) -> Any:
+def draw_batches(
+    sources: Mapping[str, Source], turns: Iterable[str], seed: int
+) -> Iterator[tuple[str, list[Utterance]]]:
+    """(task, utterances) for each turn of a task; the same for the same seed.
+
+    The batches of a task do not depend on the turns of others.
+    """
+    known = {task: {u.id: u for u in source.utterances} for task, source in sources.items()}
+    batches = {
+        task: iter(_sampler(source, seed_for(seed, task))) for task, source in sources.items()
+    }
+    for task in turns:
+        yield task, [known[task][cut.id] for cut in next(batches[task])]
+
+
+def _sampler(source: Source, seed: int) -> Any:
     from lhotse import CutSet, MonoCut
     from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
 
     cuts = CutSet.from_cuts(
-        MonoCut(id=f"{task}|{u.id}", start=0, duration=source.seconds(u), channel=0)
-        for u in source.utterances
+        MonoCut(id=u.id, start=0, duration=source.seconds(u), channel=0) for u in source.utterances
     )
     size = len(source.utterances)
-    longest = max(source.seconds(u) for u in source.utterances)
     limit: dict[str, Any] = (
         {"max_cuts": source.batch_utterances}
         if source.batch_utterances
-        else {"max_duration": max(source.batch_seconds, longest)}
+        else {"max_duration": source.most_seconds}
     )
     options: dict[str, Any] = {
         **limit,
@@ -87,9 +92,10 @@ def _sampler(task: str, source: Source, seed: int) -> Any:
 
 
 class Stream:
-    """A run of batches whose position is one number: Lightning saves and restores it.
+    """A run of batches that knows its position: Lightning saves and restores it.
 
-    It has a length, so that nothing is fetched ahead and the position is exact.
+    It has a length, so that nothing is fetched ahead: the position is exact, and a schedule that
+    follows the losses has seen that of the batch before.
     """
 
     def __init__(
@@ -97,12 +103,13 @@ class Stream:
         draw: Callable[[], Iterator[tuple[str, list[Utterance]]]],
         load: Callable[[str, Sequence[Utterance], int], Batch],
         batches: int,
+        schedule: Schedule,
     ) -> None:
         """draw: the batches from the start. load: tensors of a batch, which is told its number.
 
-        batches: how many in all.
+        batches: how many in all. schedule: whose turns the batches are.
         """
-        self._draw, self._load, self._batches = draw, load, batches
+        self._draw, self._load, self._batches, self._schedule = draw, load, batches, schedule
         self._done = 0
 
     def __len__(self) -> int:
@@ -117,8 +124,9 @@ class Stream:
             self._done += 1
             yield self._load(task, utterances, self._done)
 
-    def state_dict(self) -> dict[str, int]:
-        return {"batches": self._done}
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": self._done, **self._schedule.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._done = int(state["batches"])
+        self._schedule.load_state_dict(state)

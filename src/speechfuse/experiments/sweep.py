@@ -317,12 +317,13 @@ def _without_tasks(data: Mapping[str, Any], names: Sequence[str]) -> dict[str, A
     """A recipe without some of its tasks, and without their shares of the batches."""
     if not names:
         return dict(data)
-    training = data.get("training", {})
-    shares = training.get("interleave", {})
+    training = dict(data.get("training", {}))
+    if isinstance(shares := training.get("interleave"), Mapping):
+        training["interleave"] = {k: v for k, v in shares.items() if k not in names}
     return {
         **data,
         "tasks": {k: v for k, v in data.get("tasks", {}).items() if k not in names},
-        "training": training | {"interleave": {k: v for k, v in shares.items() if k not in names}},
+        "training": training,
     }
 
 

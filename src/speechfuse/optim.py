@@ -1,0 +1,57 @@
+"""Which parameters learn at which rate, and how the rate rises and falls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from speechfuse.recipe import Recipe, TrainingRecipe
+
+
+def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """Adam or AdamW; tuned upstreams and logits of layer weights have rates of their own.
+
+    In a few hundred steps logits hardly leave zero at the rate of the other weights; decay would
+    pull them to the plain mean.
+    """
+    training = recipe.training
+    upstream, logits, others = [], [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name.startswith("upstreams."):
+            upstream.append(parameter)
+        elif _is_logits(name, recipe):
+            logits.append(parameter)
+        else:
+            others.append(parameter)
+    groups: list[dict[str, Any]] = [{"params": others}]
+    if upstream:
+        groups.append({"params": upstream, "lr": training.upstream_learning_rate})
+    if logits:
+        rate = training.learning_rate * training.layer_rate
+        groups.append({"params": logits, "lr": rate, "weight_decay": 0.0})
+    kind = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, lr=training.learning_rate, weight_decay=training.weight_decay)
+
+
+def _is_logits(name: str, recipe: Recipe) -> bool:
+    """`logits` of all tasks, or `logits.TASK` of one."""
+    part, _, last = name.rpartition(".")
+    return last == "logits" or (part.endswith(".logits") and last in recipe.tasks)
+
+
+def make_rates(training: TrainingRecipe, optimizer: torch.optim.Optimizer) -> LambdaLR:
+    """A linear warm-up, then a linear fall to zero or none."""
+    warm = max(1, round(training.warmup * training.steps))
+
+    def scale(step: int) -> float:
+        rising = (step + 1) / warm
+        if training.schedule == "constant":
+            return min(rising, 1.0)
+        return min(rising, max(0.0, (training.steps - step) / max(1, training.steps - warm)))
+
+    return LambdaLR(optimizer, scale)
