@@ -1,12 +1,17 @@
 """Corpora as their owners ship them: tiny trees of the same layout, names and label files."""
 
+import json
+import tarfile
 from collections import Counter
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import trees
 from speechfuse import cli
+from speechfuse.audio import read_audio
+from speechfuse.data.corpus import read_corpus
 from speechfuse.data.manifests import prepare
 from speechfuse.data.readers import ml_superb
 from speechfuse.data.readers.table import READERS, find_reader
@@ -218,6 +223,116 @@ class TestMLSUPERB:
             read("ml_superb", source)
 
 
+class TestEmilia:
+    def test_shards_of_the_hub_are_unpacked_where_the_corpus_lies(self, source):
+        trees.emilia(source)
+        trees.emilia(source, "fr", "Emilia-YODAS", shards=1, key="_id")
+        corpus, found = read("emilia", source)
+        assert len(found) == 9
+        assert corpus.summary()["language"] == {"de": 6, "fr": 3}
+        assert corpus.source == "emilia"
+        one = found["DE_B00001_S00002_W000000"]
+        assert (one.text, one.speaker, one.split, one.emotion) == (
+            "Satz 2.",
+            "DE_B00001_S00002",
+            None,
+            None,
+        )
+        assert one.extra == {"dnsmos": "3.4", "part": "Emilia"}
+        assert found["FR_B00000_S00000_W000000"].extra["phone_count"] == "7"
+        assert found["FR_B00000_S00000_W000000"].extra["part"] == "Emilia-YODAS"
+        assert one.audio.is_relative_to(corpus.folder / "audio")
+        assert one.duration == pytest.approx(3.0, abs=0.1)
+        samples = read_audio(one.audio)
+        assert len(samples) == pytest.approx(48000, rel=0.05)
+        assert np.abs(samples).max() == pytest.approx(0.3, abs=0.05)
+        moved = corpus.folder.rename(corpus.folder.with_name("moved"))
+        assert all(u.audio.is_file() for u in read_corpus(moved).utterances)
+
+    def test_filters_leave_out_while_it_is_read(self, source):
+        trees.emilia(source)
+        trees.emilia(source, "fr")
+        broken = source / "Emilia" / "ZH" / "ZH-B000000.tar"
+        text(broken, "not opened, for its name tells the language")
+        chosen = {"language": ["FR"], "min_dnsmos": 3.2, "max_hours": 6 / 3600}
+        corpus, _ = read("emilia", source, filters=chosen)
+        names = ["FR_B00000_S00001_W000000", "FR_B00000_S00002_W000000"]
+        assert [u.id for u in corpus.utterances] == names  # 2 + 3 s; 2 more would be too many
+        assert len(list((corpus.folder / "audio").rglob("*.mp3"))) == 2
+
+    def test_the_older_layout_of_lists_and_folders(self, source):
+        records = [trees.emilia_record(f"DE_B00000_S0000{i}_W000000", "de", i) for i in range(2)]
+        text(source / "DE" / "DE_B00000.jsonl", *map(json.dumps, records))
+        for record in records:
+            path = source / "DE" / record["wav"]
+            path.parent.mkdir(parents=True)
+            path.write_bytes(trees.mp3(record["duration"]))
+        corpus, found = read("emilia", source)
+        assert list(found) == ["DE_B00000_S00000_W000000", "DE_B00000_S00001_W000000"]
+        assert corpus.utterances[1].audio == path
+        assert corpus.utterances[1].duration == pytest.approx(2.0, abs=0.1)
+
+    def test_damage_is_named_and_leaves_nothing(self, source):
+        tar = trees.emilia(source) / "Emilia" / "DE" / "DE-B000001.tar"
+        whole = tar.read_bytes()
+        tar.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(DataError, match=r"DE-B000001\.tar is no whole tar file .* download it"):
+            read("emilia", source)
+        text(tar, "version https://git-lfs.github.com/spec/v1")
+        with pytest.raises(DataError, match=r"DE-B000001\.tar is no whole tar file"):
+            read("emilia", source)
+        assert not (source.parent / "corpora").exists()
+
+    def test_a_record_without_audio_or_without_its_fields_is_named(self, source):
+        text(source / "DE" / "DE_B00000.jsonl", '{"wav": "x.mp3", "text": "x"}')
+        with pytest.raises(DataError, match=r"expected text, duration, speaker, language and"):
+            read("emilia", source)
+        (source / "DE" / "DE_B00000.jsonl").unlink()
+        path = source / "DE" / "DE-B000000.tar"
+        with tarfile.open(path, "w") as archive:
+            trees._member(archive, "a.json", b"{}")
+        with pytest.raises(DataError, match=r"a\.json has no audio beside it"):
+            read("emilia", source)
+
+    @pytest.mark.parametrize(
+        ("filters", "message"),
+        [
+            ({"language": ["dee"]}, "no language 'dee'; .* Did you mean 'de'"),
+            ({"min_dnsmos": 4.9}, r"no utterance that is wanted .*min_dnsmos 4\.9"),
+            ({"max_hours": 0.0}, "ask for more"),
+        ],
+    )
+    def test_a_filter_that_leaves_nothing_is_named(self, source, filters, message):
+        with pytest.raises(DataError, match=message):
+            read("emilia", trees.emilia(source), filters=filters)
+
+    def test_other_corpora_have_no_such_filter(self, source):
+        sound(source / "wav" / "03a01Fa.wav")
+        with pytest.raises(DataError, match="emodb has no max_hours to choose by; use --only"):
+            read("emodb", source, filters={"max_hours": 1.0})
+
+
+class TestArchives:
+    def test_a_manifest_may_name_members_of_tar_files(self, source):
+        for place in ("one", "two"):  # of one name
+            (source / place).mkdir()
+            with tarfile.open(source / place / "a.tar.gz", "w:gz") as archive:
+                trees._member(archive, "./x/clip.mp3", trees.mp3(1.0 if place == "one" else 2.0))
+        rows = "".join(f"{p},{p}/a.tar.gz/x/clip.mp3\n" for p in ("one", "two"))
+        text(source / "manifest.csv", "id,audio", rows.rstrip())
+        corpus = prepare(source / "manifest.csv", source.parent / "made")
+        assert [round(u.duration) for u in corpus.utterances] == [1, 2]
+
+    def test_a_member_that_lacks_or_leads_out_is_named(self, source):
+        with tarfile.open(source / "a.tar", "w") as archive:
+            trees._member(archive, "../clip.mp3", trees.mp3(1.0))
+        for name, message in (("b.mp3", "has no member 'b.mp3'"), ("../clip.mp3", "leads out")):
+            text(source / "manifest.csv", "audio", f"a.tar/{name}")
+            with pytest.raises(DataError, match=message):
+                prepare(source / "manifest.csv", source.parent / "made")
+            assert not (source.parent / "made").exists()
+
+
 class TestWrongTrees:
     @pytest.mark.parametrize("corpus", sorted(READERS))
     def test_what_was_found_and_expected_is_said(self, corpus, source):
@@ -252,6 +367,12 @@ class TestCommand:
         )
         assert "utterances: 2" in done.output
         assert f"folder: {tmp_path / 'x'}" in done.output
+
+    def test_emilia_is_chosen_by_language_hours_and_quality(self, source, tmp_path):
+        trees.emilia(source)
+        given = ["--language", "de", "--max-hours", "0.001", "--min-dnsmos", "3.1"]
+        done = self.run("emilia", source, "--out", tmp_path / "x", *given)
+        assert "utterances: 1" in done.output
 
     def test_every_reader_is_in_the_help(self):
         shown = self.run("--help").output

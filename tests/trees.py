@@ -1,5 +1,9 @@
 """Tiny trees in the layouts of corpora as their owners ship them."""
 
+import io
+import json
+import tarfile
+
 import numpy as np
 import soundfile
 
@@ -89,3 +93,43 @@ def ml_superb(source):
         for i in range(first, first + 7):
             sound(source / folder / "wav" / f"{stem}_{i:06d}.wav")
     return source
+
+
+def emilia(source, language="de", part="Emilia", shards=2, clips=3, key="id"):
+    """Shards as they lie on the hub, of real MP3 files, json and mp3 in turn."""
+    tag = language.upper()
+    for shard in range(shards):
+        path = source / part / tag / f"{tag}-B{shard:06d}.tar"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(path, "w") as archive:
+            for clip in range(clips):
+                name = f"{tag}_B{shard:05d}_S{clip:05d}_W000000"
+                about = emilia_record(name, language, clip, key)
+                _member(archive, f"{name}.json", json.dumps(about).encode())
+                _member(archive, f"{name}.mp3", mp3(1.0 + clip))
+    return source
+
+
+def emilia_record(name, language, clip, key="id"):
+    return {
+        key: name,
+        "wav": f"{name[:9]}/{name[:16]}/mp3/{name}.mp3",
+        "text": f" Satz {clip}.",
+        "duration": 1.0 + clip,
+        "speaker": name[:16],
+        "language": language,
+        "dnsmos": 3.0 + 0.2 * clip,
+    } | ({"phone_count": 7} if key == "_id" else {})
+
+
+def mp3(seconds):
+    file = io.BytesIO()
+    time = np.arange(round(24000 * seconds)) / 24000
+    soundfile.write(file, 0.3 * np.sin(2 * np.pi * 300 * time), 24000, format="MP3")
+    return file.getvalue()
+
+
+def _member(archive, name, content):
+    about = tarfile.TarInfo(name)
+    about.size = len(content)
+    archive.addfile(about, io.BytesIO(content))

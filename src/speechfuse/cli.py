@@ -106,6 +106,15 @@ def prepare(
         list[str] | None,
         typer.Option(help="Keep these: COLUMN=VALUE,VALUE...; may be repeated."),
     ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Only these languages, like de,en (emilia).")
+    ] = None,
+    max_hours: Annotated[
+        float | None, typer.Option(min=0.0, help="The first so many hours (emilia).")
+    ] = None,
+    min_dnsmos: Annotated[
+        float | None, typer.Option(help="Least quality, for example 3.2 (emilia).")
+    ] = None,
     trials: Annotated[Path | None, typer.Option(help="Pairs as `label enrol test`.")] = None,
     join: Annotated[
         int, typer.Option(min=1, help="Join so many clips of a speaker into one utterance.")
@@ -116,7 +125,7 @@ def prepare(
 ) -> None:
     """Import a corpus: recordings, transcripts, speakers, emotions and splits.
 
-    By name, as its owner ships it, from the FOLDER where it lies: crema_d, emodb,
+    By name, as its owner ships it, from the FOLDER where it lies: crema_d, emilia, emodb,
     fluent_commands, fsdd, iemocap, librispeech, ml_superb (one hour of each language),
     ml_superb_10min, ravdess or voxceleb1.
 
@@ -135,6 +144,11 @@ def prepare(
         or corpora_folder() / f"{source if place else Path(name).stem}{'-mix' if mix > 1 else ''}"
     )
     chosen = _columns(only or ())
+    filters = {
+        "language": language.split(",") if language else None,
+        "max_hours": max_hours,
+        "min_dnsmos": min_dnsmos,
+    }
     with _progress() as progress:
         if max(join, mix) > 1 and (source in MADE or is_prepared(path)):
             corpus = remade(source, folder, join=join, mix=mix, progress=progress)
@@ -145,6 +159,7 @@ def prepare(
                 path,
                 folder,
                 reader=reader,
+                filters={name: value for name, value in filters.items() if value is not None},
                 only=chosen,
                 trials=trials,
                 join=join,

@@ -231,6 +231,15 @@ class Head(nn.Module, ABC):
         """
 
 
+@runtime_checkable
+class ScoresClasses(Protocol):
+    """A head that can tell how sure it is of each class."""
+
+    def logits(self, frames: Frames) -> Tensor:
+        """Unnormalised scores, (B, C)."""
+        ...
+
+
 class Task(ABC):
     """What is asked of a corpus: which labels it needs, what a head learns from, how it is scored.
 

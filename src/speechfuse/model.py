@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from speechfuse.contracts import Fusion, Head, LossSum, Upstream
+from speechfuse.contracts import Fusion, Head, LossSum, ScoresClasses, Upstream
 from speechfuse.types import Frames, LayerStack, Tokens, Waveforms
 
 SHARED = "all_tasks"
@@ -65,6 +65,12 @@ class FusionModel(nn.Module):
 
     def predict(self, inputs: Sequence[Waveforms | LayerStack], task: str) -> list[Any]:
         return self.head_of(task).predict(self.fuse(inputs, task))
+
+    def logits(self, inputs: Sequence[Waveforms | LayerStack], task: str) -> Tensor:
+        """Unnormalised scores of the classes, (B, C), of a task whose head predicts one."""
+        head = self.head_of(task)
+        assert isinstance(head, ScoresClasses), f"{type(head).__name__} has no logits"
+        return head.logits(self.fuse(inputs, task))
 
     def parameters_of(self, task: str) -> int:
         """Trained parameters that this task uses, those of tuned upstreams with them."""

@@ -2,6 +2,7 @@
 
 recordings.jsonl  supervisions.jsonl  cuts.jsonl    Lhotse's, so that its tools read them
 trials.tsv                                          label, enrolment, test (if there are any)
+teachers.json                                       who gave labels that no person gave (if any)
 corpus.json                                         name and counts
 """
 
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from speechfuse.data.teachers import FILE as TEACHERS
+from speechfuse.data.teachers import Card, read_cards, write_cards
 from speechfuse.errors import DataError
 from speechfuse.types import Trial, Utterance
 
@@ -30,6 +33,7 @@ _OURS = {
     "supervisions.jsonl",
     "cuts.jsonl",
     "trials.tsv",
+    TEACHERS,
     "corpus.json",
     "synthetic.json",
     "audio",
@@ -44,6 +48,8 @@ class Corpus:
     folder: Path
     utterances: tuple[Utterance, ...]
     trials: tuple[Trial, ...] = ()
+    source: str | None = None  # the reader's name, if it was read as its owner ships it
+    teachers: tuple[Card, ...] = ()  # of labels that no person gave
 
     def summary(self) -> dict[str, Any]:
         """Counts for a reader: hours, speakers, splits and classes."""
@@ -127,7 +133,11 @@ def write_corpus(corpus: Corpus, rates: dict[Path, tuple[int, int, int]]) -> Non
     CutSet.from_cuts(cuts).to_jsonl(out / "cuts.jsonl")
     if corpus.trials:
         write_trials(out / "trials.tsv", corpus.trials)
+    if corpus.teachers:
+        write_cards(out, corpus.teachers)
     summary = {"format": _FORMAT, **corpus.summary()}
+    if corpus.source:
+        summary["source"] = corpus.source
     (out / "corpus.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 
@@ -150,7 +160,7 @@ def read_corpus(folder: Path) -> Corpus:
     utterances = tuple(_utterance(cut, folder) for cut in cuts)
     trials = folder / "trials.tsv"
     found = read_trials(trials, utterances) if trials.is_file() else ()
-    return Corpus(about["name"], folder, utterances, found)
+    return Corpus(about["name"], folder, utterances, found, about.get("source"), read_cards(folder))
 
 
 def write_trials(path: Path, trials: Sequence[Trial]) -> None:

@@ -63,5 +63,6 @@ def join_clips(corpus: Corpus, count: int, progress: Progress | None = None) -> 
             )
             if progress:
                 progress("utterances joined", number + 1, len(parts))
-        write_corpus(Corpus(corpus.name, out, tuple(utterances)), about)
+        made = Corpus(corpus.name, out, tuple(utterances), source=corpus.source)
+        write_corpus(made, about)
     return read_corpus(corpus.folder)

@@ -8,9 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from speechfuse.data.archives import member_of, unpack
 from speechfuse.data.corpus import (
     Corpus,
     check_replaceable,
+    read_corpus,
     read_lines,
     read_trials,
     replacing,
@@ -19,6 +21,7 @@ from speechfuse.data.corpus import (
 from speechfuse.data.joining import join_clips
 from speechfuse.data.mixing import mix_speakers
 from speechfuse.data.readers.layout import Reader
+from speechfuse.data.teachers import read_cards
 from speechfuse.errors import DataError, did_you_mean
 from speechfuse.types import Progress, Utterance
 
@@ -49,6 +52,7 @@ def prepare(
     folder: Path,
     *,
     reader: Reader | None = None,
+    filters: Mapping[str, object] | None = None,
     only: Mapping[str, Collection[str]] | None = None,
     trials: Path | None = None,
     name: str | None = None,
@@ -58,21 +62,28 @@ def prepare(
 ) -> Corpus:
     """Import a manifest, a Kaldi folder or what `reader` reads into a corpus folder.
 
+    filters: what the reader leaves out while it reads.
     only: keep the utterances that have one of these values in a column.
     join: put so many clips of a speaker one after the other into new audio files, with their
     texts, to make connected speech of single words.
     mix: put turns of so many speakers of one split into new audio files, for diarization.
 
     A manifest has the columns id, audio, start, duration, text, speaker, emotion, language,
-    split; all but audio may be missing, others are kept. Audio paths are relative to it.
+    split; all but audio may be missing, others are kept. Audio paths are relative to it; one that
+    leads into a tar file, like a.tar/b.mp3, is unpacked into the corpus folder.
 
     Raises:
         DataError: unreadable rows, missing or empty audio, spans outside their file; or the
             folder holds something that is no corpus of ours.
     """
     check_replaceable(folder)
+    if filters and not (reader and set(filters) <= set(reader.filters)):
+        raise DataError(
+            f"{reader.name if reader else source} has no {' and no '.join(filters)} to choose by; "
+            "use --only COLUMN=VALUE"
+        )
     if reader:
-        rows = reader.read(source)
+        rows = reader.read(source, **filters or {})
     elif not source.exists():
         raise DataError(
             f"no manifest or Kaldi folder at {source}; of a corpus by name give the folder too, "
@@ -85,6 +96,42 @@ def prepare(
     if not rows:
         raise DataError(f"{source} has no utterances")
     base = source if source.is_dir() else source.parent
+    empty = Corpus(
+        name or folder.resolve().name,
+        folder,
+        (),
+        source=reader.name if reader else None,
+        teachers=() if reader else read_cards(base),
+    )
+    own = source / reader.trials if reader and reader.trials else None
+    pairs = trials or own or trials_beside(source)
+    if any(member_of(base, row.get("audio", "")) for row in rows):
+        if join > 1 or mix > 1:
+            raise DataError(
+                f"{source}: audio lies in tar files; prepare it first, then join or mix"
+            )
+        with replacing(folder) as out:
+            rows = unpack(rows, base, out / "audio", progress)
+            corpus, rates = _filled(empty, rows, source, pairs, progress)
+            write_corpus(replace(corpus, folder=out), rates)
+        return read_corpus(folder)
+    corpus, rates = _filled(empty, rows, source, pairs, progress)
+    if join > 1 or mix > 1:
+        return rearranged(corpus, join=join, mix=mix, progress=progress)
+    with replacing(folder) as out:
+        write_corpus(replace(corpus, folder=out), rates)
+    return corpus
+
+
+def _filled(
+    corpus: Corpus,
+    rows: Sequence[dict[str, str]],
+    source: Path,
+    trials: Path | None,
+    progress: Progress | None,
+) -> tuple[Corpus, dict[Path, tuple[int, int, int]]]:
+    """The corpus with its utterances and trials, and sample rate and size of each audio file."""
+    base = source if source.is_dir() else source.parent
     rates: dict[Path, tuple[int, int, int]] = {}
     utterances = []
     for number, row in enumerate(rows):
@@ -94,18 +141,13 @@ def prepare(
     twice = _first_twice([u.id for u in utterances])
     if twice:
         raise DataError(f"{source}: the id '{twice}' stands for two utterances")
-    inside = next((path for path in rates if path.is_relative_to(folder.resolve())), None)
+    inside = next((path for path in rates if path.is_relative_to(corpus.folder.resolve())), None)
     if inside:
-        raise DataError(f"{inside} lies in {folder}, which is to be replaced; choose another --out")
-    own = source / reader.trials if reader and reader.trials else None
-    found = trials or own or trials_beside(source)
-    pairs = read_trials(found, utterances) if found else ()
-    corpus = Corpus(name or folder.resolve().name, folder, tuple(utterances), pairs)
-    if join > 1 or mix > 1:
-        return rearranged(corpus, join=join, mix=mix, progress=progress)
-    with replacing(folder) as out:
-        write_corpus(replace(corpus, folder=out), rates)
-    return corpus
+        raise DataError(
+            f"{inside} lies in {corpus.folder}, which is to be replaced; choose another --out"
+        )
+    pairs = read_trials(trials, utterances) if trials else ()
+    return replace(corpus, utterances=tuple(utterances), trials=pairs), rates
 
 
 def rearranged(

@@ -61,7 +61,8 @@ def mix_speakers(corpus: Corpus, count: int, progress: Progress | None = None) -
             )
             if progress:
                 progress("mixtures made", number + 1, len(parts))
-        write_corpus(Corpus(corpus.name, out, tuple(utterances)), about)
+        made = Corpus(corpus.name, out, tuple(utterances), source=corpus.source)
+        write_corpus(made, about)
     return read_corpus(corpus.folder)
 
 

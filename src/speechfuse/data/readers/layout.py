@@ -17,8 +17,10 @@ Row = dict[str, str]  # a manifest's columns; audio is relative to the corpus's 
 class Reader:
     """Lists a corpus as its owner ships it, and names the trials that come with it."""
 
-    read: Callable[[Path], list[Row]]
+    name: str
+    read: Callable[..., list[Row]]  # of the corpus's folder, and its filters by name
     trials: str | None = None  # a file in the corpus's folder
+    filters: tuple[str, ...] = ()  # what can be left out while it is read
 
 
 def find(source: Path, pattern: str, layout: str) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from speechfuse.data.readers import (
     crema_d,
+    emilia,
     emodb,
     fluent_commands,
     fsdd,
@@ -16,18 +17,20 @@ from speechfuse.data.readers import (
 from speechfuse.data.readers.layout import Reader
 from speechfuse.errors import DataError, did_you_mean
 
-READERS = {
-    "crema_d": Reader(crema_d.read),
-    "emodb": Reader(emodb.read),
-    "fluent_commands": Reader(fluent_commands.read),
-    "fsdd": Reader(fsdd.read),
-    "iemocap": Reader(iemocap.read),
-    "librispeech": Reader(librispeech.read),
-    "ml_superb": Reader(ml_superb.read_1h),
-    "ml_superb_10min": Reader(ml_superb.read_10min),
-    "ravdess": Reader(ravdess.read),
-    "voxceleb1": Reader(voxceleb1.read, trials=voxceleb1.TRIALS),
-}
+_ALL = (
+    Reader("crema_d", crema_d.read),
+    Reader("emilia", emilia.read, filters=("language", "max_hours", "min_dnsmos")),
+    Reader("emodb", emodb.read),
+    Reader("fluent_commands", fluent_commands.read),
+    Reader("fsdd", fsdd.read),
+    Reader("iemocap", iemocap.read),
+    Reader("librispeech", librispeech.read),
+    Reader("ml_superb", ml_superb.read_1h),
+    Reader("ml_superb_10min", ml_superb.read_10min),
+    Reader("ravdess", ravdess.read),
+    Reader("voxceleb1", voxceleb1.read, trials=voxceleb1.TRIALS),
+)
+READERS = {reader.name: reader for reader in _ALL}
 
 
 def find_reader(corpus: str) -> Reader:
