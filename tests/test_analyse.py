@@ -64,6 +64,20 @@ def test_weights_are_the_interface_s_and_sizes_count(trained):
     torch.testing.assert_close(torch.tensor(use.scaled), scaled.detach())
 
 
+def test_keys_are_shown_beside_values(trained):
+    model, tasks, stores, names = trained({"interface": {"kind": "mhfa"}})
+    part = model.fusion_of("emotion").interface
+    with torch.no_grad():
+        part.logits[0, 1] = 2.0  # of the keys
+    uses = [u for u in layer_use(model, tasks, stores, names) if u.weights or u.gradient]
+    whole, keys, values = uses
+    assert (whole.model, whole.weights) == ("ssl + other", None)
+    assert [keys.model, values.model] == ["ssl + other, keys", "ssl + other, values"]
+    assert keys.weights == pytest.approx(part.logits[0].softmax(0).tolist())
+    assert max(keys.weights) > 0.5
+    assert values.weights == pytest.approx([1 / len(values.weights)] * len(values.weights))
+
+
 @pytest.mark.parametrize(
     ("order", "read"),
     [("merge_first", ["0.73 ssl + 0.27 other"]), ("layers_first", ["0.73 ssl", "0.27 other"])],

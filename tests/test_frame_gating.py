@@ -26,7 +26,7 @@ def test_equals_a_loop_over_python_floats():
     part.logits.data, part.gates.data = torch.randn(3), torch.randn(3, 2)
     layers = torch.randn(3, 1, 2, 2)
     given = LayerStack(tuple(layers), torch.tensor([2]), 50.0)
-    hidden, weights = part(given, "asr").hidden, part.layer_weights(given, "asr")
+    hidden, weights = part(given, "asr").hidden, part.layer_weights(given, "asr")[""]
     for frame in range(2):
         columns = layers[:, 0, frame].tolist()
         powers = [

@@ -11,7 +11,7 @@ def test_evaluation_takes_each_feature_from_its_best_layer(stack):
     part.logits.data = 5.0 * F.one_hot(torch.tensor(chosen), 3).T
     by_hand = torch.stack([given.layers[layer][..., d] for d, layer in enumerate(chosen)], -1)
     assert torch.equal(part(given, "asr").hidden, by_hand)
-    assert part.layer_weights(given, "asr").tolist() == [0.5, 0.25, 0.25]
+    assert part.layer_weights(given, "asr")[""].tolist() == [0.5, 0.25, 0.25]
 
 
 def test_training_is_the_straight_through_gumbel_softmax_of_torch(stack):

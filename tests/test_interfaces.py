@@ -144,9 +144,10 @@ class TestInterface:
 
     def test_weights_sum_to_one_over_layers(self, name, layers, dim, stack):
         part, given = made(name, layers, dim), stack(layers=layers, dim=dim)
-        if isinstance(part, ShowsLayers):
-            weights = part.layer_weights(given, "asr")
+        shown = part.layer_weights(given, "asr") if isinstance(part, ShowsLayers) else {}
+        for weights in shown.values():
             assert len(weights) == layers
+        for weights in (*shown.values(), *part.learned_weights().values()):
             assert (weights >= 0).all()
             torch.testing.assert_close(weights.sum(0), torch.ones_like(weights.sum(0)))
 

@@ -17,11 +17,11 @@ def test_is_the_attention_of_torch_over_the_layers_of_each_frame(stack, queries)
     expected = part.project(read.flatten(1)).reshape(2, 7, 24)
     torch.testing.assert_close(part(given, "asr").hidden, expected)
     shares = weights.mean(1).T.reshape(5, 2, 7)
-    torch.testing.assert_close(part.layer_weights(given, "asr"), shares)
+    torch.testing.assert_close(part.layer_weights(given, "asr")[""], shares)
 
 
 def test_every_layer_counts_about_the_same_at_the_start(stack):
     torch.manual_seed(0)
     given = stack(garbage=0.0)
-    weights = LayerCrossAttention(given.spec, tasks=["asr"]).layer_weights(given, "asr")
+    weights = LayerCrossAttention(given.spec, tasks=["asr"]).layer_weights(given, "asr")[""]
     torch.testing.assert_close(weights, torch.full_like(weights, 1 / 5), atol=0.02, rtol=0)

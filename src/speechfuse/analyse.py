@@ -77,15 +77,18 @@ def _readings(
         names = [" + ".join(names)]
     found = []
     for name, (interface, stack) in zip(names, read, strict=True):
-        use = LayerUse(
-            task, name, None, None, None, receptive_field(interface, stack, task).tolist()
-        )
-        if isinstance(interface, ShowsLayers):
-            weights = _mean_weights(interface.layer_weights(stack, task), stack)
+        gradient = receptive_field(interface, stack, task).tolist()
+        found.append(LayerUse(task, name, None, None, None, gradient))
+        if not isinstance(interface, ShowsLayers):
+            continue
+        for kind, given in interface.layer_weights(stack, task).items():
+            weights = _mean_weights(given, stack)
             scaled = weights * _sizes(stack)
             shares = (scaled / scaled.sum()).tolist()
-            use = replace(use, weights=weights.tolist(), scaled=shares)
-        found.append(use)
+            if kind:
+                found.append(LayerUse(task, f"{name}, {kind}", weights.tolist(), shares, None))
+            else:
+                found[-1] = replace(found[-1], weights=weights.tolist(), scaled=shares)
     return found
 
 

@@ -151,6 +151,13 @@ class Interface(nn.Module, ABC):
     @abstractmethod
     def forward(self, stack: LayerStack, task: str) -> Frames: ...
 
+    def learned_weights(self) -> Mapping[str, Tensor]:
+        """Softmaxes of learned logits that are the same in every frame, (L,) or (L, D).
+
+        By what they are for; none if it has no such logits.
+        """
+        return {}
+
     def stream(self, task: str) -> LayerStream:
         """The same, fed layer by layer.
 
@@ -202,8 +209,11 @@ class Fitted(Protocol):
 class ShowsLayers(Protocol):
     """An interface whose mixing weights can be read."""
 
-    def layer_weights(self, stack: LayerStack, task: str) -> Tensor:
-        """Non-negative weights that sum to one over layers: (L,) or (L, B, T)."""
+    def layer_weights(self, stack: LayerStack, task: str) -> Mapping[str, Tensor]:
+        """Non-negative weights that sum to one over layers: (L,) or (L, B, T).
+
+        By what they are for; under "" where there is one kind.
+        """
         ...
 
 

@@ -30,12 +30,15 @@ class FrameGating(Interface):
         self.logits = nn.Parameter(torch.zeros(spec.num_layers))
         self.gates = nn.Parameter(torch.zeros(spec.num_layers, spec.dim))
 
-    def layer_weights(self, stack: LayerStack, task: str) -> Tensor:
+    def layer_weights(self, stack: LayerStack, task: str) -> dict[str, Tensor]:
         """Those of every frame, (L, B, T)."""
+        return {"": self._weights(stack)}
+
+    def _weights(self, stack: LayerStack) -> Tensor:
         gates = self.gates / self.out_dim**0.5  # as in attention, so that wide layers start calmly
         scores = [layer @ gate for layer, gate in zip(stack.layers, gates, strict=True)]
         return (self.logits[:, None, None] + torch.stack(scores)).softmax(0)
 
     def forward(self, stack: LayerStack, task: str) -> Frames:
-        weights = self.layer_weights(stack, task)[..., None]
+        weights = self._weights(stack)[..., None]
         return Frames(mix(weights, stack.layers), stack.lengths, stack.frame_rate)

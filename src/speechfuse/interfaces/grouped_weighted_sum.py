@@ -50,6 +50,11 @@ class GroupedWeightedSum(Interface):
         self.logits = nn.Parameter(torch.zeros(spec.num_layers))
         self.project = nn.Linear(groups * spec.dim, self.out_dim)
 
+    def learned_weights(self) -> dict[str, Tensor]:
+        """Those inside each group that has several layers."""
+        groups = enumerate(self.logits.split(self.sizes), start=1)
+        return {f"group {i}": logits.softmax(0) for i, logits in groups if len(logits) > 1}
+
     def forward(self, stack: LayerStack, task: str) -> Frames:
         sums: list[Tensor] = []
         start = 0

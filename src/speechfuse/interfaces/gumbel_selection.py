@@ -49,9 +49,13 @@ class GumbelSelection(Interface):
         self.temperature, self.anneal_steps, self.soft = temperature, anneal_steps, soft
         self.final_temperature = final_temperature or temperature
 
-    def layer_weights(self, stack: LayerStack, task: str) -> Tensor:
+    def learned_weights(self) -> dict[str, Tensor]:
+        """How likely a draw takes each feature from each layer, (L, D)."""
+        return {"": self.logits.softmax(0)}
+
+    def layer_weights(self, stack: LayerStack, task: str) -> dict[str, Tensor]:
         """The share of features that evaluation takes from each layer, (L,)."""
-        return self._selected(self.logits).mean(1)
+        return {"": self._selected(self.logits).mean(1)}
 
     def forward(self, stack: LayerStack, task: str) -> Frames:
         weights = self._sampled() if self.training else self._selected(self.logits)

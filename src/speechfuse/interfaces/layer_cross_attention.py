@@ -41,10 +41,10 @@ class LayerCrossAttention(Interface):
         )
         self.project = nn.Linear(queries * spec.dim, spec.dim) if queries > 1 else nn.Identity()
 
-    def layer_weights(self, stack: LayerStack, task: str) -> Tensor:
+    def layer_weights(self, stack: LayerStack, task: str) -> dict[str, Tensor]:
         """Those of every frame, the mean over queries and heads, (L, B, T)."""
         _, weights = attend(self.attention, self.queries, torch.stack(stack.layers, dim=2))
-        return weights.mean(-1).movedim(-1, 0)
+        return {"": weights.mean(-1).movedim(-1, 0)}
 
     def forward(self, stack: LayerStack, task: str) -> Frames:
         read, _ = attend(self.attention, self.queries, torch.stack(stack.layers, dim=2))

@@ -44,9 +44,13 @@ class MHFA(Interface):
         self.heads = nn.Linear(compression, heads, bias=False)
         self.project = nn.Linear(heads * compression, self.out_dim)
 
-    def layer_weights(self, stack: LayerStack, task: str) -> Tensor:
-        """Those of the values, which are what is read; the keys only choose frames. (L,)."""
-        return self.logits[1].softmax(0)
+    def learned_weights(self) -> dict[str, Tensor]:
+        keys, values = self.logits.softmax(1)
+        return {"keys": keys, "values": values}
+
+    def layer_weights(self, stack: LayerStack, task: str) -> dict[str, Tensor]:
+        """The values are what is read, the keys only choose frames; each (L,)."""
+        return self.learned_weights()
 
     def forward(self, stack: LayerStack, task: str) -> Frames:
         to_keys, to_values = self.logits.softmax(1)

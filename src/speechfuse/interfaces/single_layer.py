@@ -31,10 +31,10 @@ class SingleLayer(Interface):
         self.layer, self.num_layers = layer % spec.num_layers, spec.num_layers
         self.out_dim = spec.dim
 
-    def layer_weights(self, stack: LayerStack, task: str) -> Tensor:
+    def layer_weights(self, stack: LayerStack, task: str) -> dict[str, Tensor]:
         """One at the chosen layer, (L,)."""
         index = torch.tensor(self.layer, device=stack.lengths.device)
-        return F.one_hot(index, len(stack.layers)).float()
+        return {"": F.one_hot(index, len(stack.layers)).float()}
 
     def forward(self, stack: LayerStack, task: str) -> Frames:
         return Frames(stack.layers[self.layer], stack.lengths, stack.frame_rate)

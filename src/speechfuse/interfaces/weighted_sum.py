@@ -24,9 +24,12 @@ class WeightedSum(Interface):
         self.out_dim = spec.dim
         self.logits = nn.Parameter(torch.zeros(spec.num_layers))
 
-    def layer_weights(self, stack: LayerStack, task: str) -> Tensor:
+    def learned_weights(self) -> dict[str, Tensor]:
+        return {"": self.logits.softmax(0)}
+
+    def layer_weights(self, stack: LayerStack, task: str) -> dict[str, Tensor]:
         """The same for every frame, (L,)."""
-        return self.logits.softmax(0)
+        return self.learned_weights()
 
     def forward(self, stack: LayerStack, task: str) -> Frames:
         return Frames(mix(self.logits.softmax(0), stack.layers), stack.lengths, stack.frame_rate)
