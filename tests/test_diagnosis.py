@@ -5,11 +5,51 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from speechfuse.build import build_fusion, read_recipe, stack_specs
 from speechfuse.data.corpus import write_table
-from speechfuse.experiments.diagnosis import diagnose
+from speechfuse.experiments.diagnosis import _uniform, diagnose
 from speechfuse.experiments.report import write_report
 from speechfuse.experiments.runner import run_sweep
-from speechfuse.experiments.sweep import read_sweep
+from speechfuse.experiments.sweep import Cell, read_sweep
+
+
+@pytest.mark.parametrize(
+    ("fusion", "named"),
+    [
+        ({"interface": {"kind": "weighted_sum"}}, ["weights"]),
+        ({"interface": {"kind": "gumbel_selection"}}, ["weights"]),
+        ({"interface": {"kind": "mhfa"}}, ["weights of keys", "weights of values"]),
+        (
+            {"interface": {"kind": "grouped_weighted_sum", "groups": 2}},
+            ["weights of group 1", "weights of group 2"],
+        ),
+        (
+            {"interface": {"kind": "mhfa"}, "order": "layers_first", "merge": {"kind": "add"}},
+            [f"weights of {model}, {kind}" for model in ("a", "b") for kind in ("keys", "values")],
+        ),
+        ({"interface": {"kind": "frame_gating"}}, []),  # its gates decide, too
+        ({"interface": {"kind": "hconv"}}, []),
+    ],
+)
+def test_every_interface_with_weights_of_its_own_is_looked_at(
+    workspace, tone_recipe, encoder, fusion, named
+):
+    """As they start, all layers count the same; far from it nothing is said."""
+    source = {"kind": "huggingface", "source": str(encoder("hubert"))}
+    tone_recipe["upstreams"] = {"a": source, "b": source | {"weights": "random"}}
+    recipe = read_recipe(tone_recipe | {"fusion": fusion})
+    cell = Cell("both", "", 0, 1, recipe, workspace)
+    built = build_fusion(recipe, stack_specs(recipe), ["emotion"])
+    state = {f"fusions.emotion.{name}": tensor for name, tensor in built.state_dict().items()}
+    save_file(state, workspace / "model.safetensors")
+    for line, what in zip(_uniform(cell, "emotion"), named, strict=True):
+        assert line.startswith(f"layer {what} are still uniform, entropy 100.0 %")
+    torch.manual_seed(0)
+    for name, tensor in state.items():
+        if name.endswith("logits"):
+            tensor.copy_(torch.randn_like(tensor) * 3)
+    save_file(state, workspace / "model.safetensors")
+    assert [*_uniform(cell, "emotion")] == []
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from speechfuse import build
 from speechfuse.checkpoint import Run
-from speechfuse.contracts import Task
+from speechfuse.contracts import Interface, Task
 from speechfuse.experiments.sweep import Cell, Split, SweepFile, Tables
 from speechfuse.metrics import full_name, paired_difference
 from speechfuse.model import SHARED
@@ -36,21 +37,37 @@ def diagnose(sweep: SweepFile, done: Sequence[Cell], split: Split = "test") -> l
 
 
 def _uniform(cell: Cell, task: str) -> Iterator[str]:
-    """Weighted sums that have learned next to nothing about layers."""
-    fusion = cell.recipe.fusion
-    if fusion.interface.kind != "weighted_sum":
-        return
-    prefix = f"fusions.{task if fusion.per_task else SHARED}.interface"
-    for name, logits in load_file(cell.folder / "model.safetensors").items():
-        if name.startswith(prefix) and name.endswith(".logits") and len(logits) > 1:
-            weights = logits.double().softmax(0)
-            share = float(torch.special.entr(weights).sum()) / math.log(len(weights))
-            if share > UNIFORM:
-                rate = cell.recipe.training.layer_rate
-                yield (
-                    f"layer weights are still uniform, entropy {100 * share:.1f} % of that of "
-                    f"{len(weights)} equal ones; raise training.layer_rate from {rate:g}, or steps"
-                )
+    """Interfaces that have learned next to nothing about layers."""
+    for name, weights in _learned_weights(cell, task):
+        count = len(weights)
+        entropy = torch.special.entr(weights.double()).sum(0).mean()  # of all features
+        share = float(entropy) / math.log(count)
+        if share > UNIFORM:
+            of = f" of {name}" if name else ""
+            yield (
+                f"layer weights{of} are still uniform, entropy {100 * share:.1f} % of that of "
+                f"{count} equal ones; raise training.layer_rate from "
+                f"{cell.recipe.training.layer_rate:g}, or steps"
+            )
+
+
+def _learned_weights(cell: Cell, task: str) -> Iterator[tuple[str, Tensor]]:
+    """What a task's interfaces have learned of several layers, (L,) or (L, D), and of what."""
+    recipe, key, readers = cell.recipe, SHARED, list(cell.recipe.tasks)
+    if recipe.fusion.per_task:
+        key, readers = task, [task]
+    with torch.device("meta"):
+        fusion = build.build_fusion(recipe, build.stack_specs(recipe), readers)
+    start = f"fusions.{key}."
+    saved = load_file(cell.folder / "model.safetensors")
+    ours = {n.removeprefix(start): t for n, t in saved.items() if n.startswith(start)}
+    fusion.load_state_dict(ours, assign=True)
+    parts = [part for part in fusion.modules() if isinstance(part, Interface)]
+    models = [*recipe.upstreams] if len(parts) > 1 else [""]
+    for model, part in zip(models, parts, strict=True):
+        for kind, weights in part.learned_weights().items():
+            if len(weights) > 1:
+                yield ", ".join(filter(None, [model, kind])), weights.detach()
 
 
 def _rising(run: Run, name: str, task: Task) -> Iterator[str]:
