@@ -1,5 +1,7 @@
 """Each known failure is made, found and named with its number; a mended one is not."""
 
+import shutil
+
 import pytest
 import torch
 import yaml
@@ -55,7 +57,8 @@ def test_every_interface_with_weights_of_its_own_is_looked_at(
 @pytest.fixture
 def ran(workspace, tone_recipe, encoder):
     """A sweep of one encoder, and of it and a random one, of recognition and emotions."""
-    source = {"kind": "huggingface", "source": str(encoder("hubert"))}
+    shutil.copytree(encoder("hubert"), workspace / "encoder")
+    source = {"kind": "huggingface", "source": str(workspace / "encoder")}
     tone_recipe["upstreams"] = {"ssl": source, "random": source | {"weights": "random"}}
     tone_recipe["tasks"].pop("verification")
     tone_recipe["training"]["steps"] = 2
@@ -114,3 +117,20 @@ def test_every_failure_is_named_and_none_when_it_is_mended(ran, workspace):
     assert line in write_report(read, [one, both], workspace / "out").read_text().replace(
         "&#39;", "'"
     )
+
+
+def test_frozen_weights_that_moved_are_named_in_the_report(ran, workspace):
+    """Of both runs one encoder is another now; the random one needs its configuration alone."""
+    read, done = ran
+    whole = write_report(read, done, workspace / "out").read_text()
+    assert "frozen weights" not in whole
+    path = workspace / "encoder" / "model.safetensors"
+    save_file({k: v + 1 for k, v in load_file(path).items()}, path, {"format": "pt"})
+    (line,) = (
+        line for line in diagnose(read, done) if line.startswith("frozen weights that moved")
+    )
+    assert "2 of 2 runs were made with another upstream 'ssl' than is there now" in line
+    assert "(weights_sha256 differs); put it back, or train all into another folder" in line
+    page = write_report(read, done, workspace / "out").read_text()
+    assert "frozen weights that moved: 2 of 2" in page
+    assert page.count("<svg") < whole.count("<svg")  # no layers of an encoder that is not theirs

@@ -85,17 +85,23 @@ class Run:
                 f"{self.folder} holds a run of another recipe (differs in "
                 f"{', '.join(changed[:5])}); {remedy}"
             )
-        known = self._read_json("upstreams.json")
+        for name, changed in self.moved(upstreams).items():
+            raise RunError(
+                f"{self.folder} was made with another upstream '{name}' (differs in "
+                f"{', '.join(changed)}); put it back, or {remedy}"
+            )
+        return upstreams
+
+    def moved(self, upstreams: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
+        """By upstream, what of its identity is another than when the run was begun."""
+        known, found = self._read_json("upstreams.json"), {}
         for name, identity in upstreams.items():
             old = known.get(name, {})
             if "config_sha256" in identity:  # the hashes decide, a later commit may have the same
                 old = old | {"revision": identity.get("revision")}
             if changed := _changed(old, identity):
-                raise RunError(
-                    f"{self.folder} was made with another upstream '{name}' (differs in "
-                    f"{', '.join(changed)}); put it back, or {remedy}"
-                )
-        return upstreams
+                found[name] = changed
+        return found
 
     def recipe(self) -> Recipe:
         """Raises RunError if there is no run here."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -33,7 +34,23 @@ def diagnose(sweep: SweepFile, done: Sequence[Cell], split: Split = "test") -> l
             task = build.build_task(name, entry)
             lines = [*_uniform(cell, name), *_rising(run, name, task), *_silent(run, name, task)]
             found += [f"{where}, {name}: {line}" for line in lines]
-    return [*found, *_worse(sweep, done, split)]
+    return [*found, *_moved(done), *_worse(sweep, done, split)]
+
+
+def _moved(done: Sequence[Cell]) -> Iterator[str]:
+    """Upstreams whose weights changed under runs that take them for frozen."""
+    moved = Counter(
+        (name, what)
+        for cell in done
+        for name, changed in Run(cell.folder).moved(build.identities(cell.recipe)).items()
+        for what in changed
+    )
+    for (name, what), count in moved.items():
+        yield (
+            f"frozen weights that moved: {count} of {len(done)} runs were made with another "
+            f"upstream '{name}' than is there now ({what} differs); put it back, or train all into "
+            "another folder"
+        )
 
 
 def _uniform(cell: Cell, task: str) -> Iterator[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from speechfuse import build
 from speechfuse.checkpoint import Run, write_text
 from speechfuse.experiments.diagnosis import diagnose
 from speechfuse.experiments.layers import layer_figure, run_layer_use
@@ -123,8 +124,6 @@ def _curve_figure(done: Sequence[Cell]) -> Any:
     """Development metric over steps, a panel for each task; first fold, condition and seed."""
     from matplotlib.figure import Figure
 
-    from speechfuse import build
-
     shown = [c for c in done if (c.condition, c.fold, c.seed) == _first_place(done)]
     tasks = {name: entry for cell in shown for name, entry in cell.recipe.tasks.items()}
     figure = Figure(figsize=(4.0 * len(tasks), 3.4), layout="constrained")
@@ -166,6 +165,8 @@ def _layer_figures(done: Sequence[Cell]) -> Iterator[tuple[str, Any]]:
     for cell in done:
         if (cell.condition, cell.fold, cell.seed) != _first_place(done):
             continue
+        if Run(cell.folder).moved(build.identities(cell.recipe)):
+            continue  # it no longer has what it reads
         uses = run_layer_use(cell.folder)
         if any(len(use.weights or use.ablation or ()) > 1 for use in uses):
             yield cell.row, layer_figure(uses)
