@@ -43,14 +43,49 @@ def read_recipe(
 
 
 def _refuse_repeats(upstreams: Mapping[str, Part], tuned: Mapping[str, str]) -> None:
-    """One kind with equal options, defaults counted, is one encoder; frozen and tuned are two."""
+    """One kind with equal options, defaults counted, is one encoder; frozen and tuned are two.
+
+    Nothing is read or fetched for this; weights are compared when a run begins.
+    """
     for (name, part), (other, twin) in combinations(upstreams.items(), 2):
         if part == twin and tuned.get(name) == tuned.get(other):
-            raise RecipeError(
-                f"upstreams '{name}' and '{other}' are the same encoder (kind '{part.kind}', all "
-                "options equal), so the second tells nothing new; leave one out, change an "
-                "option, or ask for it with fusion.allow_repeats=true"
-            )
+            raise _repeated(name, other, f"kind '{part.kind}', all options equal")
+
+
+def refuse_equal_weights(recipe: Recipe, known: Mapping[str, Mapping[str, str]]) -> None:
+    """Of two names or folders with equal content, one is enough; known: the upstreams' identities.
+
+    Two are one if configuration and weights have equal hashes, or the same seed drew them, if both
+    are frozen or what is trained of them is equal, and if the options give every clip the same
+    layers: `whisper_pad` makes two of Whisper and one of HuBERT, `length_policy` masked and equal
+    are one.
+
+    Raises:
+        RecipeError: there are such two, and the recipe does not ask for them.
+    """
+
+    def content(name: str) -> dict[str, str]:
+        where = ("source", "revision") if "config_sha256" in known[name] else ()
+        return {key: value for key, value in known[name].items() if key not in where}
+
+    if recipe.fusion.allow_repeats:
+        return
+    for name, other in combinations(recipe.upstreams, 2):
+        if recipe.upstreams[name].kind != recipe.upstreams[other].kind:
+            continue
+        if content(name) != content(other):
+            continue
+        if build_upstream(recipe, name).manner() == build_upstream(recipe, other).manner():
+            sources = f"{known[name]['source']} and {known[other]['source']}"
+            raise _repeated(name, other, f"equal configuration and weights in {sources}")
+
+
+def _repeated(name: str, other: str, why: str) -> RecipeError:
+    return RecipeError(
+        f"upstreams '{name}' and '{other}' are the same encoder ({why}), so the second tells "
+        "nothing new; leave one out, change an option that changes its layers, or ask for it with "
+        "fusion.allow_repeats=true"
+    )
 
 
 def _resolved(recipe: Recipe) -> Recipe:

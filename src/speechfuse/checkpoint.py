@@ -71,12 +71,14 @@ class Run:
         Raises:
             RunError: the folder belongs to another recipe, or to other weights of an upstream; or
                 there can be none, below a file.
+            RecipeError: two upstreams of a new run are the same encoder.
         """
         there = next(path for path in (self.folder, *self.folder.parents) if path.exists())
         if not there.is_dir():
             raise RunError(f"{there} is a file, expected a folder for runs; choose another name")
         upstreams = build.identities(recipe)
         if not (self.folder / "recipe.yaml").is_file():
+            build.refuse_equal_weights(recipe, upstreams)
             return upstreams
         remedy = "choose another folder or delete this one"
         theirs, mine = self.recipe().model_dump(mode="json"), recipe.model_dump(mode="json")

@@ -75,6 +75,10 @@ class Upstream(nn.Module, ABC):
     def identity(self) -> dict[str, str]:
         """Name, revision and content hash: what a run folder keeps instead of a copy."""
 
+    def manner(self) -> Mapping[str, Any]:
+        """What else, beside the weights, decides the layers of a clip."""
+        return {}
+
 
 class Merge(nn.Module, ABC):
     """Several aligned stacks in, one stack out."""

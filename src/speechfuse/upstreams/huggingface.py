@@ -180,6 +180,13 @@ class HuggingFace(Upstream):
             return found | {"weights": f"random, seed {self.random_seed}"}
         return found | {"weights_sha256": _sha256(sorted(folder.glob("*.safetensors")))}
 
+    def manner(self) -> dict[str, Any]:
+        """Whisper has its silence and windows; batches masked or of one length are as exact."""
+        kind, made = self.config["model_type"], {"preprocessor": self.preprocessor}
+        if kind == "whisper":
+            return made | {"whisper_pad": self.whisper_pad, "long": self.long}
+        return made | {"padded": kind != "wav2vec2-bert" and self.length_policy == "padded"}
+
 
 def _folder(source: str, revision: str | None, weights: bool = True) -> Path:
     """The local folder of a source, fetched from the hub if it is not a folder here."""
