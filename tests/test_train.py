@@ -19,11 +19,13 @@ from speechfuse.checkpoint import Run
 from speechfuse.errors import DataError, RecipeError, RunError, ShapeError, UpstreamError
 from speechfuse.evaluate import evaluate_again, evidence_of
 from speechfuse.extract import fill_stores
+from speechfuse.fit import fit
 from speechfuse.metrics import with_interval
 from speechfuse.predict import predict_files
 from speechfuse.recipe import merged
+from speechfuse.steps import FusionTraining
 from speechfuse.taskdata import load_tasks
-from speechfuse.train import FusionTraining, _fit, train_run
+from speechfuse.train import train_run
 from speechfuse.types import Utterance
 
 
@@ -169,7 +171,7 @@ def test_accumulated_batches_are_one_step_of_their_mean(workspace, tone_recipe):
         before = {k: v.clone() for k, v in model.state_dict().items()}
         run = Run(workspace / name)
         run.folder.mkdir()
-        _fit(recipe, model, data, stores, run, None)
+        fit(recipe, model, data, stores, run, None)
         moved[name] = {k: v - before[k] for k, v in model.state_dict().items()}
     for key, step in moved["one"].items():
         torch.testing.assert_close(moved["two"][key], step, rtol=1e-2, atol=1e-4)

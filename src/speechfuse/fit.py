@@ -1,0 +1,151 @@
+"""The steps of a run with Lightning, from where it stopped to the weights that are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from speechfuse.callbacks import (
+    Events,
+    LongCSV,
+    Moved,
+    OneLine,
+    ShowProgress,
+    StepSeed,
+    Stop,
+    quiet,
+)
+from speechfuse.checkpoint import Run
+from speechfuse.data.schedule import make_schedule
+from speechfuse.data.stream import Source, Stream, draw_batches
+from speechfuse.model import FusionModel
+from speechfuse.ops import seed_for
+from speechfuse.recipe import Recipe
+from speechfuse.steps import AllInputs, Development, FusionTraining, load_batch
+from speechfuse.taskdata import TaskData
+from speechfuse.types import Progress
+
+
+def fit(
+    recipe: Recipe,
+    model: FusionModel,
+    tasks: Mapping[str, TaskData],
+    inputs: AllInputs,
+    run: Run,
+    progress: Progress | None,
+) -> None:
+    """Take the steps of a recipe, or those left; the model has the weights that are kept."""
+    training = recipe.training
+    sources = {
+        name: Source(
+            data.splits["train"],
+            recipe.tasks[name].batch_seconds or training.batch_seconds,
+            None if recipe.tasks[name].batch_seconds else training.batch_utterances,
+            recipe.tasks[name].crop_seconds,
+        )
+        for name, data in tasks.items()
+        if model.parameters_of(name)
+    }
+    sizes = {name: source.batches for name, source in sources.items()}
+    schedule = make_schedule(training.interleave, sizes, recipe.seed)
+    taught = {name: sources[name] for name in schedule.tasks}
+    resume = run.folder / "checkpoints" / "last.ckpt"
+    stop, log = Stop(resume), LongCSV(run.folder / "log.csv")
+    stream = Stream(
+        lambda: stop.between(
+            draw_batches(taught, schedule.turns(), recipe.seed), training.accumulate
+        ),
+        lambda task, members, number: load_batch(
+            tasks[task],
+            inputs[task],
+            members,
+            targets=True,
+            crop=_crop(recipe, task, number),
+        ),
+        training.steps * training.accumulate,
+        schedule,
+    )
+    every = min(training.evaluate_every or max(1, training.steps // 5), training.steps)
+    best, last = (
+        ModelCheckpoint(
+            run.folder / "checkpoints",
+            filename=name if training.average == 1 or name == "last" else "best-{step}",
+            monitor="dev/error" if name == "best" else None,
+            save_top_k=training.average if name == "best" else 1,
+            save_weights_only=name == "best",
+            enable_version_counter=False,
+        )
+        for name in ("best", "last")  # last after best, so that it knows which the best one is
+    )
+    moved = Moved(run.folder / "checkpoints")
+    callbacks: list[Callback] = [
+        StepSeed(recipe.seed, training.accumulate),
+        OneLine(log),
+        stop,
+        moved,
+        best,
+        last,
+    ]
+    if progress:
+        callbacks.append(ShowProgress(progress))
+    with quiet():
+        trainer = Trainer(
+            accelerator="auto",
+            devices=1,
+            max_steps=training.steps,
+            val_check_interval=every * training.accumulate,
+            accumulate_grad_batches=training.accumulate,
+            check_val_every_n_epoch=None,
+            precision=training.precision,
+            gradient_clip_val=training.gradient_clip,
+            logger=[log, Events(run.folder, "", "")],
+            callbacks=callbacks,
+            log_every_n_steps=max(1, training.steps // 100),
+            num_sanity_val_steps=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            inference_mode=False,  # positions that an encoder remembers are in later gradients
+        )
+        module = FusionTraining(recipe, model, tasks, schedule)
+        try:
+            trainer.fit(
+                module,
+                train_dataloaders=stream,
+                val_dataloaders=Development(model, tasks, inputs),
+                ckpt_path=resume if resume.is_file() else None,
+            )
+        except SystemExit as stopped:  # what Lightning makes of KeyboardInterrupt
+            raise KeyboardInterrupt from stopped
+        if stop.asked:  # while the last step was taken or scored
+            raise KeyboardInterrupt
+        if training.keep == "best" and best.best_model_path:
+            module.load_state_dict(averaged([Path(path) for path in best.best_k_models]))
+    model.cpu()
+
+
+def _crop(recipe: Recipe, task: str, number: int) -> tuple[float, int] | None:
+    """How long and from which seed a task's batch is cropped, the same after a stop."""
+    seconds = recipe.tasks[task].crop_seconds
+    return (seconds, seed_for(recipe.seed, "crop", str(number))) if seconds else None
+
+
+def averaged(checkpoints: Sequence[Path]) -> dict[str, Tensor]:
+    """The mean of their weights, in double precision; what is a count, the largest."""
+    states = [
+        torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
+        for path in checkpoints
+    ]
+    if len(states) == 1:
+        return dict(states[0])
+    return {
+        name: torch.stack([state[name].double() for state in states]).mean(0).to(tensor.dtype)
+        if tensor.is_floating_point()
+        else torch.stack([state[name] for state in states]).amax(0)
+        for name, tensor in states[0].items()
+    }
