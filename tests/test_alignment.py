@@ -4,9 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechfuse.alignment import align, aligned_specs, common_lengths, spread_layers
-from speechfuse.catalog import INTERFACES, MERGES
 from speechfuse.errors import ShapeError
-from speechfuse.fusion import MergeFirst
 from speechfuse.types import LayerStack, StackSpec
 
 
@@ -117,52 +115,3 @@ def test_any_encoders_align_alone_as_in_a_batch(encoders, samples):
             for a, b in zip(one.layers, many.layers, strict=True):
                 torch.testing.assert_close(a[0, :size], b[row, :size])
                 assert a[0, :size].abs().max() < 10
-
-
-@settings(max_examples=12, deadline=None)
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from([1, 2, 5, 13, 49]),
-            st.sampled_from([160, 320, 640, 1280]),
-            st.sampled_from([80, 192]),
-        ),
-        min_size=1,
-        max_size=2,
-    ),
-    st.lists(st.integers(4000, 12000), min_size=2, max_size=3),
-    st.sampled_from(["weighted_sum", "hconv", "frame_gating", "mhfa"]),
-    st.integers(0, 99),
-)
-def test_any_encoders_fuse_alone_as_in_a_batch(encoders, samples, interface, seed):
-    """Through align, merge and interface, with exact lengths; padding is garbage."""
-    random = torch.Generator().manual_seed(seed)
-    clips = [
-        [torch.randn(layers, -(-n // stride), dim, generator=random) for n in samples]
-        for layers, stride, dim in encoders
-    ]
-
-    def stacks(rows):
-        made = []
-        for (layers, stride, dim), own in zip(encoders, clips, strict=True):
-            sizes = [own[row].shape[1] for row in rows]
-            hidden = torch.full((layers, len(rows), max(sizes), dim), 1e6)
-            for place, row in enumerate(rows):
-                hidden[:, place, : sizes[place]] = own[row]
-            made.append(LayerStack(tuple(hidden), torch.tensor(sizes), 16000 / stride))
-        return made
-
-    specs = [StackSpec(layers, dim, 16000 / stride) for layers, stride, dim in encoders]
-    merge = MERGES["concat"](aligned_specs(specs))
-    torch.manual_seed(seed)
-    fusion = MergeFirst(merge, INTERFACES[interface](merge.spec, tasks=["asr"])).eval()
-    with torch.no_grad():
-        together = fusion(stacks(range(len(samples))), "asr")
-        for row, count in enumerate(samples):
-            alone = fusion(stacks([row]), "asr")
-            finest = min(stride for _, stride, _ in encoders)
-            size = 1 if interface == "mhfa" else -(-count // finest)
-            assert int(alone.lengths[0]) == int(together.lengths[row]) == size
-            torch.testing.assert_close(
-                alone.hidden[0, :size], together.hidden[row, :size], atol=1e-4, rtol=1e-4
-            )

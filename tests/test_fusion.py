@@ -1,0 +1,124 @@
+"""Any encoders through any merge and interface: a clip alone gives what it gives in a batch."""
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from speechfuse import catalog
+from speechfuse.build import build_fusion, read_recipe
+from speechfuse.errors import RecipeError, ShapeError
+from speechfuse.fusion import fit_interfaces
+from speechfuse.types import LayerStack, StackSpec
+
+MERGES = [
+    {"kind": "add"},
+    {"kind": "add", "width": "interpolate"},
+    {"kind": "add", "width": "project"},
+    *[{"kind": "concat", "projection": p} for p in ("after", "inside", "before", "none")],
+    {"kind": "concat", "projection": "before_per_layer"},
+    {"kind": "gated"},
+    {"kind": "interleave"},
+]
+MEL = {"kind": "filterbank"}
+PHASES = [Phase.reuse, Phase.generate]  # to shrink what fails would take minutes
+
+
+def recipe_of(models, **fusion):
+    return read_recipe(
+        {
+            "upstreams": dict.fromkeys("abc"[:models], MEL),
+            "fusion": {"allow_repeats": True, **fusion},
+            "tasks": {"asr": {"corpus": "none", "head": {"kind": "ctc"}}},
+        }
+    )
+
+
+def fitting_merges(specs, **fusion):
+    """Recipes of the merges that take these stacks; without learned weights all can be joined."""
+    found = []
+    for merge in MERGES:
+        try:
+            recipe = recipe_of(len(specs), merge=merge, **fusion)
+            with torch.device("meta"):
+                build_fusion(recipe, specs, ["asr"])
+            found.append(recipe)
+        except (RecipeError, ShapeError):
+            assert merge != {"kind": "concat", "projection": "none"}
+    return found
+
+
+def compare(data: st.DataObject, most: int) -> None:
+    """most: layers times the square of all widths together, so that an example stays small."""
+    draw = data.draw
+    interface = draw(st.sampled_from([*catalog.INTERFACES]), "interface")
+    narrow = interface == "pca_concat"  # eigenvectors cost the cube of a width
+    widths = [80, 192] if narrow else [80, 192, 384, 768, 1280]
+    models = draw(st.integers(1, 3), "models")
+    one_width = draw(st.booleans(), "one width")
+    dims = draw(st.lists(st.sampled_from(widths), min_size=models, max_size=models), "widths")
+    dims = dims[:1] * models if one_width else dims
+    deepest = max(1, min(49, most // sum(dims) ** 2))
+    specs = [
+        StackSpec(draw(st.integers(1, deepest), "layers"), dim, 16000 / stride)
+        for dim in dims
+        for stride in [draw(st.sampled_from([160, 320, 640, 1280]), "stride")]
+    ]
+    recipes = fitting_merges(
+        specs,
+        interface={"kind": interface},
+        order=draw(st.sampled_from(["merge_first", "layers_first"]), "order"),
+        normalize=draw(st.sampled_from(["none", "layer_norm", "unit_rms"]), "normalize"),
+    )
+    recipe = draw(st.sampled_from(recipes), "recipe")
+    samples = draw(st.lists(st.integers(1280, 8000), min_size=2, max_size=3), "samples")
+
+    random = torch.Generator().manual_seed(draw(st.integers(0, 99), "seed"))
+    clips = [
+        [
+            torch.randn(s.num_layers, -int(-n * s.frame_rate // 16000), s.dim, generator=random)
+            for n in samples
+        ]
+        for s in specs
+    ]
+
+    def stacks(rows):
+        made = []
+        for spec, own in zip(specs, clips, strict=True):
+            sizes = [own[row].shape[1] for row in rows]
+            hidden = torch.full((spec.num_layers, len(rows), max(sizes), spec.dim), 1e6)  # garbage
+            for place, row in enumerate(rows):
+                hidden[:, place, : sizes[place]] = own[row]
+            made.append(LayerStack(tuple(hidden), torch.tensor(sizes), spec.frame_rate))
+        return made
+
+    torch.manual_seed(0)
+    fusion = build_fusion(recipe, specs, ["asr"]).eval()
+    fit_interfaces(fusion, lambda: [stacks(range(len(samples)))])
+    with torch.no_grad():
+        for parameter in fusion.parameters():
+            if not parameter.any():  # logits, as if they had been trained
+                parameter.normal_()
+        together = fusion(stacks(range(len(samples))), "asr")
+        for row, count in enumerate(samples):
+            alone = fusion(stacks([row]), "asr")
+            size = -int(-count * max(s.frame_rate for s in specs) // 16000)
+            size = 1 if catalog.INTERFACES[interface].pools else size
+            size *= models if recipe.fusion.merge.kind == "interleave" else 1
+            assert int(alone.lengths[0]) == int(together.lengths[row]) == size
+            one, many = alone.hidden[0, :size], together.hidden[row, :size]
+            assert one.shape == many.shape == (size, fusion.out_dim)
+            torch.testing.assert_close(one, many, atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=15, deadline=None, phases=PHASES)
+@given(st.data())
+def test_any_encoders_fuse_alone_as_in_a_batch(data):
+    compare(data, 2_000_000)
+
+
+@pytest.mark.recipe
+@settings(max_examples=150, deadline=None, phases=PHASES)
+@given(st.data())
+def test_larger_and_more_of_them_do_too(data):
+    compare(data, 15_000_000)
