@@ -79,15 +79,15 @@ def test_the_installed_command_exits_with_2_and_one_message(workspace, tone_reci
     ],
 )
 def test_a_path_that_cannot_be_used_is_one_line_of_error(
-    workspace, tone_recipe, tiny_corpus, arguments, message
+    workspace, tone_recipe, tiny_corpus, arguments, message, monkeypatch, capsys
 ):
     written(tone_recipe, workspace / "r.yaml")
-    command = Path(sys.executable).parent / "speechfuse"
     given = arguments.replace("CORPUS", str(tiny_corpus)).split()
-    done = subprocess.run([command, *given], capture_output=True, text=True)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+    monkeypatch.setattr(sys, "argv", ["speechfuse", *given])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert message in errors[0]
     assert not (workspace / "x").exists()

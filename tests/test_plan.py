@@ -75,12 +75,11 @@ def test_a_tuned_upstream_is_counted_and_not_stored(tmp_path, training, trained)
     assert row["memory"] == f"{memory / 1e6:.1f} MB"
 
 
-@pytest.mark.parametrize("head", ["ctc", "classifier", "speaker"])
-def test_nothing_slow_is_imported(tmp_path, head):
+def test_nothing_slow_is_imported(tmp_path):
     """Torch alone takes a second; what is named here would take one more each."""
     recipe = recipe_of("concat", {"kind": "filterbank"}, encoder_of(tmp_path / "e", 3, 64))
-    kind = {"ctc": "asr", "classifier": "emotion", "speaker": "verification"}[head]
-    recipe["tasks"] = {kind: {"corpus": "x", "head": {"kind": head}}}
+    heads = {"asr": "ctc", "emotion": "classifier", "verification": "speaker"}
+    recipe["tasks"] = {t: {"corpus": "x", "head": {"kind": h}} for t, h in heads.items()}
     code = (
         "import json, sys; from speechfuse.build import read_recipe;"
         "from speechfuse.plan import plan_recipe; plan_recipe(read_recipe(json.load(sys.stdin)));"
