@@ -145,6 +145,7 @@ def test_the_grid_has_both_tables_and_a_recipe_for_every_column():
         "ER": 36,
         "PR": 15,
         "IC": 15,
+        "LID-1h": 15,
     }
     texts = [(UNIFY / f"{name}.yaml").read_text() for name in SWEEPS]
     named = sorted(
@@ -248,6 +249,14 @@ TINY = {
         BLOCKS,
     ),
     "ml_superb_multi_1h": ("ml_superb", {}, f"{BOTH}, CHConv", "CER", "20.2", BLOCKS),
+    "ml_superb_lid_1h": (
+        "ml_superb",
+        {"few_shot": ["no"]},
+        "HuBERT, HConv",
+        "accuracy (WA)",
+        "81.7",
+        ["language.head.dim=16", "language.head.ffn_dim=16", "language.head.blocks=2"],
+    ),
     "ml_superb_multi_10min": ("ml_superb_10min", {}, f"{BOTH}, WS", "CER", None, BLOCKS),
 }
 

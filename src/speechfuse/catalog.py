@@ -44,6 +44,7 @@ from speechfuse.recipe import explain
 from speechfuse.tasks.classification import Classification
 from speechfuse.tasks.diarization import Diarization
 from speechfuse.tasks.intent import Intent
+from speechfuse.tasks.language import LanguageToken
 from speechfuse.tasks.phones import Phones
 from speechfuse.tasks.recognition import Recognition
 from speechfuse.tasks.verification import Verification
@@ -83,6 +84,7 @@ TASKS: Table = {
     "emotion": Classification,
     "classification": Classification,
     "intent": Intent,
+    "language": LanguageToken,
     "verification": Verification,
     "diarization": Diarization,
 }

@@ -1,0 +1,48 @@
+"""Language identification (LID) as ML-SUPERB asks it: a text whose one token is the language."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from speechfuse.contracts import Prediction, Row
+from speechfuse.tasks.classification import Classification
+from speechfuse.tasks.rows import answers, padded
+from speechfuse.types import Tokens, Trial, Utterance
+
+
+class LanguageToken(Classification):
+    """Write the language, for a head with CTC; of several tokens the first counts, as in ESPnet.
+
+    A classifier that pools frames is task `classification` with label `language`.
+    """
+
+    reads: Prediction = "tokens"
+
+    def __init__(
+        self,
+        *,
+        label: str = "language",
+        labels: Sequence[str] | None = None,
+        select_by: Literal["accuracy", "balanced_accuracy"] = "accuracy",
+    ) -> None:
+        """label, labels, select_by: as of task classification."""
+        super().__init__(label=label, labels=labels, select_by=select_by)
+
+    def head_options(self) -> dict[str, Any]:
+        return {"num_tokens": len(self.labels) + 1, "symbols": self.labels}
+
+    def targets(self, utterances: Sequence[Utterance]) -> Tokens:
+        """Ids from 1, 0 is the blank of CTC."""
+        return padded([self.labels.index(u.label(self.label) or "") + 1] for u in utterances)
+
+    def table(
+        self,
+        utterances: Sequence[Utterance],
+        predictions: Sequence[Any],
+        trials: Sequence[Trial],
+    ) -> list[Row]:
+        """Nothing written is no language, and wrong."""
+        references = (u.label(self.label) or "" for u in utterances)
+        written = (self.labels[ids[0] - 1] if len(ids) else "" for ids in predictions)
+        return answers(utterances, references, written)
