@@ -15,14 +15,15 @@ import torch
 from speechfuse import catalog
 from speechfuse.alignment import aligned_specs
 from speechfuse.augment import SpecAugment, UtteranceNorm
-from speechfuse.contracts import Fitted, Fusion, Head, Interface, Merge, Task, Upstream
+from speechfuse.context.reading import PromptedFusion
+from speechfuse.contracts import Context, Fitted, Fusion, Head, Interface, Merge, Task, Upstream
 from speechfuse.errors import RecipeError
 from speechfuse.fusion import LayersFirst, MergeFirst
 from speechfuse.model import SHARED, FusionModel
 from speechfuse.ops import seed_for
-from speechfuse.recipe import FusionRecipe, Part, Recipe, TaskRecipe, load_recipe
+from speechfuse.recipe import ContextRecipe, FusionRecipe, Part, Recipe, TaskRecipe, load_recipe
 from speechfuse.tuning import tune
-from speechfuse.types import StackSpec
+from speechfuse.types import StackSpec, Where
 
 
 def read_recipe(
@@ -100,6 +101,11 @@ def _resolved(recipe: Recipe) -> Recipe:
             "interface": full("interface", recipe.fusion.interface),
         }
     )
+    context = recipe.context
+    if context is not None:
+        options = catalog.checked_options("context", context.kind, context.options)
+        part = full("interface", context.interface)
+        context = context.model_copy(update={**options, "interface": part})
     tasks = {}
     for name, entry in recipe.tasks.items():
         options = catalog.checked_options("task", entry.kind or name, entry.options)
@@ -108,7 +114,9 @@ def _resolved(recipe: Recipe) -> Recipe:
         name: Part(kind=part.kind, **upstream_options(recipe, name))
         for name, part in recipe.upstreams.items()
     }
-    return recipe.model_copy(update={"fusion": fusion, "tasks": tasks, "upstreams": upstreams})
+    return recipe.model_copy(
+        update={"fusion": fusion, "context": context, "tasks": tasks, "upstreams": upstreams}
+    )
 
 
 def _wrong_parts(data: Mapping[str, Any]) -> list[str]:
@@ -136,6 +144,10 @@ def _wrong_parts(data: Mapping[str, Any]) -> list[str]:
     fusion = section(data, "fusion")
     look("fusion.merge", "merge", fusion.get("merge"))
     look("fusion.interface", "interface", fusion.get("interface"))
+    context = data.get("context")
+    kind = ContextRecipe.model_fields["kind"].default
+    look("context", "context", context, kind=kind, skip=ContextRecipe.model_fields)
+    look("context.interface", "interface", section(data, "context").get("interface"))
     for name, task in section(data, "tasks").items():
         if name == SHARED or hasattr(torch.nn.ModuleDict, str(name)):
             wrong.append(f"tasks.{name}: the name is taken; choose another and give its kind")
@@ -243,6 +255,9 @@ def build_fusion(recipe: Recipe, specs: Sequence[StackSpec], tasks: Sequence[str
         part: Interface = make("interface", choice.interface, spec, tasks=tasks, **filled)
         return part
 
+    dropped = choice.drop_state_0 and any(spec.num_layers > 1 for spec in specs)
+    if dropped:
+        specs = [replace(spec, num_layers=max(1, spec.num_layers - 1)) for spec in specs]
     aligned = aligned_specs(specs)
     if choice.order == "layers_first":
         parts = [interface(spec) for spec in specs]
@@ -251,7 +266,7 @@ def build_fusion(recipe: Recipe, specs: Sequence[StackSpec], tasks: Sequence[str
         ]
         merge: Merge = make("merge", choice.merge, left)
         _check_layers_first(choice, parts, times=merge.spec.frame_rate > left[0].frame_rate)
-        return LayersFirst(parts, merge, normalize=choice.normalize)
+        return LayersFirst(parts, merge, normalize=choice.normalize, drop_state_0=dropped)
     merge = make("merge", choice.merge, aligned)
     if merge.interface_dim is None:
         fused = interface(merge.spec)
@@ -264,7 +279,9 @@ def build_fusion(recipe: Recipe, specs: Sequence[StackSpec], tasks: Sequence[str
             f"'{choice.merge.kind}' gives, which learns and would give something else later; use a "
             "merge without parameters, or order 'layers_first'"
         )
-    return MergeFirst(merge, fused, normalize=choice.normalize, models=len(specs))
+    return MergeFirst(
+        merge, fused, normalize=choice.normalize, drop_state_0=dropped, models=len(specs)
+    )
 
 
 def _check_layers_first(choice: FusionRecipe, parts: Sequence[Interface], *, times: bool) -> None:
@@ -329,17 +346,91 @@ def build_model(
     for name, readers in {n: [n] for n in tasks}.items() if per_task else [(SHARED, [*tasks])]:
         with _seeded(recipe.seed, "fusion", name):
             fusions[name] = build_fusion(recipe, specs, readers)
-    heads = {}
+    some = next(iter(fusions.values()))
+    reader = build_reader(recipe, some.out_dim, some.frame_rate, tasks)
+    heads, places = {}, {}
     for name, task in tasks.items():
-        dim = fusions[name if per_task else SHARED].out_dim
+        fusion = fusions[name if per_task else SHARED]
+        dim = reader.out_dim if reader else fusion.out_dim
         with _seeded(recipe.seed, "head", name):
             heads[name] = build_head(recipe.tasks[name], dim, task.head_options())
-        check_frames(recipe, name, fusions[name if per_task else SHARED], heads[name])
+        check_frames(recipe, name, fusion, heads[name])
+        places[name] = _place(recipe, name, heads[name])
     _check_fitted(recipe, fusions.values())
     before = {
         name: torch.nn.Sequential(*steps) for name in tasks if (steps := _before(recipe, name))
     }
-    return FusionModel(fusions, heads, before, [*build_tuned(recipe).values()])
+    tuned = [*build_tuned(recipe).values()]
+    return FusionModel(fusions, heads, before, tuned, reader, places)
+
+
+def build_reader(
+    recipe: Recipe, in_dim: int, frame_rate: float, tasks: Mapping[str, Task]
+) -> PromptedFusion | None:
+    """The prompted transformer and the fusion of its layers, if the recipe has a context."""
+    chosen = recipe.context
+    if chosen is None:
+        return None
+    cls = catalog.find("context", chosen.kind)
+    texts = [
+        name for name in tasks if catalog.find("head", recipe.tasks[name].head.kind).reads == "text"
+    ]
+    with _seeded(recipe.seed, "context"):
+        context: Context = cls(
+            in_dim,
+            frame_rate,
+            tasks=[*tasks],
+            text_sizes={name: tasks[name].head_options()["num_tokens"] for name in texts},
+            prompts={name: recipe.tasks[name].prompts for name in tasks},
+            **catalog.checked_options("context", chosen.kind, chosen.options),
+        )
+        part = chosen.interface
+        options = catalog.checked_options("interface", part.kind, part.options)
+        interface: Interface = catalog.find("interface", part.kind)(
+            context.spec, tasks=[*tasks], **options
+        )
+    if interface.pools or isinstance(interface, Fitted):
+        raise RecipeError(
+            f"context.interface: '{part.kind}' "
+            + ("gives one vector for each utterance" if interface.pools else "is fitted before")
+            + ", but positions of a transformer that learns are read one by one; use "
+            "prompt_adaptive, or another interface"
+        )
+    return PromptedFusion(context, interface, normalize=chosen.normalize)
+
+
+def _place(recipe: Recipe, name: str, head: Head) -> Where:
+    """Which positions of a prompted sequence a head reads.
+
+    Raises:
+        RecipeError: words to read or to write without a context, or one position where all are
+            needed.
+    """
+    entry = recipe.tasks[name]
+    if recipe.context is None:
+        for what, there in (
+            (f"head '{entry.head.kind}' writes", head.reads == "text"),
+            ("read asks", entry.read is not None),
+            ("prompts ask", bool(entry.prompts)),
+        ):
+            if there:
+                raise RecipeError(
+                    f"task '{name}': {what} for a prompted transformer, the recipe has none; add "
+                    "context: {kind: prompted_transformer}"
+                )
+        return "speech"
+    if head.reads == "text":
+        if entry.read:
+            raise RecipeError(
+                f"task '{name}': head '{entry.head.kind}' reads the text it writes; leave read out"
+            )
+        return "text"
+    if entry.read == "prompt" and head.predicts in ("tokens", "turns"):
+        raise RecipeError(
+            f"task '{name}': head '{entry.head.kind}' needs every frame; use read: speech, or head "
+            "'text'"
+        )
+    return entry.read or ("speech" if head.predicts in ("tokens", "turns") else "prompt")
 
 
 def _check_fitted(recipe: Recipe, fusions: Iterable[Fusion]) -> None:

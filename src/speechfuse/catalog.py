@@ -15,7 +15,8 @@ from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from speechfuse.contracts import Head, Interface, Merge, Task, Upstream
+from speechfuse.context.prompted_transformer import PromptedTransformer
+from speechfuse.contracts import Context, Head, Interface, Merge, Task, Upstream
 from speechfuse.errors import RecipeError, did_you_mean
 from speechfuse.heads.classifier import Classifier
 from speechfuse.heads.conv_transformer import ConvTransformer
@@ -24,16 +25,19 @@ from speechfuse.heads.diarization import Diarization as DiarizationHead
 from speechfuse.heads.slots import Slots
 from speechfuse.heads.speaker import Speaker
 from speechfuse.heads.statistics import Statistics
+from speechfuse.heads.text import Text
 from speechfuse.heads.x_vector import XVector
 from speechfuse.interfaces.cls_pooling import ClsPooling
 from speechfuse.interfaces.concat_project import ConcatProject
 from speechfuse.interfaces.frame_gating import FrameGating
+from speechfuse.interfaces.gated_encoder import GatedEncoder
 from speechfuse.interfaces.grouped_weighted_sum import GroupedWeightedSum
 from speechfuse.interfaces.gumbel_selection import GumbelSelection
 from speechfuse.interfaces.hconv import HConv
 from speechfuse.interfaces.layer_cross_attention import LayerCrossAttention
 from speechfuse.interfaces.mhfa import MHFA
 from speechfuse.interfaces.pca_concat import PCAConcat
+from speechfuse.interfaces.prompt_adaptive import PromptAdaptiveFusion
 from speechfuse.interfaces.single_layer import SingleLayer
 from speechfuse.interfaces.weighted_sum import WeightedSum
 from speechfuse.merging.add import Add
@@ -67,7 +71,10 @@ INTERFACES: Table = {
     "layer_cross_attention": LayerCrossAttention,
     "mhfa": MHFA,
     "hconv": HConv,
+    "gated_encoder": GatedEncoder,
+    "prompt_adaptive": PromptAdaptiveFusion,
 }
+CONTEXTS: Table = {"prompted_transformer": PromptedTransformer}
 HEADS: Table = {
     "ctc": CTC,
     "conv_transformer": ConvTransformer,
@@ -77,6 +84,7 @@ HEADS: Table = {
     "x_vector": XVector,
     "statistics": Statistics,
     "diarization": DiarizationHead,
+    "text": Text,
 }
 TASKS: Table = {
     "asr": Recognition,
@@ -92,6 +100,7 @@ ROLES: Mapping[str, Table] = {
     "upstream": UPSTREAMS,
     "merge": MERGES,
     "interface": INTERFACES,
+    "context": CONTEXTS,
     "head": HEADS,
     "task": TASKS,
 }
@@ -99,11 +108,15 @@ CONTRACTS: Mapping[str, type[Any]] = {
     "upstream": Upstream,
     "merge": Merge,
     "interface": Interface,
+    "context": Context,
     "head": Head,
     "task": Task,
 }
 # What the library fills in itself: a recipe cannot set it.
-FILLED_IN = ("tasks", "out_dim", "num_classes", "slot_sizes", "num_tokens", "symbols")
+FILLED_IN = (
+    *("tasks", "out_dim", "num_classes", "slot_sizes", "num_tokens", "symbols", "longest"),
+    *("text_sizes", "prompts"),
+)
 
 
 def find(role: str, kind: str) -> type[Any]:

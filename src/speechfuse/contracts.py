@@ -4,6 +4,7 @@ Upstream   waveforms      -> layer stack     (frozen foundation model)
 Merge      layer stacks   -> layer stack     (model fusion)
 Interface  layer stack    -> frames          (layer fusion)
 Fusion     layer stacks   -> frames          (both, in one order or the other)
+Context    frames, prompt -> layer stack     (prompted transformer)
 Head       frames         -> predictions, loss
 Task       utterances     -> targets; predictions -> metrics
 
@@ -23,7 +24,16 @@ from torch import Tensor, nn
 
 from speechfuse.errors import ShapeError
 from speechfuse.metrics import Evidence
-from speechfuse.types import Frames, LayerStack, StackSpec, Tokens, Trial, Utterance, Waveforms
+from speechfuse.types import (
+    Frames,
+    LayerStack,
+    Sequences,
+    StackSpec,
+    Tokens,
+    Trial,
+    Utterance,
+    Waveforms,
+)
 
 Row = dict[str, str]
 Prediction = Literal["tokens", "class", "classes", "vector", "turns"]  # of one utterance
@@ -200,6 +210,45 @@ class Fusion(nn.Module, ABC):
         )
 
 
+class Context(nn.Module, ABC):
+    """A transformer over [speech; prompt; text] that shows all of its layers.
+
+    Speech and prompt see each other, a position of the text sees them and the text before it.
+    """
+
+    spec: StackSpec  # frame_rate: of speech positions
+    join: int = 1  # frames that are one speech position
+
+    @abstractmethod
+    def forward(
+        self,
+        frames: Frames,
+        task: str,
+        text: Tokens | None = None,
+        prompts: Sequence[str] | None = None,
+    ) -> Sequences:
+        """text: tokens that are known. prompts: in words, one for each utterance.
+
+        Raises:
+            RecipeError: a task that it was not made for, or words where it has learned none.
+        """
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """The norm that stands above its layers, on what was made of them."""
+        return hidden
+
+
+@runtime_checkable
+class ReadsPrefix(Protocol):
+    """An interface that can weigh the layers of an utterance by its speech and prompt alone."""
+
+    reads_prefix: bool  # it is asked to
+
+    def prefix_scores(self, prefix: LayerStack) -> Tensor | None: ...
+
+    def mixed(self, stack: LayerStack, task: str, heard: Tensor | None) -> Frames: ...
+
+
 @runtime_checkable
 class Fitted(Protocol):
     """An interface that is fitted to data before the first step, and keeps that as buffers."""
@@ -233,6 +282,7 @@ class Head(nn.Module, ABC):
     """Turns frames into predictions and, given targets, into a loss."""
 
     predicts: Prediction
+    reads: Literal["frames", "text"] = "frames"  # text: it predicts tokens one after the other
 
     @abstractmethod
     def loss(self, frames: Frames, targets: Tokens) -> LossSum: ...
@@ -241,7 +291,8 @@ class Head(nn.Module, ABC):
     def predict(self, frames: Frames) -> list[Any]:
         """One prediction per utterance, in the head's own terms.
 
-        Token ids, a class or several, a vector, or turns as (speaker, start, end).
+        Token ids, a class or several, a vector, or turns as (speaker, start, end). One that reads
+        text gives the next token: `decoding.generate` writes with it.
         """
 
 

@@ -20,14 +20,21 @@ class MergeFirst(Fusion):
     """
 
     def __init__(
-        self, merge: Merge, interface: Interface, *, normalize: str = "none", models: int = 1
+        self,
+        merge: Merge,
+        interface: Interface,
+        *,
+        normalize: str = "none",
+        drop_state_0: bool = False,
+        models: int = 1,
     ) -> None:
         """normalize: of every hidden state first: none, layer_norm or unit_rms, nothing learned.
 
-        models: how many are merged; layers of one alone can be streamed.
+        drop_state_0: what the first block of an encoder reads is no layer. models: how many are
+        merged; layers of one alone can be streamed.
         """
         super().__init__()
-        self.models = models
+        self.drop_state_0, self.models = drop_state_0, models
         self.merge, self.interface, self.normalize = merge, interface, normalize
         width = merge.project_to
         self.project = None if width is None else nn.Linear(interface.out_dim, width)
@@ -36,7 +43,9 @@ class MergeFirst(Fusion):
 
     def merged(self, stacks: Sequence[LayerStack]) -> LayerStack:
         """The one stack that the interface reads."""
-        stack: LayerStack = self.merge(align(_normalised(stacks, self.normalize)))
+        stack: LayerStack = self.merge(
+            align(_normalised(_layers(stacks, self.drop_state_0), self.normalize))
+        )
         return stack
 
     def readings(self, stacks: Sequence[LayerStack]) -> list[tuple[Interface, LayerStack]]:
@@ -53,18 +62,21 @@ class MergeFirst(Fusion):
         if self.models > 1:
             return super().stream(task)
         interface = self.interface.stream(task)
-        return _NormalisedStream(interface, self.merge.spec.num_layers, self.normalize)
+        skipped = int(self.drop_state_0)
+        return _NormalisedStream(interface, self.merge.spec.num_layers, self.normalize, skipped)
 
 
 class _NormalisedStream(LayerStream):
     """Normalises each layer for an interface that takes them one by one."""
 
-    def __init__(self, interface: LayerStream, num_layers: int, kind: str) -> None:
-        super().__init__(num_layers)
-        self._interface, self._kind = interface, kind
+    def __init__(self, interface: LayerStream, num_layers: int, kind: str, skipped: int) -> None:
+        """num_layers: that the interface reads. skipped: that come before them."""
+        super().__init__(num_layers + skipped)
+        self._interface, self._kind, self._skipped = interface, kind, skipped
 
     def add(self, index: int, hidden: Tensor) -> None:
-        self._interface.add(index, normalise(hidden, self._kind))
+        if index >= self._skipped:
+            self._interface.add(index - self._skipped, normalise(hidden, self._kind))
 
     def frames(self) -> Tensor:
         return self._interface.frames()
@@ -78,10 +90,19 @@ class LayersFirst(Fusion):
     """
 
     def __init__(
-        self, interfaces: Sequence[Interface], merge: Merge, *, normalize: str = "none"
+        self,
+        interfaces: Sequence[Interface],
+        merge: Merge,
+        *,
+        normalize: str = "none",
+        drop_state_0: bool = False,
     ) -> None:
-        """normalize: of every hidden state first: none, layer_norm or unit_rms, nothing learned."""
+        """normalize: of every hidden state first: none, layer_norm or unit_rms, nothing learned.
+
+        drop_state_0: what the first block of an encoder reads is no layer.
+        """
         super().__init__()
+        self.drop_state_0 = drop_state_0
         self.interfaces, self.merge = nn.ModuleList(interfaces), merge
         self.normalize = normalize
         width = merge.project_to
@@ -90,7 +111,8 @@ class LayersFirst(Fusion):
         self.frame_rate = merge.spec.frame_rate
 
     def readings(self, stacks: Sequence[LayerStack]) -> list[tuple[Interface, LayerStack]]:
-        read = zip(self.interfaces, _normalised(stacks, self.normalize), strict=True)
+        given = _normalised(_layers(stacks, self.drop_state_0), self.normalize)
+        read = zip(self.interfaces, given, strict=True)
         return [(part, stack) for part, stack in read if isinstance(part, Interface)]
 
     def forward(self, stacks: Sequence[LayerStack], task: str) -> Frames:
@@ -113,6 +135,14 @@ def fit_interfaces(fusion: Fusion, batches: Callable[[], Iterable[Sequence[Layer
     for index, part in enumerate(m for m in fusion.modules() if isinstance(m, Interface)):
         if isinstance(part, Fitted):
             part.fit(read(index))
+
+
+def _layers(stacks: Sequence[LayerStack], drop: bool) -> list[LayerStack]:
+    """Without state 0 of those that have more than one, if it is dropped."""
+    return [
+        LayerStack(s.layers[1:], s.lengths, s.frame_rate) if drop and len(s.layers) > 1 else s
+        for s in stacks
+    ]
 
 
 def _normalised(stacks: Sequence[LayerStack], kind: str) -> list[LayerStack]:

@@ -1,4 +1,4 @@
-"""Fusion and heads put together. Knows the roles and no concrete part."""
+"""Fusion, context and heads put together. Knows the roles and no concrete part but text heads."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from speechfuse.context.reading import PromptedFusion
 from speechfuse.contracts import Fusion, Head, LossSum, ScoresClasses, Upstream
-from speechfuse.types import Frames, LayerStack, Tokens, Waveforms
+from speechfuse.heads.text import Text
+from speechfuse.types import Frames, LayerStack, Tokens, Waveforms, Where
 
 SHARED = "all_tasks"
 
 
 class FusionModel(nn.Module):
-    """The trained part: stacks -> fusion -> head.
+    """The trained part: stacks -> fusion -> head, or stacks -> fusion -> context -> fusion -> head.
 
     Frozen upstreams are not inside, their stacks come from a store. One that is tuned is, and its
     input is the waveforms.
@@ -26,16 +28,21 @@ class FusionModel(nn.Module):
         heads: Mapping[str, Head],
         before: Mapping[str, nn.Module] | None = None,
         upstreams: Sequence[Upstream] = (),
+        reader: PromptedFusion | None = None,
+        places: Mapping[str, Where] | None = None,
     ) -> None:
         """fusions: by task, or one under SHARED that all tasks read. heads: by task.
 
         before: what is done to the frames of a task before its head reads them, if anything.
-        upstreams: those that are tuned, in recipe order.
+        upstreams: those that are tuned, in recipe order. reader: the prompted transformer that all
+        tasks share, if there is one. places: which of its positions a task's head reads.
         """
         super().__init__()
+        self.places = dict(places or {})
         self.upstreams = nn.ModuleList(upstreams)
         self.fusions = nn.ModuleDict(fusions)
         self.before = nn.ModuleDict(before or {})
+        self.reader = reader
         self.heads = nn.ModuleDict(heads)
 
     def fusion_of(self, task: str) -> Fusion:
@@ -54,26 +61,56 @@ class FusionModel(nn.Module):
         return [next(tuned)(one) if isinstance(one, Waveforms) else one for one in inputs]
 
     def fuse(self, inputs: Sequence[Waveforms | LayerStack], task: str) -> Frames:
-        """What the task's head reads."""
+        """What the task's head reads, or the context if there is one."""
         frames: Frames = self.fusion_of(task)(self.stacks(inputs), task)
         if task in self.before:
             frames = self.before[task](frames)
         return frames
 
-    def loss(self, inputs: Sequence[Waveforms | LayerStack], task: str, targets: Tokens) -> LossSum:
-        return self.head_of(task).loss(self.fuse(inputs, task), targets)
+    def read(self, frames: Frames, task: str, prompts: Sequence[str] | None = None) -> Frames:
+        """What a head that writes no text reads of them, through the context if there is one."""
+        if self.reader is None:
+            return frames
+        found: Frames = self.reader(frames, task, [self.places[task]], prompts=prompts)[0]
+        return found
 
-    def predict(self, inputs: Sequence[Waveforms | LayerStack], task: str) -> list[Any]:
-        return self.head_of(task).predict(self.fuse(inputs, task))
+    def loss(self, inputs: Sequence[Waveforms | LayerStack], task: str, targets: Tokens) -> LossSum:
+        frames, head = self.fuse(inputs, task), self.head_of(task)
+        if self.reader is None or not isinstance(head, Text):
+            return head.loss(self.read(frames, task), targets)
+        places: list[Where] = ["text", "speech"] if head.ctc else ["text"]
+        text, *speech = self.reader(frames, task, places, text=targets)
+        loss = head.loss(text, targets)
+        return head.with_ctc(loss, speech[0], targets) if speech else loss
+
+    def predict(
+        self,
+        inputs: Sequence[Waveforms | LayerStack],
+        task: str,
+        prompts: Sequence[str] | None = None,
+    ) -> list[Any]:
+        """prompts: in words, one for each utterance, for a context that was trained with such."""
+        frames, head = self.fuse(inputs, task), self.head_of(task)
+        if self.reader is not None and isinstance(head, Text):
+            from speechfuse.decoding import generate  # transformers takes seconds to import
+
+            return generate(self.reader, head, frames, task, prompts)
+        return head.predict(self.read(frames, task, prompts))
 
     def logits(self, inputs: Sequence[Waveforms | LayerStack], task: str) -> Tensor:
         """Unnormalised scores of the classes, (B, C), of a task whose head predicts one."""
         head = self.head_of(task)
         assert isinstance(head, ScoresClasses), f"{type(head).__name__} has no logits"
-        return head.logits(self.fuse(inputs, task))
+        return head.logits(self.read(self.fuse(inputs, task), task))
 
     def parameters_of(self, task: str) -> int:
         """Trained parameters that this task uses, those of tuned upstreams with them."""
-        parts = (self.fusion_of(task), self.head_of(task))
-        own = sum(p.numel() for part in parts for p in part.parameters())
+        others = set(self.heads) - {task}
+        parts = [self.fusion_of(task), self.head_of(task), *([self.reader] if self.reader else [])]
+        own = sum(
+            p.numel()
+            for part in parts
+            for name, p in part.named_parameters()
+            if not others & set(name.split("."))
+        )
         return own + sum(p.numel() for p in self.upstreams.parameters() if p.requires_grad)

@@ -56,14 +56,35 @@ class FusionRecipe(_Strict):
     normalize: Literal["none", "layer_norm", "unit_rms"] = "none"
     allow_repeats: bool = False  # the same encoder twice: one kind with equal options
     per_task: bool = True  # one fusion for each task, as the papers train; false: one for all
+    # What the first block of each encoder reads is no layer; true if left out and the interface
+    # is gated_encoder, as HarmoniFuse has it. An encoder of one layer keeps it.
+    drop_state_0: bool = False
 
     @model_validator(mode="before")
     @classmethod
-    def _usual_merge(cls, data: Any) -> Any:
+    def _usual(cls, data: Any) -> Any:
         """What is left of models after their layers is concatenated unless something is asked."""
-        if isinstance(data, Mapping) and data.get("order") == "layers_first":
-            return {"merge": {"kind": "concat"}, **data}
+        if not isinstance(data, Mapping):
+            return data
+        interface = data.get("interface")
+        if isinstance(interface, Mapping) and interface.get("kind") == "gated_encoder":
+            data = {"drop_state_0": True, **data}
+        if data.get("order") == "layers_first":
+            data = {"merge": {"kind": "concat"}, **data}
         return data
+
+
+class ContextRecipe(BaseModel):
+    """The prompted transformer that all tasks share; further keys are its options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: str = "prompted_transformer"
+    interface: Part = Part(kind="prompt_adaptive")  # over its layers
+    normalize: Literal["none", "layer_norm", "unit_rms"] = "layer_norm"  # of its layers first
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
 
 
 class SplitRecipe(_Strict):
@@ -108,6 +129,11 @@ class TaskRecipe(BaseModel):
     min_seconds: float = Field(0.0, ge=0)  # shorter utterances are not learned from
     augment: AugmentRecipe | None = None  # of what the head reads, in training
     utterance_norm: Literal["none", "mean", "mean_variance"] = "none"  # of what the head reads
+    # With a context: positions that the head reads, speech if it needs every frame, else the last
+    # one of the prompt; and prompts in words, of which training takes any, in place of a learned
+    # vector.
+    read: Literal["prompt", "speech"] | None = None
+    prompts: tuple[str, ...] = ()
 
     @property
     def options(self) -> dict[str, Any]:
@@ -238,6 +264,7 @@ class Recipe(_Strict):
     upstreams: dict[str, Part] = Field(min_length=1)
     length_policy: Literal["masked", "equal", "padded"] = "masked"
     fusion: FusionRecipe
+    context: ContextRecipe | None = None
     tasks: dict[Annotated[str, AfterValidator(_task_name)], TaskRecipe] = Field(min_length=1)
     training: TrainingRecipe = TrainingRecipe()
     store: StoreRecipe = StoreRecipe()

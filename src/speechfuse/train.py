@@ -18,6 +18,7 @@ from speechfuse.evaluate import evaluate_run, passes
 from speechfuse.fit import fit
 from speechfuse.fusion import fit_interfaces
 from speechfuse.heads.ctc_head import CTCHead, frames_needed
+from speechfuse.heads.text import Text
 from speechfuse.inputs import Inputs, find_inputs
 from speechfuse.model import SHARED, FusionModel
 from speechfuse.recipe import Recipe
@@ -99,6 +100,8 @@ def _check_aligned(recipe: Recipe, data: TaskData, inputs: Sequence[Inputs]) -> 
 def _check_targets(name: str, model: FusionModel, data: TaskData, inputs: Sequence[Inputs]) -> int:
     """Training targets that need more frames than there are; more than 1 % is an error."""
     head, rate = model.head_of(name), model.fusion_of(name).frame_rate
+    if isinstance(head, Text):
+        _check_lengths(name, head, data)
     if not isinstance(head, CTCHead):
         return 0
     grid = max(one.spec.frame_rate for one in inputs)
@@ -106,6 +109,9 @@ def _check_targets(name: str, model: FusionModel, data: TaskData, inputs: Sequen
     utterances = data.splits["train"]
     frames = torch.tensor([min(one.frames(u) for one in finest) for u in utterances])
     frames *= round(rate / grid)  # a merge in time gives several for each
+    if model.reader is not None:
+        rate = model.reader.frame_rate
+        frames = -(-frames // model.reader.context.join)
     targets = data.task.targets(utterances)
     rows = zip(targets.ids.tolist(), targets.lengths.tolist(), strict=True)
     needed = torch.tensor([frames_needed(ids[:size]) for ids, size in rows])
@@ -117,6 +123,18 @@ def _check_targets(name: str, model: FusionModel, data: TaskData, inputs: Sequen
             "join fewer frames, or mend the texts"
         )
     return short
+
+
+def _check_lengths(name: str, head: Text, data: TaskData) -> None:
+    """Refuse a training text that is longer than what is ever written."""
+    utterances = data.splits["train"]
+    lengths = data.task.targets(utterances).lengths
+    if int(lengths.max()) > head.max_tokens:
+        longest = utterances[int(lengths.argmax())]
+        raise DataError(
+            f"task '{name}': the text of {longest.id} has {int(lengths.max())} tokens, the limit "
+            f"is max_tokens={head.max_tokens}; raise it, or leave it out to have it set by the data"
+        )
 
 
 def _fit_interfaces(model: FusionModel, tasks: Mapping[str, TaskData], inputs: AllInputs) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -85,6 +85,49 @@ class Tokens:
 
     ids: Tensor  # (B, U) int64
     lengths: Tensor  # (B,) int64
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """Token ids of one utterance as a language model wrote them."""
+
+    ids: list[int]
+    cut: bool  # it was stopped at its limit, before it ended by itself
+
+
+Where = Literal["speech", "prompt", "text", "prefix"]  # positions of a prompted sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Layers of a prompted transformer over [speech; prompt; text], packed without gaps.
+
+    Each sequence begins at position 0, padding is on the right.
+    """
+
+    layers: tuple[Tensor, ...]  # L tensors (B, T, D), T positions
+    speech: Tensor  # (B,) int64, positions of each part
+    prompt: Tensor
+    text: Tensor
+    frame_rate: float  # Hz, of speech positions
+
+    def at(self, where: Where) -> LayerStack:
+        """The layers at some positions.
+
+        speech: its frames. prompt: the last position of the prompt, T = 1. prefix: speech and
+        prompt. text: what predicts the U tokens and the end, from the last position of the prompt
+        to the last token, T = U + 1.
+        """
+        prefix = self.speech + self.prompt
+        if where in ("speech", "prefix"):
+            lengths = self.speech if where == "speech" else prefix
+            size = int(lengths.max())
+            return LayerStack(tuple(h[:, :size] for h in self.layers), lengths, self.frame_rate)
+        lengths = self.text + 1 if where == "text" else torch.ones_like(prefix)
+        steps = torch.arange(int(lengths.max()), device=prefix.device)
+        rows = torch.arange(len(prefix), device=prefix.device)[:, None]
+        index = (prefix[:, None] - 1 + steps).clamp_max(self.layers[0].shape[1] - 1)
+        return LayerStack(tuple(h[rows, index] for h in self.layers), lengths, self.frame_rate)
 
 
 @dataclass(frozen=True, slots=True)

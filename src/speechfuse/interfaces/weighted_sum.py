@@ -35,10 +35,12 @@ class WeightedSum(Interface):
         return Frames(mix(self.logits.softmax(0), stack.layers), stack.lengths, stack.frame_rate)
 
     def stream(self, task: str) -> LayerStream:
-        return _WeightedSumStream(self.logits.detach().softmax(0))
+        return WeightedSumStream(self.logits.detach().softmax(0))
 
 
-class _WeightedSumStream(LayerStream):
+class WeightedSumStream(LayerStream):
+    """Adds up layers with weights (L,) that are known before."""
+
     def __init__(self, weights: Tensor) -> None:
         super().__init__(len(weights))
         self._weights = weights

@@ -9,7 +9,7 @@ from typing import Any
 from speechfuse.contracts import Prediction, Row, Task
 from speechfuse.errors import DataError
 from speechfuse.metrics import Evidence, error_rate
-from speechfuse.tasks.rows import answers, columns, padded
+from speechfuse.tasks.rows import answers, columns, ids_of, marked, padded
 from speechfuse.text import Characters
 from speechfuse.types import Tokens, Trial, Utterance
 
@@ -28,6 +28,7 @@ class Phones(Task):
         self.lexicon = [lexicon] if isinstance(lexicon, str) else list(lexicon or ())
         self.needs = ("text",) if self.lexicon else ("phones",)
         self.characters = Characters([])
+        self._longest = 0
         self._spoken: dict[str, list[str]] = {}
 
     def phones(self, utterance: Utterance) -> list[str]:
@@ -44,14 +45,20 @@ class Phones(Task):
         return [phone for word in words for phone in self._spoken[word]]
 
     def fit(self, utterances: Sequence[Utterance]) -> None:
-        self.characters = Characters(sorted({p for u in utterances for p in self.phones(u)}))
+        spoken = [self.phones(u) for u in utterances]
+        self.characters = Characters(sorted({p for phones in spoken for p in phones}))
+        self._longest = max(map(len, spoken))
 
     def check(self, utterances: Sequence[Utterance]) -> None:
         for u in utterances:
             self.phones(u)
 
     def head_options(self) -> dict[str, Any]:
-        return {"num_tokens": len(self.characters), "symbols": self.characters.symbols}
+        return {
+            "num_tokens": len(self.characters),
+            "symbols": self.characters.symbols,
+            "longest": self._longest,
+        }
 
     def targets(self, utterances: Sequence[Utterance]) -> Tokens:
         return padded(self.characters.encode(self.phones(u)) for u in utterances)
@@ -63,17 +70,18 @@ class Phones(Task):
         trials: Sequence[Trial],
     ) -> list[Row]:
         references = (" ".join(self.phones(u)) for u in utterances)
-        found = (self.characters.decode(ids, " ") for ids in predictions)
-        return answers(utterances, references, found)
+        found = (self.characters.decode(ids_of(one), " ") for one in predictions)
+        return marked(answers(utterances, references, found), predictions)
 
     def score(self, rows: Sequence[Row]) -> dict[str, Evidence]:
         return {"per": error_rate(*columns(rows))}
 
     def state(self) -> dict[str, Any]:
-        return {"phones": self.characters.symbols}
+        return {"phones": self.characters.symbols, "longest": self._longest}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.characters = Characters(state["phones"])
+        self._longest = int(state.get("longest", 0))
 
 
 def read_lexicon(files: Sequence[str]) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""Speech recognition (ASR): texts in characters, word and character error rate."""
+"""Speech recognition (ASR): characters or pieces of words, word and character error rate."""
 
 from __future__ import annotations
 
@@ -7,39 +7,60 @@ from typing import Any, Literal
 
 from speechfuse.contracts import Prediction, Row, Task
 from speechfuse.metrics import Evidence, error_rate
-from speechfuse.tasks.rows import answers, columns, padded
-from speechfuse.text import Characters, normalise_text
-from speechfuse.types import Tokens, Trial, Utterance
+from speechfuse.tasks.rows import answers, columns, ids_of, marked, padded
+from speechfuse.text import Characters, Pieces, normalise_text
+from speechfuse.types import Count, Tokens, Trial, Utterance
 
 
 class Recognition(Task):
-    """Transcribe. The characters of the training texts are the vocabulary."""
+    """Transcribe. Characters of the training texts are the vocabulary, or pieces of their words."""
 
     reads: Prediction = "tokens"
     needs = ("text",)
     higher_is_better = False
 
-    def __init__(self, *, select_by: Literal["wer", "cer"] = "wer", blanks: bool = True) -> None:
-        """select_by: metric of the development set that selects a checkpoint.
+    def __init__(
+        self,
+        *,
+        units: Literal["characters", "bpe"] = "characters",
+        vocabulary_size: Count | None = None,
+        select_by: Literal["wer", "cer"] = "wer",
+        blanks: bool = True,
+    ) -> None:
+        """units: bpe is pieces of words, learned from the training texts; vocabulary_size of them,
+        or as many as the texts teach, at most 5000.
+
+        select_by: metric of the development set that selects a checkpoint.
 
         blanks: false takes them out of all texts, so that cer is what ML-SUPERB scores Chinese and
         Japanese by; what wer is then worth is the share of utterances with an error.
         """
         self.primary, self.blanks = select_by, blanks
-        self.characters = Characters([])
+        self.units, self.vocabulary_size = units, vocabulary_size
+        self.vocabulary: Characters | Pieces = Characters([])
+        self._longest = 0
 
     def _text(self, utterance: Utterance) -> str:
         text = normalise_text(utterance.text or "")
         return text if self.blanks else text.replace(" ", "")
 
     def fit(self, utterances: Sequence[Utterance]) -> None:
-        self.characters = Characters.of(self._text(u) for u in utterances)
+        texts = [self._text(u) for u in utterances]
+        if self.units == "bpe":
+            self.vocabulary = Pieces.of(texts, self.vocabulary_size)
+        else:
+            self.vocabulary = Characters.of(texts)
+        self._longest = max(len(self.vocabulary.encode(text)) for text in texts)
 
     def head_options(self) -> dict[str, Any]:
-        return {"num_tokens": len(self.characters), "symbols": self.characters.symbols}
+        return {
+            "num_tokens": len(self.vocabulary),
+            "symbols": self.vocabulary.symbols,
+            "longest": self._longest,
+        }
 
     def targets(self, utterances: Sequence[Utterance]) -> Tokens:
-        return padded(self.characters.encode(self._text(u)) for u in utterances)
+        return padded(self.vocabulary.encode(self._text(u)) for u in utterances)
 
     def table(
         self,
@@ -47,8 +68,8 @@ class Recognition(Task):
         predictions: Sequence[Any],
         trials: Sequence[Trial],
     ) -> list[Row]:
-        found = (" ".join(self.characters.decode(ids).split()) for ids in predictions)
-        return answers(utterances, map(self._text, utterances), found)
+        found = (" ".join(self.vocabulary.decode(ids_of(one)).split()) for one in predictions)
+        return marked(answers(utterances, map(self._text, utterances), found), predictions)
 
     def score(self, rows: Sequence[Row]) -> dict[str, Evidence]:
         texts = columns(rows)
@@ -58,7 +79,15 @@ class Recognition(Task):
         }
 
     def state(self) -> dict[str, Any]:
-        return {"characters": self.characters.symbols}
+        known: dict[str, Any] = (
+            {"bpe": self.vocabulary.saved}
+            if isinstance(self.vocabulary, Pieces)
+            else {"characters": self.vocabulary.symbols}
+        )
+        return known | {"longest": self._longest}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.characters = Characters(state["characters"])
+        self.vocabulary = (
+            Pieces(state["bpe"]) if "bpe" in state else Characters(state["characters"])
+        )
+        self._longest = int(state.get("longest", 0))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from speechfuse.contracts import Row
-from speechfuse.types import Tokens, Utterance
+from speechfuse.types import Generated, Tokens, Utterance
 
 
 def answers(
@@ -18,6 +19,21 @@ def answers(
     return [
         {"id": u.id, "speaker": u.speaker or u.id, "reference": wanted, "prediction": found}
         for u, wanted, found in zip(utterances, references, predictions, strict=True)
+    ]
+
+
+def ids_of(prediction: Any) -> list[int]:
+    """Token ids of one utterance, however a head found them."""
+    ids: list[int] = prediction.ids if isinstance(prediction, Generated) else prediction
+    return ids
+
+
+def marked(rows: list[Row], predictions: Sequence[Any]) -> list[Row]:
+    """The rows; if texts were generated, with a column that says which were cut."""
+    if not any(isinstance(one, Generated) for one in predictions):
+        return rows
+    return [
+        {**row, "cut": "yes" if one.cut else ""} for row, one in zip(rows, predictions, strict=True)
     ]
 
 

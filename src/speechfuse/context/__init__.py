@@ -1,0 +1,1 @@
+"""What stands between two fusions: a transformer that reads frames and a prompt."""

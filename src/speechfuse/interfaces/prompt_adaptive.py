@@ -1,0 +1,108 @@
+"""HarmoniFuse's fusion of transformer layers by task and by what is heard (Si et al. 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from speechfuse.contracts import Interface
+from speechfuse.ops import masked_mean, mix
+from speechfuse.types import Frames, LayerStack, StackSpec
+
+SHARED = "shared"
+
+
+class PromptAdaptiveFusion(Interface):
+    """A weight for every layer of every position, from the task and from the hidden state.
+
+    scores[l, b, t] = logits[task][l] + ffn(stack.layers[l][b, t])
+    alpha = softmax over l of scores                                       (L, B, T)
+    hidden[b, t] = sum over l of alpha[l, b, t] * stack.layers[l][b, t]
+
+    ffn is a layer norm, D -> D / 4, GELU, -> 1 without bias (softmax would ignore it), and shared
+    by all layers. Its last weights and the logits are zero, so that it starts as the plain mean.
+    The sum of a scalar and a feed-forward score is the paper's (arXiv:2509.18570); softmax, one
+    alpha for each position and one ffn for all layers are inferred: docs/adr/0012.
+    """
+
+    def __init__(
+        self,
+        spec: StackSpec,
+        *,
+        tasks: Sequence[str],
+        scores: Literal["both", "static", "dynamic"] = "both",
+        per: Literal["token", "utterance"] = "token",
+        scalar: Literal["per_task", "shared"] = "per_task",
+        ffn_dim: Annotated[int, Field(ge=0)] = 0,
+        last_layer: float = 0.0,
+    ) -> None:
+        """scores: static has the scalars alone, dynamic the feed-forward alone.
+
+        per: alpha for every position, or one for each utterance from the mean score over speech and
+        prompt, which no later token can change.
+
+        scalar: of each task's own; or shared by all, so that the prompt alone can tell tasks apart.
+
+        ffn_dim: inner width; 0 is a quarter of the layers'. last_layer: what the last layer's
+        scalar starts at; 4 keeps a pretrained transformer nearly as it is.
+        """
+        super().__init__()
+        self.out_dim = spec.dim
+        self.reads_prefix = per == "utterance" and scores != "static"
+        self.scalar = scalar
+        start = torch.zeros(spec.num_layers)
+        start[-1] = last_layer
+        names = [] if scores == "dynamic" else tasks if scalar == "per_task" else [SHARED]
+        self.logits = nn.ParameterDict({name: nn.Parameter(start.clone()) for name in names})
+        self.ffn: nn.Sequential | None = None
+        if scores != "static":
+            inner = ffn_dim or max(1, spec.dim // 4)
+            last = nn.Linear(inner, 1, bias=False)
+            nn.init.zeros_(last.weight)
+            self.ffn = nn.Sequential(
+                nn.LayerNorm(spec.dim), nn.Linear(spec.dim, inner), nn.GELU(), last
+            )
+
+    def heard(self, stack: LayerStack) -> Tensor | None:
+        """The feed-forward score of every position, (L, B, T); None if there is no such part."""
+        if self.ffn is None:
+            return None
+        return torch.stack([self.ffn(layer)[..., 0] for layer in stack.layers])
+
+    def prefix_scores(self, prefix: LayerStack) -> Tensor | None:
+        """The mean of those over speech and prompt, (L, B, 1), as utterances are weighed by."""
+        scores = self.heard(prefix)
+        if scores is None:
+            return None
+        return masked_mean(scores.permute(1, 2, 0), prefix.lengths).T[..., None]
+
+    def alpha(self, task: str, heard: Tensor | None) -> Tensor:
+        """Weights over layers: (L,) if nothing was heard, else of the shape of what was."""
+        name = task if self.scalar == "per_task" else SHARED
+        known: Tensor | None = self.logits[name] if len(self.logits) else None
+        if heard is None:
+            assert known is not None
+            return known.softmax(0)
+        return (heard if known is None else heard + known[:, None, None]).softmax(0)
+
+    def layer_weights(self, stack: LayerStack, task: str) -> Tensor:
+        """Those of every position, (L, B, T), or (L,) if they are static."""
+        heard = self.prefix_scores(stack) if self.reads_prefix else self.heard(stack)
+        weights = self.alpha(task, heard)
+        return weights if weights.dim() == 1 else weights.expand(-1, *stack.layers[0].shape[:2])
+
+    def forward(self, stack: LayerStack, task: str) -> Frames:
+        """Of a stack alone; weights of an utterance are then those of its own frames."""
+        heard = self.prefix_scores(stack) if self.reads_prefix else self.heard(stack)
+        return self.mixed(stack, task, heard)
+
+    def mixed(self, stack: LayerStack, task: str, heard: Tensor | None) -> Frames:
+        """With scores (L, B, T or 1) that are known already."""
+        weights = self.alpha(task, heard)
+        if weights.dim() == 3:
+            weights = weights[..., None]
+        return Frames(mix(weights, stack.layers), stack.lengths, stack.frame_rate)
