@@ -31,7 +31,7 @@ class Preset(NamedTuple):
 PRESETS: Mapping[str, Preset] = {
     "paper": Preset(layers=12, dim=1024, heads=16, ffn=2736, join=1),
     "small": Preset(layers=6, dim=512, heads=8, ffn=1368, join=2),
-    "tiny": Preset(layers=4, dim=128, heads=4, ffn=344, join=2),
+    "tiny": Preset(layers=4, dim=128, heads=4, ffn=344, join=4),
 }
 
 
@@ -92,6 +92,7 @@ class PromptedTransformer(Context):
             num_attention_heads=many,
             num_key_value_heads=many,
             attention_dropout=dropout,
+            initializer_range=width**-0.5,  # 0.02 is for wide ones: narrow ones would hardly start
         )
         self.norm: nn.Module = self.blocks.norm  # of what is read, not of the last layer alone
         self.blocks.norm = nn.Identity()
