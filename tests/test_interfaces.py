@@ -112,8 +112,9 @@ class TestInterface:
         part = made(name, layers, dim).train()
         if not list(part.parameters()):
             pytest.skip("nothing is trained")
-        out = part(stack(layers=layers, dim=dim), "asr").hidden
-        (out * torch.randn_like(out)).sum().backward()
+        for task in ("asr", "emotion"):  # some parameters are of one task alone
+            out = part(stack(layers=layers, dim=dim), task).hidden
+            (out * torch.randn_like(out)).sum().backward()
         for label, parameter in part.named_parameters():
             assert parameter.grad is not None, label
             assert layers == 1 or parameter.grad.abs().sum() > 0, label
@@ -211,6 +212,8 @@ def test_fusions_keep_the_contract(interface, dims, stack):
         assert torch.equal(fresh.eval()(stacks(1e4), "asr").hidden, one.hidden)
         if not list(fusion.parameters()):
             continue
+        for parameter in fusion.parameters():  # away from a start at zero
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
         fusion.train()(stacks(0.0), "asr").hidden.square().sum().backward()
         for label, parameter in fusion.named_parameters():
             assert parameter.grad is not None, label

@@ -15,7 +15,7 @@ def test_without_blanks_only_characters_are_scored():
     """As ML-SUPERB scores Chinese and Japanese, whose transcripts may have blanks or not."""
     task = Recognition(select_by="cer", blanks=False)
     task.fit([said("\u4f60 \u597d"), said("\u597d\u4e0d")])
-    assert task.characters.symbols == ["\u4e0d", "\u4f60", "\u597d"]
+    assert task.vocabulary.symbols == ["\u4e0d", "\u4f60", "\u597d"]
     (row,) = task.table([said("\u4f60 \u597d \u597d \u4e0d")], [[2, 3, 1, 1]], [])
     assert row["reference"] == "\u4f60\u597d\u597d\u4e0d"
     assert task.score([row])["cer"].point() == pytest.approx(1 / 4)
