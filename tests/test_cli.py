@@ -46,7 +46,7 @@ def test_help_answers_without_torch():
 
 
 def test_every_command_has_help(run):
-    commands = [c.callback.__name__ for c in cli.app.registered_commands]
+    commands = [c.callback.__name__.replace("_", "-") for c in cli.app.registered_commands]
     assert {"plan", "prepare", "train", "evaluate", "predict", "weights", "parts"} <= set(commands)
     for name in commands:
         status, out, _ = run(name, "--help")

@@ -3,6 +3,7 @@
 recipe.yaml          resolved                upstreams.json    names, revisions, hashes
 model.safetensors    what was trained        tasks.json        vocabularies and label sets
 metrics.json         with intervals          data.json         hashes of the data
+seen.json            corpora and speakers that it was trained on
 log.csv              step, name, value       predictions/      references and predictions
 checkpoints/         best and last           versions.txt      of the libraries
 events.*             TensorBoard
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +26,8 @@ from safetensors.torch import load_file
 from speechfuse import __version__, build
 from speechfuse.cache.store import write_tensors
 from speechfuse.data.corpus import read_table, write_table
+from speechfuse.data.manifests import manifest_name
+from speechfuse.data.teachers import Seen, seen_from
 from speechfuse.errors import RunError
 from speechfuse.model import FusionModel
 from speechfuse.recipe import Recipe
@@ -137,6 +141,19 @@ class Run:
 
     def tasks(self) -> dict[str, Any]:
         return self._read_json("tasks.json")
+
+    def save_seen(self, seen: Iterable[Seen]) -> None:
+        """Whom it is trained and developed on, and the teachers of its labels were."""
+        once = dict.fromkeys(seen)
+        self._write_json("seen.json", {"seen": [asdict(one) for one in once]})
+
+    def seen(self) -> tuple[Seen, ...]:
+        """The same; of an older run without it, all speakers of its corpora."""
+        if not (self.folder / "seen.json").is_file():
+            paths = [Path(entry.corpus) for entry in self.recipe().tasks.values()]
+            named = (manifest_name(path) if path.is_file() else path.name for path in paths)
+            return tuple(Seen(name) for name in dict.fromkeys(named))
+        return seen_from(self._read_json("seen.json")["seen"])
 
     def save_model(self, model: FusionModel) -> None:
         tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}

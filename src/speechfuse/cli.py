@@ -172,6 +172,70 @@ def prepare(
 
 
 @app.command()
+def pseudo_label(
+    corpus: Annotated[str, typer.Argument(help="A prepared corpus by name, or a manifest.")],
+    teacher: Annotated[
+        str, typer.Option(help="A run folder, a Hugging Face audio classifier or its hub name.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write, or to go on in.")],
+    task: Annotated[str | None, typer.Option(help="Of the run, if several name classes.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit of the hub's model.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Classes to keep; angry,happy,neutral,sad or the run's.")
+    ] = None,
+    renamed: Annotated[
+        str | None,
+        typer.Option("--map", help="Other names: TEACHER=WANTED,..., like hap=happy,exc=happy."),
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="Least confidence, a softmax share.")] = 0.9,
+    balance: Annotated[
+        str, typer.Option(help="At most so many of each class; equal: as of the rarest; none.")
+    ] = "equal",
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Label these: COLUMN=VALUE,VALUE...; may be repeated."),
+    ] = None,
+    seen: Annotated[
+        str, typer.Option(help="Corpora that the teacher was trained on beside those on its card.")
+    ] = "",
+) -> None:
+    """Label a corpus with a teacher's emotions; keep those it is sure of, as many of each.
+
+    Writes OUT/manifest.jsonl, which `prepare`, a task's corpus and its extra_training read. The
+    same command goes on after a stop; other thresholds choose anew from the same answers.
+    """
+    from speechfuse.pseudo.labelling import find_teacher, pseudo_label
+
+    if balance not in ("equal", "none") and not balance.isdigit():
+        raise SpeechFuseError(f"--balance {balance}: expected equal, none or a number")
+    with _progress() as progress:
+        summary = pseudo_label(
+            corpus,
+            find_teacher(teacher, task, revision),
+            out,
+            labels=labels.split(",") if labels else None,
+            mapping=_pairs(renamed),
+            threshold=threshold,
+            balance=int(balance) if balance.isdigit() else balance,  # type: ignore[arg-type]
+            only=_columns(only or ()),
+            seen=[name for name in seen.split(",") if name],
+            progress=progress,
+        )
+    classes = summary["classes"]
+    columns = ["class", *next(iter(classes.values()))]
+    rows = [[name, *(f"{n:,}" for n in counts.values())] for name, counts in classes.items()]
+    _table("", columns, rows)
+    for why, count in summary["dropped"].items():
+        typer.echo(f"dropped, {why}: {count:,}")
+    if summary["had a label"]:
+        same, had = summary["of these the same"], summary["had a label"]
+        typer.echo(f"of {had:,} kept that had a label, {100 * same / had:.1f} % have the same")
+    known = ", ".join(summary["seen by the teacher"])
+    typer.echo(f"the teacher was trained on: {known or 'its card does not say; tell with --seen'}")
+    typer.echo(f"kept {summary['kept']:,} of {summary['utterances']:,}: {out / 'manifest.jsonl'}")
+
+
+@app.command()
 def train(
     recipe: RecipePath,
     out: Annotated[Path, typer.Option(help="Run folder to write, or to go on in.")],
@@ -310,6 +374,15 @@ def _columns(only: Sequence[str]) -> dict[str, list[str]]:
     return {column: values.split(",") for column, _, values in columns}
 
 
+def _pairs(text: str | None) -> dict[str, str]:
+    """Wanted by the teacher's names, of a text like hap=happy,exc=happy."""
+    pairs = [pair.partition("=") for pair in (text or "").split(",") if pair]
+    for mine, _, theirs in pairs:
+        if not mine or not theirs or sum(one == mine for one, *_ in pairs) > 1:
+            raise SpeechFuseError(f"--map {text}: expected TEACHER=WANTED,..., each teacher once")
+    return {mine: theirs for mine, _, theirs in pairs}
+
+
 def _run_sweep(
     read: Any, out: Path, rows: list[str] | None, jobs: int, split: Any = "test"
 ) -> None:
@@ -351,6 +424,9 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
     _table("", ["task", "split", "metric", "%", "95 % interval", "speakers"], rows)
     if any("wer" in scores for scores in metrics["test"].values()):
         typer.echo(f"WER and CER compare texts as {NORMALISER}")
+    for task, texts in metrics.get("pseudo_labels", {}).items():
+        for text in texts:
+            typer.echo(f"{task}: {text}")
     for task, count in metrics["targets_longer_than_frames"].items():
         typer.echo(f"{task}: {count} training texts are longer than their frames, CTC skips them")
 

@@ -6,6 +6,8 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +29,22 @@ def seed_for(seed: int, *names: str) -> int:
     """
     digest = hashlib.sha256("|".join([str(seed), *names]).encode()).digest()
     return int.from_bytes(digest[:4]) >> 1
+
+
+def file_hash(paths: Sequence[Path]) -> str:
+    """SHA-256 of files one after the other, read once while they do not change."""
+    return _hashed(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths))
+
+
+@lru_cache
+def _hashed(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Every run of a sweep asks several times."""
+    digest = hashlib.sha256()
+    for path, *_ in files:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:

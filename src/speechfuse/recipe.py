@@ -129,6 +129,8 @@ class TaskRecipe(BaseModel):
     min_seconds: float = Field(0.0, ge=0)  # shorter utterances are not learned from
     augment: AugmentRecipe | None = None  # of what the head reads, in training
     utterance_norm: Literal["none", "mean", "mean_variance"] = "none"  # of what the head reads
+    extra_training: tuple[str, ...] = ()  # corpora that are only learned from, as pseudo-labelled
+    allow_seen_by_teacher: bool = False  # test speakers on whom a teacher of labels was trained
     # With a context: positions that the head reads, speech if it needs every frame, else the last
     # one of the prompt; and prompts in words, of which training takes any, in place of a learned
     # vector.

@@ -12,10 +12,19 @@ from pathlib import Path
 from speechfuse import build
 from speechfuse.contracts import Task
 from speechfuse.data.corpus import Corpus, read_corpus
-from speechfuse.data.manifests import prepare, rearranged, trials_beside
+from speechfuse.data.manifests import manifest_name, prepare, rearranged, trials_beside
+from speechfuse.data.origins import (
+    Origin,
+    extra_utterances,
+    find_origins,
+    refuse_seen,
+    seen_in,
+)
 from speechfuse.data.splits import Splits, make_trials, split_utterances
 from speechfuse.data.synthetic.corpus import prepare_synthetic
 from speechfuse.data.synthetic.languages import prepare_languages
+from speechfuse.data.teachers import FILE as TEACHERS
+from speechfuse.data.teachers import Seen
 from speechfuse.errors import DataError
 from speechfuse.recipe import Recipe, TaskRecipe
 from speechfuse.types import Progress, Trial, Utterance
@@ -30,6 +39,8 @@ class TaskData:
     splits: Splits
     trials: Mapping[str, Sequence[Trial]]
     noise_snr: float | None
+    origins: Sequence[Origin] = ()  # teachers of labels that no person gave
+    seen: Sequence[Seen] = ()  # whom the task is trained and developed on, and its teachers were
 
     def marks(self) -> dict[str, str]:
         """One line for each split, another one when its utterances, labels or trials change."""
@@ -54,10 +65,10 @@ def prepared_folder(name: str) -> Path:
     path = Path(name)
     if path.is_file():  # a manifest: another folder when it or its trials change
         parts = [str(path.resolve()), str(path.stat().st_mtime_ns)]
-        if trials := trials_beside(path):
-            parts.append(str(trials.stat().st_mtime_ns))
+        beside = (trials_beside(path), path.parent / TEACHERS)
+        parts += [str(one.stat().st_mtime_ns) for one in beside if one and one.is_file()]
         mark = hashlib.sha256("|".join(parts).encode()).hexdigest()[:8]
-        return corpora_folder() / f"{_stem(path)}-{mark}"
+        return corpora_folder() / f"{manifest_name(path)}-{mark}"
     return path if is_prepared(path) else corpora_folder() / name
 
 
@@ -78,7 +89,7 @@ def find_corpus(name: str, progress: Progress | None = None) -> Corpus:
     if is_prepared(folder):
         return read_corpus(folder)
     if path.is_file():
-        return prepare(path, folder, name=_stem(path), progress=progress)
+        return prepare(path, folder, name=manifest_name(path), progress=progress)
     raise DataError(
         f"no corpus '{name}': neither a prepared folder, nor in {corpora_folder()}, nor a "
         "manifest; make it with: speechfuse prepare MANIFEST --out FOLDER"
@@ -115,20 +126,20 @@ MADE: Mapping[str, Callable[..., Corpus]] = {
 }
 
 
-def _stem(manifest: Path) -> str:
-    return manifest.parent.resolve().name if manifest.stem == "manifest" else manifest.stem
-
-
 def load_task(
     name: str,
     entry: TaskRecipe,
     corpus: Corpus,
     state: Mapping[str, object] | None = None,
+    extra: Sequence[Corpus] = (),
 ) -> TaskData:
     """Split one task's utterances and fit the task to the training ones, or restore `state`.
 
+    extra: corpora that are only learned from.
+
     Raises:
-        DataError: no utterance has the task's labels, an unknown speaker, an empty split.
+        DataError: no utterance has the task's labels, an unknown speaker, an empty split, or test
+            speakers whom a teacher of the labels has seen.
     """
     task = build.build_task(name, entry)
     usable = [u for u in corpus.utterances if all(u.label(need) for need in task.needs)]
@@ -139,15 +150,25 @@ def load_task(
         )
     where = f"task '{name}' on {corpus.name}"
     splits = split_utterances(usable, entry.split, where, task.min_speakers)
-    splits["train"] = [u for u in splits["train"] if (u.duration or 0) >= entry.min_seconds]
-    if not splits["train"]:
+    if extra and entry.split.all_test:
+        raise DataError(f"{where}: split.all_test trains nothing; leave extra_training out")
+    more = extra_utterances(extra, task.needs, splits, where)
+    own, more = (
+        [u for u in members if (u.duration or 0) >= entry.min_seconds]
+        for members in (splits["train"], more)
+    )
+    if not own:
         raise DataError(
             f"{where}: no training utterance has {entry.min_seconds:g} s; lower min_seconds"
         )
-    if state is None:
-        task.fit(splits["train"])
-    else:
+    splits["train"] = own + more
+    origins = find_origins(splits, task.needs, [corpus, *extra], where)
+    if not entry.allow_seen_by_teacher:
+        refuse_seen(origins, corpus, splits["test"], where)
+    if state is not None:
         task.load_state(state)
+    else:  # a class that only extra utterances have could never be tested
+        task.fit(own if task.reads in ("class", "classes") else splits["train"])
     for members in splits.values():
         task.check(members)
     trials = {split: _trials(corpus, splits[split]) for split in ("dev", "test")}
@@ -156,7 +177,15 @@ def load_task(
             task.check_trials(pairs)
         except DataError as error:
             raise DataError(f"{where}: the {split} split has {error}") from error
-    return TaskData(name, task, splits, trials, entry.noise_snr)
+    learned = [u for split in ("train", "dev") for u in splits[split]]
+    seen = [seen_in(one, _of(one, learned)) for one in (corpus, *extra)]
+    seen += [one for origin in origins for one in origin.card.seen]
+    return TaskData(name, task, splits, trials, entry.noise_snr, origins, seen)
+
+
+def _of(corpus: Corpus, utterances: Sequence[Utterance]) -> list[Utterance]:
+    ids = {u.id for u in corpus.utterances}
+    return [u for u in utterances if u.id in ids]
 
 
 def load_tasks(
@@ -168,10 +197,12 @@ def load_tasks(
     corpora: dict[str, Corpus] = {}
     found = {}
     for name, entry in recipe.tasks.items():
-        if entry.corpus not in corpora:
-            corpora[entry.corpus] = find_corpus(entry.corpus, progress)
+        for corpus in (entry.corpus, *entry.extra_training):
+            if corpus not in corpora:
+                corpora[corpus] = find_corpus(corpus, progress)
         state = states[name] if states else None
-        found[name] = load_task(name, entry, corpora[entry.corpus], state)
+        extra = [corpora[corpus] for corpus in entry.extra_training]
+        found[name] = load_task(name, entry, corpora[entry.corpus], state, extra)
     return found
 
 

@@ -53,6 +53,7 @@ def train_run(recipe: Recipe, folder: Path, progress: Progress | None = None) ->
     short = {name: _check_targets(name, model, tasks[name], inputs[name]) for name in tasks}
     run.begin(recipe)
     run.save_tasks({name: data.task.state() for name, data in tasks.items()}, marks)
+    run.save_seen(one for data in tasks.values() for one in data.seen)
     began = time.monotonic()
     if not (run.folder / "checkpoints" / "last.ckpt").is_file():  # that holds what was fitted
         _fit_interfaces(model, tasks, inputs)
@@ -64,6 +65,11 @@ def train_run(recipe: Recipe, folder: Path, progress: Progress | None = None) ->
         "seconds": round(time.monotonic() - began, 1),
         "parameters": {name: model.parameters_of(name) for name in tasks},
         "targets_longer_than_frames": {name: count for name, count in short.items() if count},
+        "pseudo_labels": {
+            name: [origin.text() for origin in data.origins]
+            for name, data in tasks.items()
+            if data.origins
+        },
     }
     return evaluate_run(run, model=model, tasks=tasks, inputs=inputs, about=about)
 

@@ -48,7 +48,7 @@ class Corpus:
     folder: Path
     utterances: tuple[Utterance, ...]
     trials: tuple[Trial, ...] = ()
-    source: str | None = None  # the reader's name, if it was read as its owner ships it
+    source: str | None = None  # the corpus that it is, or is made of, if that is known
     teachers: tuple[Card, ...] = ()  # of labels that no person gave
 
     def summary(self) -> dict[str, Any]:

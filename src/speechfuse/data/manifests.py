@@ -96,13 +96,10 @@ def prepare(
     if not rows:
         raise DataError(f"{source} has no utterances")
     base = source if source.is_dir() else source.parent
-    empty = Corpus(
-        name or folder.resolve().name,
-        folder,
-        (),
-        source=reader.name if reader else None,
-        teachers=() if reader else read_cards(base),
-    )
+    cards = () if reader else read_cards(base)
+    known = reader.name if reader else next((card.labelled for card in cards), None)
+    name = name or folder.resolve().name
+    empty = Corpus(name, folder, (), source=known, teachers=cards)
     own = source / reader.trials if reader and reader.trials else None
     pairs = trials or own or trials_beside(source)
     if any(member_of(base, row.get("audio", "")) for row in rows):
@@ -163,6 +160,11 @@ def rearranged(
     if mix > 1:
         return mix_speakers(corpus, mix, progress)
     return join_clips(corpus, join, progress)
+
+
+def manifest_name(path: Path) -> str:
+    """What a corpus is called after its manifest."""
+    return path.parent.resolve().name if path.stem == "manifest" else path.stem
 
 
 def trials_beside(manifest: Path) -> Path | None:

@@ -57,6 +57,7 @@ class Card:
     name: str  # what stands in the column of origins
     teacher: str  # a folder, or a name on the hub
     threshold: float  # least confidence of its labels
+    labelled: str  # the corpus that it gave them to
     seen: tuple[Seen, ...]
     knows: bool = True  # what it was trained on; otherwise `seen` is empty because nobody told
 

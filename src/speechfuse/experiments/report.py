@@ -110,6 +110,7 @@ def write_report(sweep: SweepFile, done: Sequence[Cell], out: Path) -> Path:
         normaliser=NORMALISER,
         tables=result_tables(sweep, done),
         warnings=diagnose(sweep, done),
+        origins=pseudo_labels(done),
         curves=_svg(_curve_figure(done)),
         layers=[(title, _svg(figure)) for title, figure in _layer_figures(done)],
         versions=(done[0].folder / "versions.txt").read_text().splitlines(),
@@ -118,6 +119,17 @@ def write_report(sweep: SweepFile, done: Sequence[Cell], out: Path) -> Path:
     path = out / "report.html"
     write_text(path, page)
     return path
+
+
+def pseudo_labels(done: Sequence[Cell]) -> list[str]:
+    """One line for each task and teacher: which rows learn from how many of its labels."""
+    found: dict[str, dict[str, None]] = {}
+    for cell in done:
+        for task, texts in Run(cell.folder).metrics().get("pseudo_labels", {}).items():
+            for text in texts:
+                place = ", ".join(filter(None, [cell.row, cell.condition]))
+                found.setdefault(f"{task}: {text}", {})[place] = None
+    return [f"{'; '.join(places)}: {text}" for text, places in found.items()]
 
 
 def _curve_figure(done: Sequence[Cell]) -> Any:

@@ -6,10 +6,8 @@ formats are pickles and are not read.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 from speechfuse.audio import SAMPLE_RATE
 from speechfuse.contracts import Upstream, UpstreamPlan
 from speechfuse.errors import DataError, UpstreamError, did_you_mean
-from speechfuse.ops import length_mask, zero_padding
+from speechfuse.ops import file_hash, length_mask, zero_padding
 from speechfuse.resources import resource
 from speechfuse.types import LayerStack, Waveforms
 from speechfuse.upstreams import conv_transformer, w2v_bert, whisper
@@ -63,6 +61,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "max_source_positions": 1500,
     },
 }
+_FILES = ("config.json", "preprocessor_config.json")  # that are fetched besides weights
 _UNUSED = ("masked_spec_embed", "adapter.", "intermediate_ffn.")  # no hidden state reads them
 _CONSTANT = ("embed_positions.",)  # the sinusoids of whisper
 
@@ -103,7 +102,7 @@ class HuggingFace(Upstream):
         self.source, self.revision = source, revision
         self.random_seed = seed if weights == "random" else None
         self.length_policy, self.whisper_pad, self.long = length_policy, whisper_pad, long
-        folder = _folder(source, revision, weights=False)
+        folder = model_folder(source, revision, weights=False)
         self.config, self.preprocessor = _configs(folder, source)
         self.plan = _plan(self.config, self.preprocessor, source, whisper_pad)
         self.states: Any = None
@@ -116,7 +115,7 @@ class HuggingFace(Upstream):
         """
         if self.states is not None:
             return
-        folder = _folder(self.source, self.revision)
+        folder = model_folder(self.source, self.revision)
         model = _load(folder, self.config, self.source, self.random_seed)
         kind = self.config["model_type"]
         if kind == "whisper":
@@ -171,14 +170,14 @@ class HuggingFace(Upstream):
         return LayerStack(layers, lengths, self.plan.spec.frame_rate)
 
     def identity(self) -> dict[str, str]:
-        folder = _folder(self.source, self.revision)
-        found = {"source": self.source, "config_sha256": _sha256([folder / "config.json"])}
+        folder = model_folder(self.source, self.revision)
+        found = {"source": self.source, "config_sha256": file_hash([folder / "config.json"])}
         in_cache = folder.parent.name == "snapshots"  # of the hub, named by the commit
         if revision := folder.name if in_cache else self.revision:
             found["revision"] = revision
         if self.random_seed is not None:
             return found | {"weights": f"random, seed {self.random_seed}"}
-        return found | {"weights_sha256": _sha256(sorted(folder.glob("*.safetensors")))}
+        return found | {"weights_sha256": file_hash(sorted(folder.glob("*.safetensors")))}
 
     def manner(self) -> dict[str, Any]:
         """Whisper has its silence and windows; batches masked or of one length are as exact."""
@@ -188,8 +187,14 @@ class HuggingFace(Upstream):
         return made | {"padded": kind != "wav2vec2-bert" and self.length_policy == "padded"}
 
 
-def _folder(source: str, revision: str | None, weights: bool = True) -> Path:
-    """The local folder of a source, fetched from the hub if it is not a folder here."""
+def model_folder(
+    source: str, revision: str | None, files: Sequence[str] = _FILES, *, weights: bool = True
+) -> Path:
+    """The local folder of a source, fetched from the hub if it is not a folder here.
+
+    Raises:
+        UpstreamError: no such folder, or nothing of that name on the hub.
+    """
     local = Path(source)
     if local.is_dir():
         return local
@@ -201,13 +206,12 @@ def _folder(source: str, revision: str | None, weights: bool = True) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    wanted = ["config.json", "preprocessor_config.json"]
     try:
         return Path(
             snapshot_download(
                 source,
                 revision=revision,
-                allow_patterns=[*wanted, "*.safetensors*"] if weights else wanted,
+                allow_patterns=[*files, "*.safetensors*"] if weights else [*files],
             )
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
@@ -290,7 +294,7 @@ def _load(folder: Path, config: Mapping[str, Any], source: str, seed: int | None
     if whisper_like:
         options["key_mapping"] = {r"^(model\.)?encoder\.": ""}
     try:
-        with _quiet():
+        with quiet():
             model, report = model_class.from_pretrained(folder, output_loading_info=True, **options)
     except Exception as error:  # the library raises many kinds for a broken file
         raise UpstreamError(f"cannot read the weights of {source}: {error}") from error
@@ -308,7 +312,7 @@ def _pickled(folder: Path) -> bool:
     return any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
 
 
-class _quiet:
+class quiet:
     """No load report and no progress bar on the terminal while weights are read."""
 
     def __enter__(self) -> None:
@@ -322,18 +326,3 @@ class _quiet:
     def __exit__(self, *_: object) -> None:
         self._logging.set_verbosity(self._level)
         self._logging.enable_progress_bar()
-
-
-def _sha256(paths: list[Path]) -> str:
-    return _hashed(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths))
-
-
-@lru_cache
-def _hashed(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Every run of a sweep asks several times; the files are read once while they do not change."""
-    digest = hashlib.sha256()
-    for path, *_ in files:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()

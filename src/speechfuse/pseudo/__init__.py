@@ -1,0 +1,1 @@
+"""Labels that a teacher gives to a corpus without any."""
