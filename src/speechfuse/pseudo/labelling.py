@@ -267,6 +267,7 @@ def _summary(
     dropped = Counter(
         v.why_not.partition(":")[0] for _, v in judged if v.why_not not in (None, UNSURE, OVER)
     )
+    splits = Counter(u.split or "none" for u, v in judged if v.why_not is None)
     given = [(v.label, old) for u, v in judged if not v.why_not and (old := _given(u, label))]
     return {
         "corpus": corpus.name,
@@ -276,6 +277,7 @@ def _summary(
         "seen by the teacher": [one.corpus for one in card.seen],
         "utterances": len(judged),
         "kept": sum(v.why_not is None for _, v in judged),
+        "kept by split": dict(sorted(splits.items())),
         "classes": classes,
         "dropped": dict(sorted(dropped.items())),
         "had a label": len(given),

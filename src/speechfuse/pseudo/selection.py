@@ -53,14 +53,14 @@ def targets_of(
     if missing:
         free = [name for name, target in targets.items() if not target]
         near = [
-            f"'{found[0]}' for {name}"
+            f"{found[0]}={name}"
             for name in missing
             if (found := difflib.get_close_matches(name, free, n=1, cutoff=0.4))
         ]
         raise DataError(
             f"the teacher has no {' and no '.join(missing)}: its classes are {', '.join(classes)}, "
-            f"wanted are {', '.join(names)}; say which is which with --map TEACHER=WANTED,..."
-            f"{' (nearest: ' + ', '.join(near) + ')' if near else ''}, or ask for other --labels"
+            f"wanted are {', '.join(names)}; say which is which with "
+            f"--map {','.join(near) or 'TEACHER=WANTED,...'}, or ask for other --labels"
         )
     return {name: target for name, target in targets.items() if target}
 
