@@ -120,7 +120,7 @@ def test_the_prompt_changes_alpha_and_what_is_read():
         alphas = []
         for task in ("asr", "emotion"):
             stack = made.normalised(made.context(frames(), task).at(where))
-            alphas.append(made.interface.layer_weights(stack, task))
+            alphas.append(made.interface.layer_weights(stack, task)[""])
         assert (alphas[0] - alphas[1]).abs().max() > 1e-3
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from speechfuse.contracts import ShowsLayers
+from speechfuse.contracts import Interface, ShowsLayers
 from speechfuse.inputs import Inputs
 from speechfuse.model import FusionModel
 from speechfuse.ops import length_mask, masked_mean
@@ -28,6 +28,7 @@ from speechfuse.taskdata import TaskData
 from speechfuse.types import LayerStack, Tokens
 
 SAMPLE = 24  # training utterances looked at
+CONTEXT = "prompted transformer"
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,11 @@ def layer_use(
         members = data.splits["train"]
         sample = members[:: max(1, len(members) // SAMPLE)][:SAMPLE]
         stacks = model.stacks([one.batch(sample) for one in inputs[name]])
+        targets = data.task.targets(sample)
         found += _readings(model, name, stacks, names)
-        found += _ablations(model, name, stacks, names, data.task.targets(sample))
+        if model.reader is not None:
+            found += _uses(name, CONTEXT, *model.context_reading(stacks, name, targets))
+        found += _ablations(model, name, stacks, names, targets)
     return found
 
 
@@ -75,20 +79,27 @@ def _readings(
         names = [f"{share:.2f} {n}" for share, n in zip(by_model.tolist(), names, strict=True)]
     if len(read) < len(names):
         names = [" + ".join(names)]
-    found = []
-    for name, (interface, stack) in zip(names, read, strict=True):
-        gradient = receptive_field(interface, stack, task).tolist()
-        found.append(LayerUse(task, name, None, None, None, gradient))
-        if not isinstance(interface, ShowsLayers):
-            continue
-        for kind, given in interface.layer_weights(stack, task).items():
-            weights = _mean_weights(given, stack)
-            scaled = weights * _sizes(stack)
-            shares = (scaled / scaled.sum()).tolist()
-            if kind:
-                found.append(LayerUse(task, f"{name}, {kind}", weights.tolist(), shares, None))
-            else:
-                found[-1] = replace(found[-1], weights=weights.tolist(), scaled=shares)
+    return [
+        use
+        for name, (interface, stack) in zip(names, read, strict=True)
+        for use in _uses(task, name, interface, stack)
+    ]
+
+
+def _uses(task: str, name: str, interface: Interface, stack: LayerStack) -> list[LayerUse]:
+    """What one interface makes of the stack that it reads."""
+    gradient = receptive_field(interface, stack, task).tolist()
+    found = [LayerUse(task, name, None, None, None, gradient)]
+    if not isinstance(interface, ShowsLayers):
+        return found
+    for kind, given in interface.layer_weights(stack, task).items():
+        weights = _mean_weights(given, stack)
+        scaled = weights * _sizes(stack)
+        shares = (scaled / scaled.sum()).tolist()
+        if kind:
+            found.append(LayerUse(task, f"{name}, {kind}", weights.tolist(), shares, None))
+        else:
+            found[-1] = replace(found[-1], weights=weights.tolist(), scaled=shares)
     return found
 
 

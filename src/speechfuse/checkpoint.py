@@ -11,6 +11,7 @@ events.*             TensorBoard
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from speechfuse import __version__, build
@@ -157,7 +159,7 @@ class Run:
 
     def save_model(self, model: FusionModel) -> None:
         tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-        metadata = {"format": "pt", "speechfuse": __version__}
+        metadata = {"format": "pt", "speechfuse": __version__, "tasks_sha256": self._tasks_hash()}
         write_tensors(self.folder / "model.safetensors", tensors, metadata)
 
     def load_model(self, model: FusionModel) -> None:
@@ -166,9 +168,20 @@ class Run:
         if not path.is_file():
             raise RunError(f"{self.folder} is not trained yet; run speechfuse train on it first")
         try:
+            with safe_open(path, "pt") as file:
+                made_with = (file.metadata() or {}).get("tasks_sha256")
             model.load_state_dict(load_file(path))
         except Exception as error:
             raise RunError(f"{path} does not fit the recipe beside it: {error}") from error
+        if made_with not in (None, self._tasks_hash()):
+            raise RunError(
+                f"tasks.json in {self.folder} is not what {path.name} was trained with: it would "
+                "give other words and labels to what was learned; put the run's own back"
+            )
+
+    def _tasks_hash(self) -> str:
+        """Of the vocabularies and label sets that the weights mean."""
+        return hashlib.sha256((self.folder / "tasks.json").read_bytes()).hexdigest()
 
     def save_metrics(self, metrics: Mapping[str, Any]) -> None:
         self._write_json("metrics.json", metrics)

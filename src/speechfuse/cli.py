@@ -271,11 +271,14 @@ def predict(
     run: RunFolder,
     audio: Annotated[list[Path], typer.Argument(help="Audio files.")],
     task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="In words, for a task that was trained with such.")
+    ] = None,
 ) -> None:
     """Transcribe, name the emotion, compare speakers: one line for each file and task."""
     from speechfuse.predict import predict_files
 
-    for line in predict_files(run, audio, task):
+    for line in predict_files(run, audio, task, prompt):
         typer.echo(line)
 
 

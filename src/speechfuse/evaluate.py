@@ -35,11 +35,13 @@ def evaluate_run(
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Predict dev and test, write predictions and metrics.json, return the metrics."""
-    metrics: dict[str, Any] = {**about, "dev": {}, "test": {}}
+    metrics: dict[str, Any] = {**about, "texts_cut": {"dev": {}, "test": {}}, "dev": {}, "test": {}}
     for name, data in tasks.items():
         for split in ("dev", "test"):
             rows = predicted_table(model, data, inputs[name], split)
             run.save_table(split, name, rows)
+            if cut := sum(row.get("cut") == "yes" for row in rows):
+                metrics["texts_cut"][split][name] = cut
             metrics[split][name] = {
                 metric: asdict(with_interval(evidence))
                 for metric, evidence in data.task.score(rows).items()
@@ -55,7 +57,7 @@ def evaluate_again(folder: Path, progress: Progress | None = None) -> dict[str, 
         RunError: no run there, or not trained yet.
     """
     run, model, tasks, inputs = open_run(folder, progress)
-    about = {k: v for k, v in run.metrics().items() if k not in ("dev", "test")}
+    about = {k: v for k, v in run.metrics().items() if k not in ("dev", "test", "texts_cut")}
     return evaluate_run(run, model=model, tasks=tasks, inputs=inputs, about=about)
 
 

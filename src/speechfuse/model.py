@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from speechfuse.context.reading import PromptedFusion
-from speechfuse.contracts import Fusion, Head, LossSum, ScoresClasses, Upstream
+from speechfuse.contracts import Fusion, Head, Interface, LossSum, ScoresClasses, Upstream
 from speechfuse.heads.text import Text
 from speechfuse.types import Frames, LayerStack, Tokens, Waveforms, Where
 
@@ -82,6 +82,16 @@ class FusionModel(nn.Module):
         text, *speech = self.reader(frames, task, places, text=targets)
         loss = head.loss(text, targets)
         return head.with_ctc(loss, speech[0], targets) if speech else loss
+
+    def context_reading(
+        self, inputs: Sequence[Waveforms | LayerStack], task: str, targets: Tokens
+    ) -> tuple[Interface, LayerStack]:
+        """What fuses the layers of the context, and the layers where the task's head reads them."""
+        assert self.reader is not None
+        writes = isinstance(self.head_of(task), Text)
+        frames = self.fuse(inputs, task)
+        sequences = self.reader.context(frames, task, targets if writes else None)
+        return self.reader.interface, self.reader.normalised(sequences.at(self.places[task]))
 
     def predict(
         self,

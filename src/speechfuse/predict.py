@@ -14,17 +14,22 @@ from speechfuse.contracts import Task
 from speechfuse.errors import RunError, did_you_mean
 from speechfuse.evaluate import load_model
 from speechfuse.extract import read_batch
+from speechfuse.recipe import Recipe
 from speechfuse.tasks.verification import Verification
 from speechfuse.types import Utterance
 
 
 @torch.no_grad()
 def predict_files(
-    folder: Path, files: Sequence[Path], only: Sequence[str] | None = None
+    folder: Path,
+    files: Sequence[Path],
+    only: Sequence[str] | None = None,
+    prompt: str | None = None,
 ) -> Iterator[str]:
     """One line for each file and task; verification compares every pair of files.
 
-    A few files cannot be standardised as the many of the trials are: such a cosine is marked.
+    prompt: in words, for a run that was trained with such. A few files cannot be standardised as
+    the many of the trials are: such a cosine is marked, and so is a text that was cut at its limit.
 
     Raises:
         RunError: no trained run, other weights of an upstream, no such task, or one file alone
@@ -43,6 +48,8 @@ def predict_files(
     wanted = list(only or tasks)
     if len(files) == 1 and all(tasks[name].reads == "vector" for name in wanted):
         raise RunError(f"{' and '.join(wanted)} compares files; give two or more, found {files[0]}")
+    if prompt is not None:
+        _check_prompt(recipe, wanted)
     run.check(recipe)
     model = load_model(run, recipe, tasks)
     upstreams = [build.build_upstream(recipe, name) for name in recipe.upstreams]
@@ -58,9 +65,19 @@ def predict_files(
         ]
         stacks = model.stacks(inputs)
         for name, found in answers.items():
-            found += model.predict(stacks, name)
+            found += model.predict(stacks, name, None if prompt is None else [prompt])
     for name, found in answers.items():
         yield from _lines(tasks[name], name, utterances, found)
+
+
+def _check_prompt(recipe: Recipe, wanted: Sequence[str]) -> None:
+    """Refuse words for several tasks, or for one that has learned none."""
+    worded = [name for name, entry in recipe.tasks.items() if entry.prompts]
+    if len(wanted) != 1 or wanted[0] not in worded:
+        raise RunError(
+            f"a prompt in words asks one task that was trained with some, found "
+            f"{' and '.join(wanted)}; choose with --task from: {', '.join(worded) or 'none'}"
+        )
 
 
 def _lines(
@@ -75,4 +92,5 @@ def _lines(
                 yield f"{one.id}\t{utterances[j].id}\t{name}\t{float(score):.3f}{note}"
         return
     for row in task.table(utterances, found, []):
-        yield f"{row['id']}\t{name}\t{row['prediction']}"
+        note = "\tcut at its limit" if row.get("cut") else ""
+        yield f"{row['id']}\t{name}\t{row['prediction']}{note}"

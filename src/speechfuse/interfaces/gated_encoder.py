@@ -48,9 +48,13 @@ class GatedEncoder(Interface):
         logits: Tensor = self.logits[task if self.gate == "per_task" else SHARED]
         return logits.softmax(0)
 
-    def layer_weights(self, stack: LayerStack, task: str) -> Tensor:
+    def learned_weights(self) -> dict[str, Tensor]:
+        """By task, or one for all."""
+        return {name: logits.softmax(0) for name, logits in self.logits.items()}
+
+    def layer_weights(self, stack: LayerStack, task: str) -> dict[str, Tensor]:
         """The same for every frame, (L,)."""
-        return self._weights(task)
+        return {"": self._weights(task)}
 
     def forward(self, stack: LayerStack, task: str) -> Frames:
         return Frames(mix(self._weights(task), stack.layers), stack.lengths, stack.frame_rate)

@@ -89,11 +89,19 @@ class PromptAdaptiveFusion(Interface):
             return known.softmax(0)
         return (heard if known is None else heard + known[:, None, None]).softmax(0)
 
-    def layer_weights(self, stack: LayerStack, task: str) -> Tensor:
+    def learned_weights(self) -> dict[str, Tensor]:
+        """By task, or one for all; none if the hidden state has a say."""
+        if self.ffn is not None:
+            return {}
+        return {name: logits.softmax(0) for name, logits in self.logits.items()}
+
+    def layer_weights(self, stack: LayerStack, task: str) -> dict[str, Tensor]:
         """Those of every position, (L, B, T), or (L,) if they are static."""
         heard = self.prefix_scores(stack) if self.reads_prefix else self.heard(stack)
-        weights = self.alpha(task, heard)
-        return weights if weights.dim() == 1 else weights.expand(-1, *stack.layers[0].shape[:2])
+        alpha = self.alpha(task, heard)
+        if alpha.dim() == 3:
+            alpha = alpha.expand(-1, *stack.layers[0].shape[:2])
+        return {"": alpha}
 
     def forward(self, stack: LayerStack, task: str) -> Frames:
         """Of a stack alone; weights of an utterance are then those of its own frames."""
