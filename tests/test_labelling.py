@@ -344,6 +344,25 @@ class TestRunTeacher:
         found = [line.split("\t")[2] for line in predict_files(trained, paths, ["emotion"])]
         assert [teacher.classes[index] for index in whole] == found
 
+    def test_one_that_reads_through_a_prompted_transformer(
+        self, workspace, tone_recipe, tiny_corpus
+    ):
+        context = {"layers": 2, "dim": 16, "heads": 2, "join": 2}
+        change = {"context": context, "training": {"steps": 3}}
+        tone_recipe["tasks"].pop("verification")
+        tone_recipe["tasks"].pop("asr")
+        train_run(read_recipe(merged(tone_recipe, change)), workspace / "run")
+        teacher = find_teacher("run")
+        teacher.load()
+        paths = sorted(tiny_corpus.parent.glob("*.wav"))[:5]
+        clips = [read_audio(path)[: 6000 - 700 * i] for i, path in enumerate(paths)]
+        together = teacher.probabilities(clips)
+        for clip, row in zip(clips, together, strict=True):
+            torch.testing.assert_close(teacher.probabilities([clip])[0], row, rtol=1e-4, atol=1e-6)
+        whole = teacher.probabilities([read_audio(path) for path in paths]).argmax(-1).tolist()
+        found = [line.split("\t")[2] for line in predict_files(Path("run"), paths)]
+        assert [teacher.classes[index] for index in whole] == found
+
     def test_it_labels_what_it_has_learned(self, trained, tiny_corpus, workspace):
         summary = label(tiny_corpus, teacher=find_teacher(str(trained)), threshold=0.7)
         assert summary["kept"] > 20

@@ -393,7 +393,7 @@ def _run_sweep(
     read: Any, out: Path, rows: list[str] | None, jobs: int, split: Any = "test"
 ) -> None:
     from speechfuse.experiments.diagnosis import diagnose
-    from speechfuse.experiments.report import result_tables, write_report
+    from speechfuse.experiments.report import pseudo_labels, result_tables, write_report
     from speechfuse.experiments.runner import run_sweep
 
     with _progress() as progress:
@@ -402,6 +402,8 @@ def _run_sweep(
         )
     for title, columns, cells in result_tables(read, done, split):
         _table(title, columns, cells)
+    for line in pseudo_labels(done):
+        typer.echo(line)
     found = diagnose(read, done, split)
     for line in found[-3:]:  # those of whole rows come last
         typer.echo(f"warning: {line}")
