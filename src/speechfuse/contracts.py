@@ -81,6 +81,11 @@ class Upstream(nn.Module, ABC):
     @abstractmethod
     def forward(self, wav: Waveforms) -> LayerStack: ...
 
+    def stream(self, wav: Waveforms) -> tuple[Tensor, Iterable[Tensor]]:
+        """Lengths in frames (B,), and the same layers (B, T, D) one by one as they are made."""
+        stack: LayerStack = self(wav)
+        return stack.lengths, stack.layers
+
     @abstractmethod
     def identity(self) -> dict[str, str]:
         """Name, revision and content hash: what a run folder keeps instead of a copy."""

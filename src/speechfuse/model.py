@@ -60,9 +60,15 @@ class FusionModel(nn.Module):
         tuned = iter(self.upstreams)
         return [next(tuned)(one) if isinstance(one, Waveforms) else one for one in inputs]
 
-    def fuse(self, inputs: Sequence[Waveforms | LayerStack], task: str) -> Frames:
-        """What the task's head reads, or the context if there is one."""
-        frames: Frames = self.fusion_of(task)(self.stacks(inputs), task)
+    def fuse(self, inputs: Sequence[Waveforms | LayerStack] | Frames, task: str) -> Frames:
+        """What the task's head reads, or the context if there is one.
+
+        inputs: of the upstreams, or what the fusion made of them already.
+        """
+        if isinstance(inputs, Frames):
+            frames = inputs
+        else:
+            frames = self.fusion_of(task)(self.stacks(inputs), task)
         if task in self.before:
             frames = self.before[task](frames)
         return frames
@@ -95,7 +101,7 @@ class FusionModel(nn.Module):
 
     def predict(
         self,
-        inputs: Sequence[Waveforms | LayerStack],
+        inputs: Sequence[Waveforms | LayerStack] | Frames,
         task: str,
         prompts: Sequence[str] | None = None,
     ) -> list[Any]:

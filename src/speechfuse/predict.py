@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,14 @@ import torch
 
 from speechfuse import build
 from speechfuse.checkpoint import Run
-from speechfuse.contracts import Task
-from speechfuse.errors import RunError, did_you_mean
+from speechfuse.contracts import Task, Upstream
+from speechfuse.errors import RunError, ShapeError, did_you_mean
 from speechfuse.evaluate import load_model
 from speechfuse.extract import read_batch
+from speechfuse.model import FusionModel
 from speechfuse.recipe import Recipe
 from speechfuse.tasks.verification import Verification
-from speechfuse.types import Utterance
+from speechfuse.types import Frames, LayerStack, Utterance, Waveforms
 
 
 @torch.no_grad()
@@ -59,13 +60,17 @@ def predict_files(
     read = [[read_batch([u], upstream) for upstream in upstreams] for u in utterances]
     answers: dict[str, list[Any]] = {name: [] for name in wanted}
     for clips in read:
-        inputs = [
-            clip if mine else upstream(clip)
-            for upstream, clip, mine in zip(upstreams, clips, own, strict=True)
-        ]
-        stacks = model.stacks(inputs)
+        given: Mapping[str, Sequence[LayerStack] | Frames] = {}
+        if own == [False]:
+            given = _streamed(model, upstreams[0], clips[0], wanted)
+        if not given:
+            inputs = [
+                clip if mine else upstream(clip)
+                for upstream, clip, mine in zip(upstreams, clips, own, strict=True)
+            ]
+            given = dict.fromkeys(wanted, model.stacks(inputs))
         for name, found in answers.items():
-            found += model.predict(stacks, name, None if prompt is None else [prompt])
+            found += model.predict(given[name], name, None if prompt is None else [prompt])
     for name, found in answers.items():
         yield from _lines(tasks[name], name, utterances, found)
 
@@ -78,6 +83,25 @@ def _check_prompt(recipe: Recipe, wanted: Sequence[str]) -> None:
             f"a prompt in words asks one task that was trained with some, found "
             f"{' and '.join(wanted)}; choose with --task from: {', '.join(worded) or 'none'}"
         )
+
+
+def _streamed(
+    model: FusionModel, upstream: Upstream, clip: Waveforms, tasks: Sequence[str]
+) -> dict[str, Frames]:
+    """What each task's fusion makes of one frozen encoder while that makes its layers.
+
+    So they are never held together. Empty if an interface needs them to be.
+    """
+    try:
+        streams = {name: model.fusion_of(name).stream(name) for name in tasks}
+    except ShapeError:
+        return {}
+    lengths, layers = upstream.stream(clip)
+    for index, hidden in enumerate(layers):
+        for stream in streams.values():
+            stream.accumulate(index, hidden)
+    rate = upstream.plan.spec.frame_rate
+    return {name: stream.result(lengths, rate) for name, stream in streams.items()}
 
 
 def _lines(

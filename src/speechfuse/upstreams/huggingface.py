@@ -7,7 +7,7 @@ formats are pickles and are not read.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -151,11 +151,19 @@ class HuggingFace(Upstream):
         Raises:
             DataError: a clip is shorter than the encoder's receptive field.
         """
-        self.load()
         with torch.set_grad_enabled(self.tuned and torch.is_grad_enabled()):
-            return self._stack(wav)
+            lengths, made = self.stream(wav)
+            layers = tuple(made)
+        assert len(layers) == self.plan.spec.num_layers, (len(layers), self.plan.spec)
+        return LayerStack(layers, lengths, self.plan.spec.frame_rate)
 
-    def _stack(self, wav: Waveforms) -> LayerStack:
+    def stream(self, wav: Waveforms) -> tuple[Tensor, Iterator[Tensor]]:
+        """Nothing but the block at work is held.
+
+        Raises:
+            DataError: a clip is shorter than the encoder's receptive field.
+        """
+        self.load()
         shortest = int(wav.lengths.min())
         if shortest < self.plan.min_samples:
             raise DataError(
@@ -165,9 +173,7 @@ class HuggingFace(Upstream):
         silent = wav.samples * length_mask(wav.lengths, wav.samples.shape[1])
         lengths = self.states.frames(wav.lengths)
         states = self.states.states(Waveforms(silent, wav.lengths, wav.sample_rate))
-        layers = tuple(zero_padding(hidden, lengths) for hidden in states)
-        assert len(layers) == self.plan.spec.num_layers, (len(layers), self.plan.spec)
-        return LayerStack(layers, lengths, self.plan.spec.frame_rate)
+        return lengths, (zero_padding(hidden, lengths) for hidden in states)
 
     def identity(self) -> dict[str, str]:
         folder = model_folder(self.source, self.revision)
