@@ -13,6 +13,7 @@ from speechfuse.experiments.diagnosis import _uniform, diagnose
 from speechfuse.experiments.report import write_report
 from speechfuse.experiments.runner import run_sweep
 from speechfuse.experiments.sweep import Cell, read_sweep
+from speechfuse.model import SHARED
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,7 @@ from speechfuse.experiments.sweep import Cell, read_sweep
             {"interface": {"kind": "mhfa"}, "order": "layers_first", "merge": {"kind": "add"}},
             [f"weights of {model}, {kind}" for model in ("a", "b") for kind in ("keys", "values")],
         ),
+        ({"interface": {"kind": "gated_encoder"}, "per_task": False}, ["weights of emotion"]),
         ({"interface": {"kind": "frame_gating"}}, []),  # its gates decide, too
         ({"interface": {"kind": "hconv"}}, []),
     ],
@@ -41,14 +43,15 @@ def test_every_interface_with_weights_of_its_own_is_looked_at(
     tone_recipe["upstreams"] = {"a": source, "b": source | {"weights": "random"}}
     recipe = read_recipe(tone_recipe | {"fusion": fusion})
     cell = Cell("both", "", 0, 1, recipe, workspace)
-    built = build_fusion(recipe, stack_specs(recipe), ["emotion"])
-    state = {f"fusions.emotion.{name}": tensor for name, tensor in built.state_dict().items()}
+    tasks, key = (["emotion"], "emotion") if recipe.fusion.per_task else ([*recipe.tasks], SHARED)
+    built = build_fusion(recipe, stack_specs(recipe), tasks)
+    state = {f"fusions.{key}.{name}": tensor for name, tensor in built.state_dict().items()}
     save_file(state, workspace / "model.safetensors")
     for line, what in zip(_uniform(cell, "emotion"), named, strict=True):
         assert line.startswith(f"layer {what} are still uniform, entropy 100.0 %")
     torch.manual_seed(0)
     for name, tensor in state.items():
-        if name.endswith("logits"):
+        if "logits" in name:
             tensor.copy_(torch.randn_like(tensor) * 3)
     save_file(state, workspace / "model.safetensors")
     assert [*_uniform(cell, "emotion")] == []

@@ -83,7 +83,8 @@ def _learned_weights(cell: Cell, task: str) -> Iterator[tuple[str, Tensor]]:
     models = [*recipe.upstreams] if len(parts) > 1 else [""]
     for model, part in zip(models, parts, strict=True):
         for kind, weights in part.learned_weights().items():
-            if len(weights) > 1:
+            others = kind in recipe.tasks and kind != task
+            if len(weights) > 1 and not others:
                 yield ", ".join(filter(None, [model, kind])), weights.detach()
 
 
