@@ -1,0 +1,190 @@
+"""HarmoniFuse from recipe to answers: one model, several tasks by prompt, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from speechfuse import build
+from speechfuse.analyse import CONTEXT
+from speechfuse.build import read_recipe
+from speechfuse.checkpoint import Run
+from speechfuse.errors import DataError, RecipeError, RunError
+from speechfuse.experiments.layers import run_layer_use
+from speechfuse.predict import predict_files
+from speechfuse.recipe import merged
+from speechfuse.train import train_run
+from speechfuse.types import StackSpec
+
+TINY = {"preset": "tiny", "layers": 2, "dim": 32, "heads": 2, "join": 4}
+
+
+@pytest.fixture
+def recipe(tone_recipe):
+    change = {
+        "fusion": {"interface": {"kind": "gated_encoder"}, "per_task": False},
+        "context": TINY,
+        "tasks": {"asr": {"head": {"kind": "text", "ctc": 0.3}}},
+        "training": {"evaluate_every": 4},
+    }
+    return merged(tone_recipe, change)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop", [2, 5, 11])
+def test_a_stopped_run_goes_on_to_the_same_weights(workspace, recipe, stop):
+    """With dropout and gate scalars of their own rate."""
+    made = read_recipe(merged(recipe, {"training": {"layer_rate": 5}}))
+    train_run(made, workspace / "whole")
+
+    def interrupt(what, done, total):
+        if what == "training steps" and done == stop:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_run(made, workspace / "parts", interrupt)
+    train_run(made, workspace / "parts")
+    whole, parts = (load_file(workspace / n / "model.safetensors") for n in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_one_model_answers_every_task_and_shows_its_layers(workspace, recipe, tiny_corpus):
+    train_run(read_recipe(recipe), workspace / "run")
+    files = [tiny_corpus.parent / f"s7-{i}.wav" for i in range(2)]
+    lines = [line.split("\t") for line in predict_files(workspace / "run", files)]
+    assert [line[1] for line in lines[:4]] == ["asr", "asr", "emotion", "emotion"]
+    run = Run(workspace / "run")
+    for task, found in (("asr", lines[:2]), ("emotion", lines[2:4])):
+        kept = {row["id"]: row["prediction"] for row in run.table("test", task)}
+        assert [line[2] for line in found] == [kept["s7-0"], kept["s7-1"]]
+    cut = [row["cut"] == "yes" for row in run.table("test", "asr")]
+    assert run.metrics()["texts_cut"]["test"].get("asr", 0) == sum(cut)
+    marked = {row["id"]: bool(row["cut"]) for row in run.table("test", "asr")}
+    assert [len(line) > 3 for line in lines[:2]] == [marked["s7-0"], marked["s7-1"]]
+    uses = [use for use in run_layer_use(workspace / "run") if use.model == CONTEXT]
+    assert [use.task for use in uses] == ["asr", "emotion", "verification"]
+    assert all(abs(sum(use.weights) - 1) < 1e-5 and len(use.weights) == 2 for use in uses)
+
+
+@pytest.mark.recipe
+def test_it_learns_to_write_on_tones(workspace, recipe):
+    """There are nine texts of two words; chance is a word error rate of two thirds."""
+    change = {
+        "context": {"dim": 64, "dropout": 0.0},
+        "training": {
+            "steps": 300,
+            "learning_rate": 3e-3,
+            "evaluate_every": 100,
+            "batch_seconds": 8,
+        },
+    }
+    given = merged(recipe, change)
+    given["tasks"].pop("verification")
+    metrics = train_run(read_recipe(given), workspace / "run")
+    assert metrics["test"]["asr"]["wer"]["value"] < 0.2
+
+
+def test_heads_without_text_read_speech_if_asked(workspace, recipe):
+    change = {
+        "tasks": {
+            "asr": {"units": "bpe", "head": {"kind": "ctc", "project": 8, "lstm_layers": 0}},
+            "emotion": {"read": "speech", "head": {"kind": "classifier", "mean_std": True}},
+        },
+        "training": {"steps": 4},
+        "context": {"join": 2},
+    }
+    metrics = train_run(read_recipe(merged(recipe, change)), workspace / "run")
+    assert metrics["test"]["asr"]["wer"]["value"] >= 0
+
+
+def test_a_vocabulary_of_another_run_is_refused(workspace, recipe, tiny_corpus):
+    run = workspace / "run"
+    train_run(read_recipe(merged(recipe, {"training": {"steps": 2}})), run)
+    states = json.loads((run / "tasks.json").read_text())
+    states["asr"]["characters"].reverse()
+    (run / "tasks.json").write_text(json.dumps(states))
+    with pytest.raises(RunError, match=r"tasks\.json .* is not what model\.safetensors"):
+        list(predict_files(run, [tiny_corpus.parent / "s7-0.wav"], ["asr"]))
+
+
+def test_a_text_longer_than_the_limit_stops_before_training(workspace, recipe):
+    change = {"tasks": {"asr": {"head": {"kind": "text", "max_tokens": 5}}}}
+    with pytest.raises(DataError, match="has 7 tokens, the limit is max_tokens=5; raise it"):
+        train_run(read_recipe(merged(recipe, change)), workspace / "run")
+    assert not (workspace / "run").exists()
+
+
+def test_prompts_in_words_are_for_runs_trained_with_them(workspace, recipe, tiny_corpus):
+    change = {
+        "tasks": {"emotion": {"prompts": ["how do they feel", "name the mood"]}},
+        "training": {"steps": 4},
+    }
+    train_run(read_recipe(merged(recipe, change)), workspace / "run")
+    files = [tiny_corpus.parent / "s7-0.wav"]
+    assert len(list(predict_files(workspace / "run", files, ["emotion"], "the mood please"))) == 1
+    with pytest.raises(RunError, match=r"found asr; choose with --task from: emotion"):
+        list(predict_files(workspace / "run", files, ["asr"], "write it down"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"context": {"preset": "huge"}}, "context: preset.*(found 'huge')"),
+        ({"context": {"lyers": 2}}, "context: lyers.*Did you mean 'layers'"),
+        (
+            {"context": {"interface": {"kind": "prompt_adptive"}}},
+            "context.interface: unknown interface kind 'prompt_adptive'",
+        ),
+        ({"tasks": {"emotion": {"prompts": "feel"}}}, "tasks.emotion.prompts"),
+    ],
+)
+def test_wrong_settings_of_a_context_are_named(recipe, change, message):
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(merged(recipe, change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"context": None}, "head 'text' writes for a prompted transformer.*add context"),
+        ({"tasks": {"asr": {"read": "speech"}}}, "head 'text' reads the text it writes"),
+        (
+            {"tasks": {"asr": {"read": "prompt", "head": {"kind": "ctc"}}}},
+            "head 'ctc' needs every frame; use read: speech",
+        ),
+        ({"context": TINY | {"heads": 5}}, "5 heads do not divide dim 32"),
+        ({"context": TINY | {"interface": {"kind": "mhfa"}}}, "one vector for each utterance"),
+        ({"context": TINY | {"interface": {"kind": "pca_concat"}}}, "is fitted before"),
+    ],
+)
+def test_what_does_not_fit_a_context_is_refused_when_built(workspace, recipe, change, message):
+    with pytest.raises(RecipeError, match=message):
+        train_run(read_recipe(merged(recipe, change)), workspace / "run")
+    assert not (workspace / "run").exists()
+
+
+def test_state_0_is_no_layer_of_a_gated_encoder(recipe):
+    made = read_recipe(recipe)
+    assert made.fusion.drop_state_0
+    specs = [StackSpec(13, 8, 50.0)]
+    fusion = build.build_fusion(made, specs, ["asr"])
+    assert len(fusion.interface.logits["asr"]) == 12
+    kept = read_recipe(merged(recipe, {"fusion": {"drop_state_0": False}}))
+    assert len(build.build_fusion(kept, specs, ["asr"]).interface.logits["asr"]) == 13
+
+
+def test_the_papers_size_has_the_parameters_of_twelve_plain_blocks(recipe):
+    """12 blocks of 4 D^2 for attention and 8 D^2 for the feed-forward, within one percent."""
+    from speechfuse.context.prompted_transformer import PromptedTransformer
+
+    with torch.device("meta"):
+        context = PromptedTransformer(
+            1024, 50.0, tasks=["asr"], text_sizes={"asr": 5000}, prompts={}, preset="paper"
+        )
+    blocks = sum(p.numel() for p in context.blocks.parameters())
+    assert abs(blocks / (12 * 12 * 1024**2) - 1) < 0.01
