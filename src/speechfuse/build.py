@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -15,15 +14,15 @@ import torch
 from speechfuse import catalog
 from speechfuse.alignment import aligned_specs
 from speechfuse.augment import SpecAugment, UtteranceNorm
-from speechfuse.context.reading import PromptedFusion
-from speechfuse.contracts import Context, Fitted, Fusion, Head, Interface, Merge, Task, Upstream
+from speechfuse.contracts import Fitted, Fusion, Head, Interface, Merge, Task, Upstream
 from speechfuse.errors import RecipeError
 from speechfuse.fusion import LayersFirst, MergeFirst
 from speechfuse.model import SHARED, FusionModel
-from speechfuse.ops import seed_for
+from speechfuse.ops import seeded
+from speechfuse.prompting import build_reader, read_at
 from speechfuse.recipe import ContextRecipe, FusionRecipe, Part, Recipe, TaskRecipe, load_recipe
 from speechfuse.tuning import tune
-from speechfuse.types import StackSpec, Where
+from speechfuse.types import StackSpec
 
 
 def read_recipe(
@@ -344,93 +343,25 @@ def build_model(
     per_task = recipe.fusion.per_task
     fusions = {}
     for name, readers in {n: [n] for n in tasks}.items() if per_task else [(SHARED, [*tasks])]:
-        with _seeded(recipe.seed, "fusion", name):
+        with seeded(recipe.seed, "fusion", name):
             fusions[name] = build_fusion(recipe, specs, readers)
     some = next(iter(fusions.values()))
-    reader = build_reader(recipe, some.out_dim, some.frame_rate, tasks)
+    sizes = {name: task.head_options() for name, task in tasks.items()}
+    reader = build_reader(recipe, some.out_dim, some.frame_rate, sizes)
     heads, places = {}, {}
-    for name, task in tasks.items():
+    for name in tasks:
         fusion = fusions[name if per_task else SHARED]
         dim = reader.out_dim if reader else fusion.out_dim
-        with _seeded(recipe.seed, "head", name):
-            heads[name] = build_head(recipe.tasks[name], dim, task.head_options())
+        with seeded(recipe.seed, "head", name):
+            heads[name] = build_head(recipe.tasks[name], dim, sizes[name])
         check_frames(recipe, name, fusion, heads[name])
-        places[name] = _place(recipe, name, heads[name])
+        places[name] = read_at(recipe, name, heads[name])
     _check_fitted(recipe, fusions.values())
     before = {
         name: torch.nn.Sequential(*steps) for name in tasks if (steps := _before(recipe, name))
     }
     tuned = [*build_tuned(recipe).values()]
     return FusionModel(fusions, heads, before, tuned, reader, places)
-
-
-def build_reader(
-    recipe: Recipe, in_dim: int, frame_rate: float, tasks: Mapping[str, Task]
-) -> PromptedFusion | None:
-    """The prompted transformer and the fusion of its layers, if the recipe has a context."""
-    chosen = recipe.context
-    if chosen is None:
-        return None
-    cls = catalog.find("context", chosen.kind)
-    texts = [
-        name for name in tasks if catalog.find("head", recipe.tasks[name].head.kind).reads == "text"
-    ]
-    with _seeded(recipe.seed, "context"):
-        context: Context = cls(
-            in_dim,
-            frame_rate,
-            tasks=[*tasks],
-            text_sizes={name: tasks[name].head_options()["num_tokens"] for name in texts},
-            prompts={name: recipe.tasks[name].prompts for name in tasks},
-            **catalog.checked_options("context", chosen.kind, chosen.options),
-        )
-        part = chosen.interface
-        options = catalog.checked_options("interface", part.kind, part.options)
-        interface: Interface = catalog.find("interface", part.kind)(
-            context.spec, tasks=[*tasks], **options
-        )
-    if interface.pools or isinstance(interface, Fitted):
-        raise RecipeError(
-            f"context.interface: '{part.kind}' "
-            + ("gives one vector for each utterance" if interface.pools else "is fitted before")
-            + ", but positions of a transformer that learns are read one by one; use "
-            "prompt_adaptive, or another interface"
-        )
-    return PromptedFusion(context, interface, normalize=chosen.normalize)
-
-
-def _place(recipe: Recipe, name: str, head: Head) -> Where:
-    """Which positions of a prompted sequence a head reads.
-
-    Raises:
-        RecipeError: words to read or to write without a context, or one position where all are
-            needed.
-    """
-    entry = recipe.tasks[name]
-    if recipe.context is None:
-        for what, there in (
-            (f"head '{entry.head.kind}' writes", head.reads == "text"),
-            ("read asks", entry.read is not None),
-            ("prompts ask", bool(entry.prompts)),
-        ):
-            if there:
-                raise RecipeError(
-                    f"task '{name}': {what} for a prompted transformer, the recipe has none; add "
-                    "context: {kind: prompted_transformer}"
-                )
-        return "speech"
-    if head.reads == "text":
-        if entry.read:
-            raise RecipeError(
-                f"task '{name}': head '{entry.head.kind}' reads the text it writes; leave read out"
-            )
-        return "text"
-    if entry.read == "prompt" and head.predicts in ("tokens", "turns"):
-        raise RecipeError(
-            f"task '{name}': head '{entry.head.kind}' needs every frame; use read: speech, or head "
-            "'text'"
-        )
-    return entry.read or ("speech" if head.predicts in ("tokens", "turns") else "prompt")
 
 
 def _check_fitted(recipe: Recipe, fusions: Iterable[Fusion]) -> None:
@@ -482,10 +413,3 @@ def check_frames(recipe: Recipe, name: str, fusion: Fusion, head: Head) -> None:
             f"utterance, a head that predicts {head.predicts} needs every frame; use another "
             "interface, or train this task in a recipe of its own"
         )
-
-
-@contextmanager
-def _seeded(seed: int, *names: str) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(seed, *names))
-        yield

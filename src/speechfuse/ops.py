@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -45,6 +46,14 @@ def _hashed(files: tuple[tuple[Path, int, int], ...]) -> str:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+@contextmanager
+def seeded(seed: int, *names: str) -> Iterator[None]:
+    """What is drawn within is drawn from the seed of one part, and nothing else is changed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, *names))
+        yield
 
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:

@@ -12,12 +12,14 @@ from torch.utils.flop_counter import flop_registry
 
 from speechfuse import build
 from speechfuse.cache.store import DTYPES
+from speechfuse.context.reading import PromptedFusion
 from speechfuse.contracts import UpstreamPlan
 from speechfuse.fusion import MergeFirst, fit_interfaces
+from speechfuse.prompting import build_reader, read_at
 from speechfuse.recipe import Recipe
 from speechfuse.taskdata import is_prepared, prepared_folder
 from speechfuse.tuning import trained_parameters
-from speechfuse.types import LayerStack, StackSpec, Table
+from speechfuse.types import Frames, LayerStack, StackSpec, Table
 from speechfuse.upstreams.attention import ATTENTION_SECONDS
 
 ASSUMED = {
@@ -39,7 +41,7 @@ def plan_recipe(recipe: Recipe) -> list[Table]:
         tuned = {n: trained_parameters(up) for n, up in build.build_tuned(recipe).items()}
     return [
         _upstream_table(upstreams, tuned),
-        _trained_table(recipe, specs),
+        *_trained_tables(recipe, specs),
         _store_table(recipe, upstreams, tuned),
     ]
 
@@ -70,16 +72,20 @@ def _upstream_table(upstreams: Mapping[str, UpstreamPlan], tuned: Mapping[str, i
     return f"Upstreams (attention over clips of {ATTENTION_SECONDS:g} s)", columns, rows
 
 
-def _trained_table(recipe: Recipe, specs: list[StackSpec]) -> Table:
+def _trained_tables(recipe: Recipe, specs: list[StackSpec]) -> list[Table]:
+    """Fusion and head of each task, and the context that tasks share if there is one."""
     rows = []
     # Not on the meta device: its first operation imports the compiler, more than drawing weights.
     fusion = build.build_fusion(recipe, specs, list(recipe.tasks))
     second = [_second(spec) for spec in specs]
     fit_interfaces(fusion, lambda: [second])
     macs = count_products(lambda: fusion(second, next(iter(recipe.tasks))))
+    assumed = dict.fromkeys(recipe.tasks, ASSUMED)
+    reader = build_reader(recipe, fusion.out_dim, fusion.frame_rate, assumed)
     for name, entry in recipe.tasks.items():
-        head = build.build_head(entry, fusion.out_dim, ASSUMED)
+        head = build.build_head(entry, (reader or fusion).out_dim, ASSUMED)
         build.check_frames(recipe, name, fusion, head)
+        read_at(recipe, name, head)
         trained = sum(p.numel() for part in (fusion, head) for p in part.parameters())
         read = [fusion.merge.spec] if isinstance(fusion, MergeFirst) else specs
         shapes = " + ".join(f"{spec.num_layers} x {spec.dim}" for spec in read)
@@ -96,7 +102,29 @@ def _trained_table(recipe: Recipe, specs: list[StackSpec]) -> Table:
     columns = ["task", "fusion", "parameters", "multiply-adds / s", "head's parameters", "memory"]
     shared = "" if recipe.fusion.per_task else ", one fusion for all tasks"
     known = f"{ASSUMED['num_tokens']} tokens or {ASSUMED['num_classes']} classes assumed"
-    return f"Trained{shared} ({known}; memory: weights, gradients, Adam)", columns, rows
+    title = f"Trained{shared} ({known}; memory: weights, gradients, Adam)"
+    tables: list[Table] = [(title, columns, rows)]
+    if reader is not None:
+        tables.append(_context_table(recipe, reader, fusion(second, next(iter(recipe.tasks)))))
+    return tables
+
+
+def _context_table(recipe: Recipe, reader: PromptedFusion, second: Frames) -> Table:
+    """second: what is fused of one second of audio."""
+    spec, task = reader.context.spec, next(iter(recipe.tasks))
+    macs = count_products(lambda: reader(second, task, ["prompt"]))
+    parameters = sum(p.numel() for p in reader.parameters())
+    row = [
+        f"{spec.num_layers} x {spec.dim}",
+        f"{spec.frame_rate:g} Hz",
+        f"{parameters:,}",
+        f"{sum(p.numel() for p in reader.interface.parameters()):,}",
+        f"{macs / 1e9:.4f} G",
+        f"{16 * parameters / 1e6:.1f} MB",
+    ]
+    columns = ["layers x width", "positions", "parameters", "of them fusion's"]
+    columns += ["multiply-adds / s", "memory"]
+    return "Prompted transformer, shared by all tasks, without text", columns, [row]
 
 
 def _store_table(
