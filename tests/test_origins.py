@@ -18,6 +18,7 @@ from speechfuse.evaluate import evaluate_again
 from speechfuse.experiments.report import write_report
 from speechfuse.experiments.runner import run_sweep
 from speechfuse.experiments.sweep import SweepFile
+from speechfuse.plan import plan_recipe
 from speechfuse.pseudo.labelling import find_teacher, pseudo_label
 from speechfuse.recipe import merged
 from speechfuse.taskdata import find_corpus, load_tasks
@@ -178,7 +179,7 @@ class TestShown:
         change = {"tasks": {"emotion": {"extra_training": ["more/manifest.jsonl"]}}}
         recipe = read_recipe(merged(recipe, change))
         metrics = train_run(recipe, workspace / "run")
-        line = "8 of 48 train labels are pseudo-labels of t@1, with a confidence of at least 0.9"
+        line = "8 of 48 training labels are pseudo-labels of t@1, with a confidence of at least 0.9"
         assert metrics["pseudo_labels"] == {"emotion": [line]}
         assert evaluate_again(workspace / "run") == metrics
         result = CliRunner().invoke(cli.app, ["evaluate", "run"])
@@ -188,6 +189,18 @@ class TestShown:
         assert seen[1].source == "wild"
         assert seen[1].speakers == ("new-s0", "new-s1")
 
+    def test_the_plan_counts_their_hours(self, recipe, workspace, tiny_corpus):
+        for name, hours in (("a", 30), ("b", 50)):
+            made = prepare(tiny_corpus, Path("corpora", name))
+            about = json.loads((made.folder / "corpus.json").read_text()) | {"hours": hours}
+            (made.folder / "corpus.json").write_text(json.dumps(about))
+        sizes = []
+        for change in ({"corpus": "a"}, {"corpus": "a", "extra_training": ["b"]}):
+            made = read_recipe(merged(recipe, {"tasks": {"emotion": change}}))
+            sizes.append(float(plan_recipe(made)[-1][2][0][-1].split()[0]))
+        assert sizes[0] > 0.1
+        assert sizes[1] == pytest.approx(sizes[0] * 80 / 30, rel=0.05)
+
     def test_a_report_tells_it_of_each_row(self, recipe, more, workspace):
         emotion = {"emotion": {"extra_training": ["more/manifest.jsonl"]}}
         sweep = SweepFile(
@@ -196,7 +209,7 @@ class TestShown:
         done = run_sweep(sweep, workspace / "out")
         page = write_report(sweep, done, workspace / "out").read_text()
         assert page.count("pseudo-labels of t@1") == 1
-        assert "<li>both: emotion: 8 of 48 train labels are pseudo-labels of t@1" in page
+        assert "<li>both: emotion: 8 of 48 training labels are pseudo-labels of t@1" in page
 
     def test_a_teacher_that_tells_nothing_is_pointed_out(self, recipe, more):
         card = read_cards(more)[0]
@@ -236,7 +249,7 @@ def test_the_whole_way_from_a_teacher_to_its_student(recipe, workspace, tiny_cor
     metrics = train_run(read_recipe(merged(recipe, change)), workspace / "student")
     shown = metrics["pseudo_labels"]["emotion"][0]
     assert summary["kept by split"]["dev"] > 8  # s4 and s5, in the corpus's own split
-    assert shown.startswith("8 of 24 train labels are pseudo-labels of teacher/emotion@")
+    assert shown.startswith("8 of 24 training labels are pseudo-labels of teacher/emotion@")
     assert find_corpus("m").source == tiny_corpus.parent.name
     unfair = speakers | {"test_speakers": ["s2"], "dev_speakers": ["s7"]}
     with pytest.raises(DataError, match=r"1 test speakers are of it \(s2\)"):

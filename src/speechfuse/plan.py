@@ -131,7 +131,8 @@ def _store_table(
     recipe: Recipe, upstreams: Mapping[str, UpstreamPlan], tuned: Mapping[str, int]
 ) -> Table:
     width = torch.finfo(DTYPES[recipe.store.dtype]).bits // 8
-    hours = {e.corpus: _hours(e.corpus) for e in recipe.tasks.values()}
+    corpora = [name for e in recipe.tasks.values() for name in (e.corpus, *e.extra_training)]
+    hours = {name: _hours(name) for name in corpora}
     known = sum(h for h in hours.values() if h)
     rows = []
     for name, plan in upstreams.items():

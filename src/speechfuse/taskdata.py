@@ -184,8 +184,8 @@ def load_task(
 
 
 def _of(corpus: Corpus, utterances: Sequence[Utterance]) -> list[Utterance]:
-    ids = {u.id for u in corpus.utterances}
-    return [u for u in utterances if u.id in ids]
+    mine = {id(u) for u in corpus.utterances}  # another corpus may have the same names
+    return [u for u in utterances if id(u) in mine]
 
 
 def load_tasks(

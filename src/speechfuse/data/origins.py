@@ -12,6 +12,8 @@ from speechfuse.data.teachers import FILE, ORIGIN, Card, Seen
 from speechfuse.errors import DataError
 from speechfuse.types import Utterance
 
+_SPLITS = {"train": "training", "dev": "development", "test": "test"}
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -23,7 +25,11 @@ class Origin:
 
     def text(self) -> str:
         """For people: how many, from whom, how sure."""
-        shown = [f"{self.counts[s]:,} of {n:,} {s}" for s, n in self.of.items() if self.counts[s]]
+        shown = [
+            f"{count:,} of {self.of[split]:,} {name}"
+            for split, name in _SPLITS.items()
+            if (count := self.counts.get(split, 0))
+        ]
         told = "" if self.card.knows else "; its card does not say what it was trained on"
         return (
             f"{' and '.join(shown)} labels are pseudo-labels of {self.card.name}, with a "
@@ -97,6 +103,8 @@ def extra_utterances(
         DataError: none of them has the labels, an id twice, or somebody or a recording of the
             development or test set.
     """
+    if not corpora:
+        return []
     held = [(split, u) for split in ("dev", "test") for u in splits[split]]
     speakers = {u.speaker or u.id: split for split, u in held}
     files = {u.audio.resolve(): split for split, u in held}
