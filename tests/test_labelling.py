@@ -367,6 +367,7 @@ class TestRunTeacher:
         summary = label(tiny_corpus, teacher=find_teacher(str(trained)), threshold=0.7)
         assert summary["kept"] > 20
         assert summary["of these the same"] == summary["had a label"] == summary["kept"]
+        assert summary["speakers that it was trained on"] == 6
         (card,) = read_cards(workspace / "out")
         assert card.name.startswith("run/emotion@")
         (seen,) = card.seen

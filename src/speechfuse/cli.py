@@ -230,6 +230,10 @@ def pseudo_label(
     if summary["had a label"]:
         same, had = summary["of these the same"], summary["had a label"]
         typer.echo(f"of {had:,} kept that had a label, {100 * same / had:.1f} % have the same")
+    if known := summary["speakers that it was trained on"]:
+        typer.echo(
+            f"the teacher was trained on {known:,} of these speakers: surer than it is right"
+        )
     if set(splits := summary["kept by split"]) - {"none", "train"}:
         shown = ", ".join(f"{split} {count:,}" for split, count in splits.items())
         typer.echo(f"by split: {shown}; extra_training learns from train and none alone")

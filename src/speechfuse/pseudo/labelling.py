@@ -7,9 +7,7 @@ summary.json     how many of each class, kept or why not
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,14 @@ from speechfuse.checkpoint import write_text
 from speechfuse.data.batching import by_duration
 from speechfuse.data.corpus import Corpus
 from speechfuse.data.manifests import COLUMNS
-from speechfuse.data.teachers import CONFIDENCE, GIVEN, ORIGIN, Card, seen_of_names, write_cards
+from speechfuse.data.teachers import Card, seen_of_names
 from speechfuse.errors import DataError, RunError, did_you_mean
 from speechfuse.pseudo.answers import Answer, Answers
+from speechfuse.pseudo.claim import check_claim, claim_of, write_claim
 from speechfuse.pseudo.hub_teacher import HubTeacher
+from speechfuse.pseudo.manifest import summary_of, write_manifest
 from speechfuse.pseudo.run_teacher import RunTeacher
-from speechfuse.pseudo.selection import OVER, UNSURE, Balance, Verdict, balanced, judge, targets_of
+from speechfuse.pseudo.selection import Balance, balanced, judge, targets_of
 from speechfuse.pseudo.teacher import Teacher
 from speechfuse.taskdata import find_corpus
 from speechfuse.types import Progress, Utterance
@@ -92,10 +92,9 @@ def pseudo_label(
             f"{corpus.name} has no audio for {len(lost)} of {len(utterances)} utterances, first "
             f"{lost[0].audio}; put it back, or prepare the corpus again"
         )
-    _check_claim(folder, claim := _claim(corpus, utterances, teacher))
+    check_claim(folder, claim := claim_of(corpus, utterances, teacher))
     teacher.load()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "labelling.json", json.dumps(claim, indent=2) + "\n")
+    write_claim(folder, claim)
     answers = Answers(folder / "answers.jsonl")
     _ask(teacher, utterances, answers, progress)
     wanted = list(dict.fromkeys(targets.values()))
@@ -116,14 +115,9 @@ def pseudo_label(
         knows=bool(known),
     )
     pairs = list(zip(utterances, verdicts, strict=True))
-    summary = _summary(corpus, teacher.label, card, wanted, pairs)
-    rows = [_row(u, teacher.label, one, card.name) for u, one in pairs if one.why_not is None]
-    others = {text for row in rows for key, text in row.items() if key.endswith(ORIGIN)}
-    cards = [one for one in corpus.teachers if one.name in others - {card.name}]
-    write_cards(folder, [card, *cards])
+    summary = summary_of(corpus, teacher.label, card, wanted, pairs)
     write_text(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    write_text(folder / "manifest.jsonl", "".join(lines))
+    write_manifest(folder, corpus, teacher.label, card, pairs)
     return summary
 
 
@@ -148,41 +142,6 @@ def _value(utterance: Utterance, column: str) -> str | None:
     own = column in COLUMNS
     value = getattr(utterance, column) if own else utterance.extra.get(column)
     return None if value is None else str(value)
-
-
-def _claim(corpus: Corpus, utterances: Sequence[Utterance], teacher: Teacher) -> dict[str, Any]:
-    """What decides the answers in a folder."""
-    rows = [[u.id, u.start, u.duration, u.audio.stat().st_size] for u in utterances]
-    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    return {
-        "corpus": f"{corpus.name}, {len(utterances)} utterances, {digest[:16]}",
-        "teacher": {"name": teacher.name, **teacher.identity()},
-        "classes": teacher.classes,
-    }
-
-
-def _check_claim(folder: Path, claim: Mapping[str, Any]) -> None:
-    """Refuse a folder that holds something else.
-
-    Raises:
-        RunError: labels of another teacher or corpus, or other files.
-    """
-    remedy = "choose another folder with --out, or delete this one"
-    path = folder / "labelling.json"
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is a file, expected a folder to write; {remedy}")
-    if not path.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise RunError(f"{folder} is not empty and holds no pseudo-labels; {remedy}")
-        return
-    theirs = json.loads(path.read_text())
-    for what in ("teacher", "corpus", "classes"):
-        if theirs.get(what) != claim[what]:
-            old, new = (one.get(what) for one in (theirs, claim))
-            names = [one["name"] if isinstance(one, dict) else one for one in (old, new)]
-            raise RunError(
-                f"{folder} holds labels of another {what} ({names[0]}, now {names[1]}); {remedy}"
-            )
 
 
 def _ask(
@@ -227,59 +186,3 @@ def _answered(teacher: Teacher, batch: Sequence[Utterance]) -> Iterator[Answer]:
             yield Answer(u.id, problem=problems[u.id])
         else:
             yield Answer(u.id, tuple(round(value, _DIGITS) for value in row))
-
-
-def _row(u: Utterance, label: str, verdict: Verdict, origin: str) -> dict[str, Any]:
-    """All that is known of the utterance, its label, and where the label is from."""
-    row: dict[str, Any] = {column: getattr(u, column) for column in COLUMNS}
-    row |= {"audio": str(u.audio.resolve()), **u.extra}
-    given = _given(u, label)
-    row |= {f"{label}{GIVEN}": given} if given else {}
-    row |= {label: verdict.label, f"{label}{ORIGIN}": origin}
-    row[f"{label}{CONFIDENCE}"] = verdict.confidence
-    return {column: value for column, value in row.items() if value is not None}
-
-
-def _given(u: Utterance, label: str) -> str | None:
-    """The label that it had, unless a teacher gave it."""
-    return None if u.extra.get(f"{label}{ORIGIN}") else u.label(label)
-
-
-def _summary(
-    corpus: Corpus,
-    label: str,
-    card: Card,
-    wanted: Sequence[str],
-    judged: Sequence[tuple[Utterance, Verdict]],
-) -> dict[str, Any]:
-    """How many of each class, and why the others are none."""
-    classes = {}
-    for name in wanted:
-        whys = Counter(v.why_not for _, v in judged if v.label == name)
-        hours = sum(u.duration or 0 for u, v in judged if v.label == name and v.why_not is None)
-        classes[name] = {
-            "named": whys.total(),
-            UNSURE: whys[UNSURE],
-            OVER: whys[OVER],
-            "kept": whys[None],
-            "hours": round(hours / 3600, 4),
-        }
-    dropped = Counter(
-        v.why_not.partition(":")[0] for _, v in judged if v.why_not not in (None, UNSURE, OVER)
-    )
-    splits = Counter(u.split or "none" for u, v in judged if v.why_not is None)
-    given = [(v.label, old) for u, v in judged if not v.why_not and (old := _given(u, label))]
-    return {
-        "corpus": corpus.name,
-        "teacher": card.teacher,
-        "origin": card.name,
-        "threshold": card.threshold,
-        "seen by the teacher": [one.corpus for one in card.seen],
-        "utterances": len(judged),
-        "kept": sum(v.why_not is None for _, v in judged),
-        "kept by split": dict(sorted(splits.items())),
-        "classes": classes,
-        "dropped": dict(sorted(dropped.items())),
-        "had a label": len(given),
-        "of these the same": sum(one == other for one, other in given),
-    }
