@@ -25,7 +25,7 @@ def recipe(tone_recipe):
     change = {
         "fusion": {"interface": {"kind": "gated_encoder"}, "per_task": False},
         "context": TINY,
-        "tasks": {"asr": {"head": {"kind": "text", "ctc": 0.3}}},
+        "tasks": {"asr": {"units": "characters", "head": {"kind": "text", "ctc": 0.3}}},
         "training": {"evaluate_every": 4},
     }
     return merged(tone_recipe, change)
@@ -89,11 +89,35 @@ def test_it_learns_to_write_on_tones(workspace, recipe):
     assert metrics["test"]["asr"]["wer"]["value"] < 0.2
 
 
+def test_texts_are_written_in_pieces_unless_asked(recipe, tone_recipe):
+    recipe["tasks"]["asr"].pop("units")
+    units = [read_recipe(r).tasks["asr"].options["units"] for r in (recipe, tone_recipe)]
+    assert units == ["bpe", "characters"]
+
+
+def test_hconv_over_several_encoders_may_feed_the_transformer(workspace, recipe, encoder):
+    """The union of both papers: merged models, HConv over their layers, prompt, fused layers."""
+    change = {
+        "upstreams": {
+            "one": {"kind": "huggingface", "source": str(encoder("hubert"))},
+            "two": {"kind": "huggingface", "source": str(encoder("whisper"))},
+        },
+        "fusion": {"interface": {"kind": "hconv"}, "merge": {"kind": "add", "width": "project"}},
+        "training": {"steps": 3},
+    }
+    given = merged(recipe, change)
+    given["upstreams"].pop("mel")
+    given["fusion"]["drop_state_0"] = True
+    metrics = train_run(read_recipe(given), workspace / "run")
+    assert set(metrics["test"]) == {"asr", "emotion", "verification"}
+
+
 def test_heads_without_text_read_speech_if_asked(workspace, recipe):
     change = {
         "tasks": {
             "asr": {"units": "bpe", "head": {"kind": "ctc", "project": 8, "lstm_layers": 0}},
             "emotion": {"read": "speech", "head": {"kind": "classifier", "mean_std": True}},
+            "verification": {"read": "prefix"},
         },
         "training": {"steps": 4},
         "context": {"join": 2},

@@ -144,8 +144,10 @@ def test_zero_feed_forward_is_the_static_mix_and_one_hot_is_that_layer():
 
 
 @pytest.mark.parametrize("scores", ["both", "static", "dynamic"])
-def test_fusion_starts_as_the_plain_mean(scores):
-    fusion = PromptAdaptiveFusion(StackSpec(4, 8, 50.0), tasks=["asr"], scores=scores)
+@pytest.mark.parametrize("weights", ["softmax", "sigmoid", "none"])
+def test_fusion_starts_as_the_plain_mean(scores, weights):
+    spec = StackSpec(4, 8, 50.0)
+    fusion = PromptAdaptiveFusion(spec, tasks=["asr"], scores=scores, weights=weights)
     stack = LayerStack(tuple(torch.randn(4, 2, 5, 8)), torch.tensor([5, 3]), 50.0)
     torch.testing.assert_close(fusion(stack, "asr").hidden, stack.stacked().mean(0))
 

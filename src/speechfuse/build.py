@@ -108,6 +108,8 @@ def _resolved(recipe: Recipe) -> Recipe:
     tasks = {}
     for name, entry in recipe.tasks.items():
         options = catalog.checked_options("task", entry.kind or name, entry.options)
+        if options.get("units", "") is None:
+            options["units"] = catalog.find("head", entry.head.kind).units
         tasks[name] = entry.model_copy(update={**options, "head": full("head", entry.head)})
     upstreams = {
         name: Part(kind=part.kind, **upstream_options(recipe, name))

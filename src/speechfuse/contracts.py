@@ -288,6 +288,7 @@ class Head(nn.Module, ABC):
 
     predicts: Prediction
     reads: Literal["frames", "text"] = "frames"  # text: it predicts tokens one after the other
+    units: str = "characters"  # of texts that it is made for
 
     @abstractmethod
     def loss(self, frames: Frames, targets: Tokens) -> LossSum: ...

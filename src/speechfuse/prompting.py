@@ -78,7 +78,7 @@ def read_at(recipe: Recipe, name: str, head: Head) -> Where:
                 f"task '{name}': head '{entry.head.kind}' reads the text it writes; leave read out"
             )
         return "text"
-    if entry.read == "prompt" and head.predicts in ("tokens", "turns"):
+    if entry.read in ("prompt", "prefix") and head.predicts in ("tokens", "turns"):
         raise RecipeError(
             f"task '{name}': head '{entry.head.kind}' needs every frame; use read: speech, or head "
             "'text'"

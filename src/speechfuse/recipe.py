@@ -132,9 +132,9 @@ class TaskRecipe(BaseModel):
     extra_training: tuple[str, ...] = ()  # corpora that are only learned from, as pseudo-labelled
     allow_seen_by_teacher: bool = False  # test speakers on whom a teacher of labels was trained
     # With a context: positions that the head reads, speech if it needs every frame, else the last
-    # one of the prompt; and prompts in words, of which training takes any, in place of a learned
-    # vector.
-    read: Literal["prompt", "speech"] | None = None
+    # one of the prompt, prefix is both parts; and prompts in words, of which training takes any, in
+    # place of a learned vector.
+    read: Literal["prompt", "speech", "prefix"] | None = None
     prompts: tuple[str, ...] = ()
 
     @property

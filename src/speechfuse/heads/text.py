@@ -26,6 +26,7 @@ class Text(Head):
 
     predicts: Prediction = "tokens"
     reads: Literal["frames", "text"] = "text"
+    units = "bpe"
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ class PromptAdaptiveFusion(Interface):
         scores: Literal["both", "static", "dynamic"] = "both",
         per: Literal["token", "utterance"] = "token",
         scalar: Literal["per_task", "shared"] = "per_task",
+        weights: Literal["softmax", "sigmoid", "none"] = "softmax",
         ffn_dim: Annotated[int, Field(ge=0)] = 0,
         last_layer: float = 0.0,
     ) -> None:
@@ -47,13 +48,16 @@ class PromptAdaptiveFusion(Interface):
 
         scalar: of each task's own; or shared by all, so that the prompt alone can tell tasks apart.
 
+        weights: what becomes of the scores; sigmoid is 2 / L of it, each layer by itself, none is
+        1 / L plus the score, which may be negative: both start as the plain mean too.
+
         ffn_dim: inner width; 0 is a quarter of the layers'. last_layer: what the last layer's
         scalar starts at; 4 keeps a pretrained transformer nearly as it is.
         """
         super().__init__()
         self.out_dim = spec.dim
         self.reads_prefix = per == "utterance" and scores != "static"
-        self.scalar = scalar
+        self.scalar, self.weights = scalar, weights
         start = torch.zeros(spec.num_layers)
         start[-1] = last_layer
         names = [] if scores == "dynamic" else tasks if scalar == "per_task" else [SHARED]
@@ -86,19 +90,26 @@ class PromptAdaptiveFusion(Interface):
         known: Tensor | None = self.logits[name] if len(self.logits) else None
         if heard is None:
             assert known is not None
-            return known.softmax(0)
-        return (heard if known is None else heard + known[:, None, None]).softmax(0)
+            return self._weighted(known)
+        return self._weighted(heard if known is None else heard + known[:, None, None])
+
+    def _weighted(self, scores: Tensor) -> Tensor:
+        if self.weights == "softmax":
+            return scores.softmax(0)
+        if self.weights == "sigmoid":
+            return 2 * scores.sigmoid() / len(scores)
+        return 1 / len(scores) + scores
 
     def learned_weights(self) -> dict[str, Tensor]:
         """By task, or one for all; none if the hidden state has a say."""
         if self.ffn is not None:
             return {}
-        return {name: logits.softmax(0) for name, logits in self.logits.items()}
+        return {name: _shares(self._weighted(logits)) for name, logits in self.logits.items()}
 
     def layer_weights(self, stack: LayerStack, task: str) -> dict[str, Tensor]:
-        """Those of every position, (L, B, T), or (L,) if they are static."""
+        """Shares in the sum of every position, (L, B, T), or (L,) if they are static."""
         heard = self.prefix_scores(stack) if self.reads_prefix else self.heard(stack)
-        alpha = self.alpha(task, heard)
+        alpha = _shares(self.alpha(task, heard))
         if alpha.dim() == 3:
             alpha = alpha.expand(-1, *stack.layers[0].shape[:2])
         return {"": alpha}
@@ -114,3 +125,9 @@ class PromptAdaptiveFusion(Interface):
         if weights.dim() == 3:
             weights = weights[..., None]
         return Frames(mix(weights, stack.layers), stack.lengths, stack.frame_rate)
+
+
+def _shares(weights: Tensor) -> Tensor:
+    """Sizes of weights that need not sum to one, made to."""
+    sizes = weights.abs()
+    return sizes / sizes.sum(0)

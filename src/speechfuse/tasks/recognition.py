@@ -22,13 +22,14 @@ class Recognition(Task):
     def __init__(
         self,
         *,
-        units: Literal["characters", "bpe"] = "characters",
+        units: Literal["characters", "bpe"] | None = None,
         vocabulary_size: Count | None = None,
         select_by: Literal["wer", "cer"] = "wer",
         blanks: bool = True,
     ) -> None:
-        """units: bpe is pieces of words, learned from the training texts; vocabulary_size of them,
-        or as many as the texts teach, at most 5000.
+        """units: bpe is pieces of words, learned from the training texts: vocabulary_size of them,
+        or as many as the texts teach, at most 5000. A recipe that names none has what its head is
+        made for: pieces to write, characters for CTC.
 
         select_by: metric of the development set that selects a checkpoint.
 
