@@ -17,7 +17,7 @@ from speechfuse.errors import DataError
 from speechfuse.evaluate import evaluate_again
 from speechfuse.experiments.report import write_report
 from speechfuse.experiments.runner import run_sweep
-from speechfuse.experiments.sweep import SweepFile
+from speechfuse.experiments.sweep import SweepFile, cells
 from speechfuse.plan import plan_recipe
 from speechfuse.pseudo.labelling import find_teacher, pseudo_label
 from speechfuse.recipe import merged
@@ -210,6 +210,32 @@ class TestShown:
         page = write_report(sweep, done, workspace / "out").read_text()
         assert page.count("pseudo-labels of t@1") == 1
         assert "<li>both: emotion: 8 of 48 training labels are pseudo-labels of t@1" in page
+
+    def test_a_sweep_compares_with_and_without_at_several_sizes(self, recipe):
+        def condition(*speakers):
+            split = {"train_speakers": [*speakers]}
+            labels = [f"labels/{len(speakers)}"]
+            return {"tasks": {"emotion": {"split": split, "extra_training": labels}}}
+
+        sweep = SweepFile(
+            name="s",
+            recipe=recipe,
+            rows={"labelled": {"tasks": {"emotion": {"extra_training": []}}}, "both": {}},
+            conditions={"one": condition("s0"), "two": condition("s0", "s1")},
+        )
+        found = {
+            (cell.row, cell.condition): (
+                len(cell.recipe.tasks["emotion"].split.train_speakers),
+                cell.recipe.tasks["emotion"].extra_training,
+            )
+            for cell in cells(sweep, Path("out"))
+        }
+        assert found == {
+            ("labelled", "one"): (1, ()),
+            ("both", "one"): (1, ("labels/1",)),
+            ("labelled", "two"): (2, ()),
+            ("both", "two"): (2, ("labels/2",)),
+        }
 
     def test_a_teacher_that_tells_nothing_is_pointed_out(self, recipe, more):
         card = read_cards(more)[0]
