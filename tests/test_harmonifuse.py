@@ -112,6 +112,12 @@ def test_hconv_over_several_encoders_may_feed_the_transformer(workspace, recipe,
     assert set(metrics["test"]) == {"asr", "emotion", "verification"}
 
 
+def test_mixed_precision_trains_and_writes(workspace, recipe):
+    change = {"training": {"precision": "bf16-mixed", "steps": 4, "evaluate_every": 2}}
+    metrics = train_run(read_recipe(merged(recipe, change)), workspace / "run")
+    assert metrics["test"]["asr"]["cer"]["value"] >= 0
+
+
 def test_heads_without_text_read_speech_if_asked(workspace, recipe):
     change = {
         "tasks": {
