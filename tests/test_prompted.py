@@ -92,6 +92,26 @@ def test_cached_generation_equals_uncached_and_each_utterance_alone(fusion, opti
     assert len({tuple(one.ids) for one in found}) > 1
 
 
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_without_a_cache_everything_is_read_again(monkeypatch, beam_size):
+    """With one, a single position of every text after the first."""
+    made, head, read = reader(), writer(beam_size), []
+    run = PromptedTransformer.run
+
+    def counted(self, hidden, *rest, **options):
+        read.append(hidden.shape[1])
+        return run(self, hidden, *rest, **options)
+
+    monkeypatch.setattr(PromptedTransformer, "run", counted)
+    generate(made, head, frames(), "asr", use_cache=False)
+    assert len(read) > 1
+    assert read == [9 + step for step in range(len(read))]
+    steps = len(read)
+    read.clear()
+    generate(made, head, frames(), "asr")
+    assert read == [9] + [1] * (steps - 1)
+
+
 def test_greedy_generation_is_what_the_loss_was_trained_on():
     """Each token written is the most likely one of a single pass over the whole text."""
     made, head, given = reader(), writer(), frames()

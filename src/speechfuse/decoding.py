@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from speechfuse.context.packing import Packed
 from speechfuse.context.prompted_transformer import PromptedTransformer
 from speechfuse.context.reading import PromptedFusion
 from speechfuse.errors import RecipeError
@@ -34,12 +36,19 @@ def generate(
     everything again for each token, to the same end.
     """
     writer = Writer(reader, head, task)
-    packed = writer.context.packed(frames, task, prompts=prompts, left=True)
-    writer.prefix = packed.hidden.shape[1]
-    driven: Any = writer
-    ids = driven.generate(
-        inputs_embeds=packed.hidden,
-        attention_mask=packed.valid.long(),
+    writer.heard = writer.context.packed(frames, task, prompts=prompts, left=True)
+    return driven(writer, writer.heard.valid, head, use_cache=use_cache)
+
+
+def driven(writer: Any, prefix: Tensor, head: Text, *, use_cache: bool = True) -> list[Generated]:
+    """What the library makes a decoder write after a prefix, (B, T) true where it is no padding.
+
+    The prefix stands as tokens that nothing reads: of one given as `inputs_embeds` the library
+    always keeps a cache, whatever it is told.
+    """
+    ids = writer.generate(
+        input_ids=torch.full(prefix.shape, END, device=prefix.device),
+        attention_mask=prefix.long(),
         generation_config=GenerationConfig(
             max_new_tokens=head.max_tokens,
             num_beams=head.beam_size,
@@ -50,7 +59,7 @@ def generate(
             use_cache=use_cache,
         ),
     )
-    return [_until_end(row) for row in ids.tolist()]
+    return [_until_end(row) for row in ids[:, prefix.shape[1] :].tolist()]
 
 
 def _until_end(row: list[int]) -> Generated:
@@ -74,67 +83,47 @@ class Writer(PreTrainedModel, GenerationMixin):
         config.vocab_size = head.num_tokens
         super().__init__(config)
         self.reader, self.context, self.head, self.task = reader, reader.context, head, task
-        self.prefix = 0  # positions of speech and prompt, padding before them counted
-        self._heard: Tensor | None = None  # what weighs layers for a whole utterance
+        self.heard: Packed | None = None  # speech and prompt, padding before them
+        self._scores: Tensor | None = None  # what weighs layers for a whole utterance
         self.train(reader.training)
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
+        input_ids: Tensor,
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,
         use_cache: bool | None = None,
         **options: Any,
     ) -> CausalLMOutputWithPast:
         """Scores of the token after the last position, (B, 1, C)."""
-        if inputs_embeds is None:
-            assert input_ids is not None
-            inputs_embeds = self.context.embed(input_ids, self.task)
-        batch, size, _ = inputs_embeds.shape
+        assert self.heard is not None
+        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        prefix = self.heard.prefix
+        size = prefix.shape[1]
+        beams = len(input_ids) // len(prefix)
+        hidden = self.context.embed(input_ids if seen else input_ids[:, size:], self.task)
+        if not seen:
+            hidden = torch.cat([self.heard.hidden.repeat_interleave(beams, 0), hidden], dim=1)
         if attention_mask is None:  # the library leaves out one that is true everywhere
-            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-            attention_mask = torch.ones(batch, seen + size, device=inputs_embeds.device)
+            attention_mask = torch.ones(len(hidden), seen + hidden.shape[1], device=hidden.device)
         valid = attention_mask.bool()
-        prefix = valid.clone()
-        prefix[:, self.prefix :] = False
+        prefix = F.pad(prefix.repeat_interleave(beams, 0), (0, valid.shape[1] - size))
         layers, cache = self.context.run(
-            inputs_embeds, valid, prefix, past_key_values, keep=bool(use_cache)
+            hidden, valid, prefix, past_key_values, keep=bool(use_cache)
         )
-        if layers[0].shape[1] >= self.prefix:  # the prefix is read: whole sequences or its own
-            self._heard = self._prefix_scores(layers, valid)
+        if not seen:
+            self._scores = self._prefix_scores(layers, prefix[:, :size])
         last = tuple(layer[:, -1:] for layer in layers)
         ones = torch.ones(len(valid), dtype=torch.long, device=valid.device)
         stack = LayerStack(last, ones, self.reader.frame_rate)
-        fused = self.reader.fused(stack, self.task, self._heard)
+        fused = self.reader.fused(stack, self.task, self._scores)
         return CausalLMOutputWithPast(logits=self.head.logits(fused.hidden), past_key_values=cache)
 
-    def _prefix_scores(self, layers: Sequence[Tensor], valid: Tensor) -> Tensor | None:
+    def _prefix_scores(self, layers: Sequence[Tensor], prefix: Tensor) -> Tensor | None:
         """Of sequences whose padding is on the left: turned round so that it is on the right."""
-        sizes = valid[:, : self.prefix].sum(1)
-        turned = tuple(layer[:, : self.prefix].flip(1) for layer in layers)
+        turned = tuple(layer[:, : prefix.shape[1]].flip(1) for layer in layers)
+        sizes = prefix.sum(1)
         none = torch.zeros_like(sizes)
         return self.reader.prefix_scores(
             Sequences(turned, sizes, none, none, self.reader.frame_rate)
         )
-
-    def prepare_inputs_for_generation(  # type: ignore[override]
-        self,
-        input_ids: Tensor,
-        inputs_embeds: Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """As the library does it; without a cache, speech and prompt come before every token."""
-        if not kwargs.get("use_cache") and not is_first_iteration and inputs_embeds is not None:
-            written = self.context.embed(input_ids, self.task)
-            inputs_embeds = torch.cat([inputs_embeds, written], dim=1)
-            is_first_iteration = True
-        library: Any = super()
-        made: dict[str, Any] = library.prepare_inputs_for_generation(
-            input_ids,
-            inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration,
-            **kwargs,
-        )
-        return made
