@@ -241,6 +241,22 @@ class TestHubTeacher:
     def test_its_card_tells_what_it_has_seen(self, hub):
         assert find_teacher(str(hub)).seen == (Seen("iemocap"),)
 
+    def test_a_name_on_the_hub_is_fetched_with_its_card(self, hub, monkeypatch):
+        asked = []
+
+        def fetch(source, revision, allow_patterns):
+            asked.append((source, revision, sorted(allow_patterns)))
+            return str(hub)
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+        teacher = find_teacher("org/emotion2vec_plus_base", revision="abc")
+        files = ["README.md", "config.json", "preprocessor_config.json"]
+        assert asked == [("org/emotion2vec_plus_base", "abc", files)]  # no weights to read a card
+        assert len(teacher.seen) == 32
+        teacher.load()
+        assert asked[-1] == ("org/emotion2vec_plus_base", "abc", ["*.safetensors*", *files])
+        assert teacher.name.startswith("emotion2vec_plus_base@")
+
     def test_a_broken_card_tells_nothing(self, tmp_path):
         folder = _saved(tmp_path / "m", "Hubert", CONV)
         (folder / "README.md").write_text("---\ndatasets: [\n---\n")

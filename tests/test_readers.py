@@ -332,6 +332,15 @@ class TestArchives:
                 prepare(source / "manifest.csv", source.parent / "made")
             assert not (source.parent / "made").exists()
 
+    def test_a_link_is_not_followed(self, source):
+        with tarfile.open(source / "a.tar", "w") as archive:
+            about = tarfile.TarInfo("b.wav")
+            about.type, about.linkname = tarfile.SYMTYPE, "/etc/hostname"
+            archive.addfile(about)
+        text(source / "manifest.csv", "audio", "a.tar/b.wav")
+        with pytest.raises(DataError, match=r"a\.tar: member 'b\.wav' is no file"):
+            prepare(source / "manifest.csv", source.parent / "made")
+
 
 class TestWrongTrees:
     @pytest.mark.parametrize("corpus", sorted(READERS))

@@ -145,7 +145,7 @@ def prepare(
     )
     chosen = _columns(only or ())
     filters = {
-        "language": language.split(",") if language else None,
+        "language": _names(language) or None,
         "max_hours": max_hours,
         "min_dnsmos": min_dnsmos,
     }
@@ -213,12 +213,12 @@ def pseudo_label(
             corpus,
             find_teacher(teacher, task, revision),
             out,
-            labels=labels.split(",") if labels else None,
+            labels=_names(labels) or None,
             mapping=_pairs(renamed),
             threshold=threshold,
             balance=int(balance) if balance.isdigit() else balance,  # type: ignore[arg-type]
             only=_columns(only or ()),
-            seen=[name for name in seen.split(",") if name],
+            seen=_names(seen),
             progress=progress,
         )
     classes = summary["classes"]
@@ -384,9 +384,14 @@ def _columns(only: Sequence[str]) -> dict[str, list[str]]:
     return {column: values.split(",") for column, _, values in columns}
 
 
+def _names(text: str | None) -> list[str]:
+    """Of a text with commas between them."""
+    return [name for part in (text or "").split(",") if (name := part.strip())]
+
+
 def _pairs(text: str | None) -> dict[str, str]:
     """Wanted by the teacher's names, of a text like hap=happy,exc=happy."""
-    pairs = [pair.partition("=") for pair in (text or "").split(",") if pair]
+    pairs = [pair.partition("=") for pair in _names(text)]
     for mine, _, theirs in pairs:
         if not mine or not theirs or sum(one == mine for one, *_ in pairs) > 1:
             raise SpeechFuseError(f"--map {text}: expected TEACHER=WANTED,..., each teacher once")

@@ -28,6 +28,9 @@ class RunError(SpeechFuseError, ValueError):
     """A run folder does not hold what it should, or belongs to another recipe."""
 
 
+_SHOWN = 60  # names in a hint: all parts of a kind, and not all speakers of a corpus
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint that lists the known names and suggests the nearest one.
 
@@ -35,9 +38,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     "known: hconv, weighted_sum. Did you mean 'hconv'?"
     >>> did_you_mean("one", ["both, HConv", "two"])
     "known: 'both, HConv', two."
+    >>> did_you_mean("x", map(str, range(100_000)))[-28:]
+    '10049, 1005 and 99,940 more.'
     """
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    shown = (f"'{one}'" if "," in one else one for one in names)
-    return f"known: {', '.join(shown) or 'none'}.{hint}"
+    shown = [f"'{one}'" if "," in one else one for one in names[:_SHOWN]]
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return f"known: {', '.join(shown) or 'none'}{more}.{hint}"

@@ -8,7 +8,6 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from speechfuse.errors import DataError
@@ -35,14 +34,10 @@ def member_of(base: Path, audio: str) -> tuple[Path, str] | None:
         return None
     parts = Path(audio).parts
     for end in range(1, len(parts)):
-        if ".tar" in parts[end - 1] and _is_file(base.joinpath(*parts[:end])):
-            return base.joinpath(*parts[:end]), "/".join(parts[end:])
+        path = base.joinpath(*parts[:end])
+        if ".tar" in path.name and path.is_file():
+            return path, "/".join(parts[end:])
     return None
-
-
-@lru_cache(maxsize=4096)
-def _is_file(path: Path) -> bool:
-    return path.is_file()
 
 
 def unpack(
@@ -72,7 +67,7 @@ def unpack(
                 if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                     raise DataError(f"{path}: member '{name}' leads out of it; pack it anew")
                 left.remove(name)
-                source = archive.extractfile(member)
+                source = archive.extractfile(member) if member.isfile() else None
                 if source is None:
                     raise DataError(f"{path}: member '{name}' is no file; pack it anew")
                 target = folder / name

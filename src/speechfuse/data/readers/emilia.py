@@ -97,9 +97,11 @@ def _in_tar(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         for member in archive:
             name = PurePosixPath(member.name)
             key = str(name.with_suffix(""))
+            if not member.isfile():
+                continue
             if name.suffix == ".json" and (file := archive.extractfile(member)):
                 records[key] = _json(file.read(), path)
-            elif member.isfile():
+            else:
                 audio[key] = str(name)
     for key, record in records.items():
         if key not in audio:
@@ -114,7 +116,8 @@ def _row(record: dict[str, Any]) -> Row:
         "speaker": str(record["speaker"]),
         "language": str(record["language"]).lower(),
     }
-    row |= {name: str(record[name]) for name in ("dnsmos", "phone_count") if name in record}
+    more = {name: record.get(name) for name in ("dnsmos", "phone_count")}
+    row |= {name: str(value) for name, value in more.items() if value is not None}
     return {name: value for name, value in row.items() if value}
 
 
