@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,15 @@ from speechfuse.types import Progress
 class StepSeed(Callback):
     """Dropout repeats after a resume: each batch is seeded from its number."""
 
-    def __init__(self, seed: int, accumulate: int = 1) -> None:
-        """accumulate: batches in one step."""
-        self._seed, self._accumulate = seed, accumulate
+    def __init__(self, seed: int, accumulate: int = 1, rank: int = 0) -> None:
+        """accumulate: batches in one step. rank: of this process, which drops out for itself."""
+        self._first, self._accumulate = (seed << 32) + (rank << 24), accumulate
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         number = trainer.global_step * self._accumulate + batch_idx % self._accumulate
-        torch.manual_seed((self._seed << 32) + number)
+        torch.manual_seed(self._first + number)
 
 
 class Stop(Callback):
@@ -40,9 +40,15 @@ class Stop(Callback):
     In the midst of a step the weights may be half updated, and a batch drawn but not learned from.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
-        self._checkpoint = checkpoint
-        self.asked = False
+    def __init__(self, checkpoint: Path, told: Callable[[], bool]) -> None:
+        """told: whether this process is asked in another way than by a signal."""
+        self._checkpoint, self._told = checkpoint, told
+        self._signalled = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether the user wants an end."""
+        return self._signalled or self._told()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trainer, self._saved = trainer, trainer.global_step
@@ -55,18 +61,25 @@ class Stop(Callback):
         self._saved = trainer.global_step  # by the checkpoint `last`
 
     def between(self, batches: Iterator[Any], accumulate: int = 1) -> Iterator[Any]:
-        """The same batches; a step's first is drawn when the step before is done and scored."""
+        """The same batches; a step's first is drawn when the step before is done and scored.
+
+        Processes that train together end together, once one of them is asked.
+        """
         for number, batch in enumerate(batches):
-            if self.asked and number % accumulate == 0:
+            step, within = divmod(number, accumulate)
+            if within == 0 and step >= self._trainer.global_step and self._all_asked():
                 if self._saved != self._trainer.global_step:
                     self._trainer.save_checkpoint(self._checkpoint)
                 raise KeyboardInterrupt
             yield batch
 
+    def _all_asked(self) -> bool:
+        return self._trainer.strategy.reduce_boolean_decision(self.asked, all=False)
+
     def _ask(self, *_: Any) -> None:
-        if self.asked:
+        if self._signalled:
             raise KeyboardInterrupt
-        self.asked = True
+        self._signalled = True
         logging.getLogger(__name__).warning("stopping after this step; once more: at once")
 
 
@@ -146,6 +159,7 @@ class LongCSV(Logger):
                 if name != "epoch":
                     file.write(f"{step},{name},{value:.6g}\n")
 
+    @rank_zero_only
     def forget_from(self, step: int) -> None:
         """Drop what was logged at this step or later, by a run that goes on before it."""
         if self._path.is_file():

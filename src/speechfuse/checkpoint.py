@@ -47,7 +47,7 @@ _LIBRARIES = (
     "jiwer",
 )
 # Settings that may differ when a run goes on.
-_FREE = ("store.folder", "store.budget_gb", "fusion.allow_repeats")
+_FREE = ("store.folder", "store.budget_gb", "fusion.allow_repeats", "training.processes")
 
 
 class Run:

@@ -25,6 +25,7 @@ from speechfuse.data.schedule import make_schedule
 from speechfuse.data.stream import Source, Stream, draw_batches
 from speechfuse.model import FusionModel
 from speechfuse.ops import seed_for
+from speechfuse.parallel import Rank
 from speechfuse.recipe import Recipe
 from speechfuse.steps import AllInputs, Development, FusionTraining, load_batch
 from speechfuse.taskdata import TaskData
@@ -38,8 +39,13 @@ def fit(
     inputs: AllInputs,
     run: Run,
     progress: Progress | None,
+    rank: Rank | None = None,
 ) -> None:
-    """Take the steps of a recipe, or those left; the model has the weights that are kept."""
+    """Take the steps of a recipe, or those left; the model has the weights that are kept.
+
+    rank: of this process among those that train together; their first one saves the weights.
+    """
+    rank = rank or Rank()
     training = recipe.training
     sources = {
         name: Source(
@@ -55,7 +61,7 @@ def fit(
     schedule = make_schedule(training.interleave, sizes, recipe.seed)
     taught = {name: sources[name] for name in schedule.tasks}
     resume = run.folder / "checkpoints" / "last.ckpt"
-    stop, log = Stop(resume), LongCSV(run.folder / "log.csv")
+    stop, log = Stop(resume, rank.asked), LongCSV(run.folder / "log.csv")
     stream = Stream(
         lambda: stop.between(
             draw_batches(taught, schedule.turns(), recipe.seed), training.accumulate
@@ -66,6 +72,7 @@ def fit(
             members,
             targets=True,
             crop=_crop(recipe, task, number),
+            rank=rank,
         ),
         training.steps * training.accumulate,
         schedule,
@@ -84,19 +91,18 @@ def fit(
     )
     moved = Moved(run.folder / "checkpoints")
     callbacks: list[Callback] = [
-        StepSeed(recipe.seed, training.accumulate),
+        StepSeed(recipe.seed, training.accumulate, rank.number),
         OneLine(log),
         stop,
         moved,
         best,
         last,
     ]
-    if progress:
+    if progress and rank.number == 0:
         callbacks.append(ShowProgress(progress))
     with quiet():
         trainer = Trainer(
-            accelerator="auto",
-            devices=1,
+            **rank.trainer_options(),
             max_steps=training.steps,
             val_check_interval=every * training.accumulate,
             accumulate_grad_batches=training.accumulate,
@@ -117,7 +123,7 @@ def fit(
             trainer.fit(
                 module,
                 train_dataloaders=stream,
-                val_dataloaders=Development(model, tasks, inputs),
+                val_dataloaders=Development(model, tasks, inputs, rank),
                 ckpt_path=resume if resume.is_file() else None,
             )
         except SystemExit as stopped:  # what Lightning makes of KeyboardInterrupt
@@ -127,6 +133,8 @@ def fit(
         if training.keep == "best" and best.best_model_path:
             module.load_state_dict(averaged([Path(path) for path in best.best_k_models]))
     model.cpu()
+    if rank.count > 1 and rank.number == 0:
+        run.save_model(model)
 
 
 def _crop(recipe: Recipe, task: str, number: int) -> tuple[float, int] | None:

@@ -218,6 +218,7 @@ class TrainingRecipe(_Strict):
     evaluate_every: int | None = Field(None, gt=0)  # steps; a fifth of all if left out
     keep: Literal["best", "last"] = "best"  # which checkpoint is the run's, best on development
     average: int = Field(1, gt=0)  # weights are the mean of so many best ones
+    processes: int = Field(1, gt=0)  # that train together, each with a part of every batch
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     # Blocks of each upstream that has any, or by its name: none, all (with the convolutions and
     # all else below the blocks), top_2 for the upper two. `all` is meant if only lora is given.

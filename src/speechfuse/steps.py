@@ -9,15 +9,17 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, distributed
 
 from speechfuse.data.crops import random_spans
 from speechfuse.data.schedule import Schedule
 from speechfuse.evaluate import passes
+from speechfuse.heads.standardize import Standardize
 from speechfuse.inputs import Inputs
 from speechfuse.model import FusionModel
 from speechfuse.ops import moved
 from speechfuse.optim import make_optimizer, make_rates
+from speechfuse.parallel import Rank, in_turns
 from speechfuse.recipe import Recipe
 from speechfuse.taskdata import TaskData
 from speechfuse.types import Batch, Utterance
@@ -32,18 +34,23 @@ def load_batch(
     *,
     targets: bool,
     crop: tuple[float, int] | None = None,
+    rank: Rank | None = None,
 ) -> Batch:
     """What is stored of some utterances or their audio, and what the head learns from.
 
-    crop: seconds of each that are read at most, and the seed of where.
+    crop: seconds of each that are read at most, and the seed of where. rank: whose part it is.
     """
-    wanted = data.task.targets(utterances) if targets else None
+    rank = rank or Rank()
+    part, parts = rank.part(len(utterances)), rank.parts(len(utterances))
     spans: list[list[slice] | None] = [None] * len(inputs)
     if crop:
         frames = [[one.frames(u) for u in utterances] for one in inputs]
-        spans = [*random_spans(frames, [one.spec.frame_rate for one in inputs], *crop)]
+        rates = [one.spec.frame_rate for one in inputs]
+        spans = [span[part] for span in random_spans(frames, rates, *crop)]
+    utterances = utterances[part]
+    wanted = data.task.targets(utterances) if targets else None
     read = [one.batch(utterances, span) for one, span in zip(inputs, spans, strict=True)]
-    return Batch(data.name, utterances, read, wanted)
+    return Batch(data.name, utterances, read, wanted, parts)
 
 
 class FusionTraining(LightningModule):
@@ -58,27 +65,39 @@ class FusionTraining(LightningModule):
     ) -> None:
         super().__init__()
         self.recipe, self.model, self.tasks, self.schedule = recipe, model, tasks, schedule
-        self._found: dict[str, list[tuple[Utterance, Any]]] = defaultdict(list)
+        self._norms = [part for part in model.modules() if isinstance(part, Standardize)]
+        self._found: list[tuple[str, Sequence[Utterance], list[Any]]] = []
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         assert batch.targets is not None
+        for norm in self._norms:
+            norm.parts = batch.parts
         loss = self.model.loss(batch.inputs, batch.task, batch.targets)
-        mean = loss.total / max(1, loss.count)
-        self.schedule.saw(batch.task, mean.detach())
-        self.log(f"train/{batch.task}/loss", mean.detach(), batch_size=len(batch.utterances))
-        return mean
+        total, count = loss.total.detach(), loss.count
+        if batch.parts > 1:
+            both = torch.stack([total.double(), total.new_tensor(count).double()])
+            distributed.all_reduce(both)
+            total, count = both[0], int(both[1])
+        mean = total / max(1, count)
+        self.schedule.saw(batch.task, mean)
+        self.log(f"train/{batch.task}/loss", mean.float(), batch_size=len(batch.utterances))
+        return loss.total * batch.parts / max(1, count)  # gradients are averaged over parts
 
     def validation_step(self, batch: Batch, _: int) -> None:
         predictions = self.model.predict(batch.inputs, batch.task)
-        self._found[batch.task] += zip(batch.utterances, predictions, strict=True)
+        self._found.append((batch.task, batch.utterances, moved(predictions, torch.device("cpu"))))
 
     def on_validation_epoch_end(self) -> None:
         """Log every metric, and the mean of the tasks' errors, which selects the checkpoint."""
         errors = []
-        for name, found in self._found.items():
+        by_task: dict[str, dict[str, tuple[Utterance, Any]]] = defaultdict(dict)
+        for name, utterances, predictions in in_turns(self._found, self.trainer.world_size):
+            for utterance, prediction in zip(utterances, predictions, strict=True):
+                by_task[name][utterance.id] = (utterance, prediction)
+        for name, found in by_task.items():
             data = self.tasks[name]
-            utterances, predictions = zip(*found, strict=True)
-            scores = data.task.score(data.task.table(utterances, predictions, data.trials["dev"]))
+            scored, predicted = zip(*found.values(), strict=True)
+            scores = data.task.score(data.task.table(scored, predicted, data.trials["dev"]))
             for metric, evidence in scores.items():
                 self.log(f"dev/{name}/{metric}", evidence.point())
             primary = scores[data.task.primary].point()
@@ -103,16 +122,17 @@ class FusionTraining(LightningModule):
 
 
 class Development:
-    """All development utterances, task after task."""
+    """All development utterances, task after task, or the part of them that a process scores."""
 
     def __init__(
-        self, model: FusionModel, tasks: Mapping[str, TaskData], inputs: AllInputs
+        self, model: FusionModel, tasks: Mapping[str, TaskData], inputs: AllInputs, rank: Rank
     ) -> None:
-        self._batches = [
+        batches = [
             (data, inputs[name], batch)
             for name, data in tasks.items()
             for batch in passes(model, data.splits["dev"])
         ]
+        self._batches = batches[rank.part(len(batches))]
 
     def __len__(self) -> int:
         return len(self._batches)

@@ -21,6 +21,7 @@ from speechfuse.heads.ctc_head import CTCHead, frames_needed
 from speechfuse.heads.text import Text
 from speechfuse.inputs import Inputs, find_inputs
 from speechfuse.model import SHARED, FusionModel
+from speechfuse.parallel import check_devices, run_together
 from speechfuse.recipe import Recipe
 from speechfuse.steps import AllInputs
 from speechfuse.taskdata import TaskData, load_tasks
@@ -40,6 +41,7 @@ def train_run(recipe: Recipe, folder: Path, progress: Progress | None = None) ->
     run.check(recipe)
     if run.finished:
         return run.metrics()
+    check_devices(recipe.training.processes)
     tasks = load_tasks(recipe, progress=progress)
     marks = {name: data.marks() for name, data in tasks.items()}
     run.check_data(marks)
@@ -58,7 +60,12 @@ def train_run(recipe: Recipe, folder: Path, progress: Progress | None = None) ->
     if not (run.folder / "checkpoints" / "last.ckpt").is_file():  # that holds what was fitted
         _fit_interfaces(model, tasks, inputs)
     if any(p.requires_grad for p in model.parameters()):
-        fit(recipe, model, tasks, inputs, run, progress)
+        if recipe.training.processes == 1:
+            fit(recipe, model, tasks, inputs, run, progress)
+        else:
+            arguments = (recipe, model, tasks, inputs, run)
+            run_together(fit, arguments, recipe.training.processes, progress)
+            run.load_model(model)
     run.save_model(model)
     about = {
         "seed": recipe.seed,

@@ -180,3 +180,4 @@ class Batch:
     utterances: Sequence[Utterance]
     inputs: Sequence[LayerStack | Waveforms]  # one for each upstream; waveforms if it is tuned
     targets: Tokens | None
+    parts: int = 1  # of the batch, each in a process of its own; this is one of them

@@ -40,6 +40,14 @@ class Store:
         self._where: dict[str, Path] = {}
         self._look()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without open files: another process opens its own."""
+        return self.__dict__ | {"_handles": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._look()
+
     def _look(self) -> None:
         """Read the headers of shards that are new since the last look."""
         for path in sorted(self.folder.glob("*.safetensors")):

@@ -1,0 +1,286 @@
+"""Processes on this machine that train together, each with a part of every batch."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import re
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import zip_longest
+from multiprocessing import connection, get_context, parent_process
+from typing import Any, TypeVar
+
+import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+from torch import distributed
+
+from speechfuse.errors import RecipeError, RunError, SpeechFuseError
+from speechfuse.types import Progress
+
+T = TypeVar("T")
+TIMEOUT = 600.0  # seconds that a process waits for another before it gives up
+GRACE = 3.0  # seconds in which the others may end by themselves when one has failed
+_LOST = re.compile("gloo|nccl|time(d )?out|connection|peer", re.IGNORECASE)  # in torch's words
+_AGAIN = "run it again to go on from the last score"
+
+
+class Rank(ClusterEnvironment):
+    """The place of this process among those that train together; Lightning asks it for theirs."""
+
+    def __init__(self, number: int = 0, count: int = 1, port: int = 0, asked: Any = None) -> None:
+        """number: from 0. count: of processes. asked: an event, that all end after this step."""
+        super().__init__()
+        self.number, self.count, self._port, self._asked = number, count, port, asked
+        self._timeout = TIMEOUT
+
+    def part(self, utterances: int) -> slice:
+        """Which utterances of a batch are its own; a batch of too few is computed by all."""
+        return slice(self.number, None, self.count) if self.parts(utterances) > 1 else slice(None)
+
+    def parts(self, utterances: int) -> int:
+        """Into how many a batch is split."""
+        return self.count if utterances >= self.count else 1
+
+    def asked(self) -> bool:
+        """Whether the user wants an end."""
+        return self._asked is not None and self._asked.is_set()
+
+    def trainer_options(self) -> dict[str, Any]:
+        """How Lightning places the work; only gradients travel, buffers are alike or rank 0's."""
+        if self.count == 1:
+            return {"accelerator": "auto", "devices": 1}
+        strategy = DDPStrategy(
+            cluster_environment=self,
+            timeout=timedelta(seconds=self._timeout),
+            find_unused_parameters=True,  # those of the other tasks
+            broadcast_buffers=False,
+        )
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+        return {"accelerator": kind, "devices": self.count, "strategy": strategy}
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    @property
+    def main_address(self) -> str:
+        return "127.0.0.1"
+
+    @property
+    def main_port(self) -> int:
+        return self._port
+
+    @staticmethod
+    def detect() -> bool:
+        return False
+
+    def world_size(self) -> int:
+        return self.count
+
+    def set_world_size(self, size: int) -> None:
+        assert size == self.count, f"Lightning counts {size} processes, there are {self.count}"
+
+    def global_rank(self) -> int:
+        return self.number
+
+    def set_global_rank(self, rank: int) -> None:
+        assert rank == self.number, f"Lightning calls process {self.number} {rank}"
+
+    def local_rank(self) -> int:
+        return self.number
+
+    def node_rank(self) -> int:
+        return 0
+
+
+def in_turns(own: list[T], count: int) -> list[T]:
+    """What all processes have: the first of each, then the second of each, the same for all."""
+    if count == 1:
+        return own
+    everyone: list[Any] = [None] * count
+    distributed.all_gather_object(everyone, own)
+    return [one for turn in zip_longest(*everyone) for one in turn if one is not None]
+
+
+def check_devices(count: int) -> None:
+    """Raises RecipeError if several processes would have to share a GPU."""
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < count:
+        raise RecipeError(
+            f"training.processes is {count}, each needs a GPU and this machine has {gpus}; use so "
+            "many, or train on the CPU with CUDA_VISIBLE_DEVICES= before the command"
+        )
+
+
+@dataclass
+class _Child:
+    """A process, and what came of it."""
+
+    process: Any
+    said: connection.Connection
+    error: BaseException | None = None
+
+
+def run_together(
+    work: Callable[..., None], arguments: Sequence[Any], count: int, progress: Progress | None
+) -> None:
+    """Call `work(*arguments, progress, rank)` in so many new processes, and wait for them.
+
+    Raises:
+        SpeechFuseError: that of a process.
+        RunError: a process was lost, or waited too long for another.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after what `work` does then; twice, at once.
+    """
+    context = get_context("spawn")  # a fork would inherit torch's threads
+    packed = pickle.dumps((work, *arguments))  # plain: torch's own would share the weights
+    threads = max(1, torch.get_num_threads() // count)
+    asked, port = context.Event(), _free_port()
+    children: list[_Child] = []
+    with _told(asked):
+        try:
+            for number in range(count):
+                said, say = context.Pipe(duplex=False)
+                rank = Rank(number, count, port, asked)
+                process = context.Process(target=_begin, args=(rank, packed, say, threads))
+                with _deaf():
+                    process.start()
+                say.close()  # ours, so that the end of theirs is seen
+                children.append(_Child(process, said))
+            _listen(children, progress)
+        finally:
+            for child in children:
+                child.process.kill()
+                child.process.join()
+    if asked.is_set():
+        raise KeyboardInterrupt
+
+
+def _listen(children: Sequence[_Child], progress: Progress | None) -> None:
+    """Until all have ended, or one has failed and the others had time to say why."""
+    open_ones = {child.said: child for child in children}
+    while open_ones:
+        failed = any(child.error is not None or child.process.exitcode for child in children)
+        ready = connection.wait(list(open_ones), GRACE if failed else None)
+        if failed and not ready:
+            break
+        for said in ready:
+            child = open_ones[said]  # type: ignore[index]
+            try:
+                message = child.said.recv()
+            except EOFError:
+                child.process.join()
+                del open_ones[child.said]
+                continue
+            if isinstance(message, BaseException):
+                child.error = message
+            elif progress:
+                progress(*message)
+    _raise_what_failed(children)
+
+
+def _raise_what_failed(children: Sequence[_Child]) -> None:
+    for number, child in enumerate(children):
+        if (child.process.exitcode or 0) < 0:
+            name = signal.Signals(-child.process.exitcode).name
+            raise RunError(
+                f"training process {number + 1} of {len(children)} was ended by {name}, perhaps "
+                f"for want of memory; {_AGAIN}"
+            )
+    errors = [child.error for child in children if child.error is not None]
+    errors.sort(key=lambda error: isinstance(error, RunError))  # a lost connection follows others
+    if errors:
+        raise errors[0]
+    for number, child in enumerate(children):
+        if child.process.exitcode:
+            raise RunError(
+                f"training process {number + 1} of {len(children)} ended with exit code "
+                f"{child.process.exitcode}; {_AGAIN}"
+            )
+
+
+def _begin(rank: Rank, packed: bytes, say: Any, threads: int) -> None:
+    """In a new process."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # Lightning would take another number
+    torch.set_num_threads(threads)
+
+    def progress(*done: Any) -> None:
+        say.send(done)
+
+    try:
+        work, *arguments = pickle.loads(packed)
+        work(*arguments, progress, rank)
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+    except KeyboardInterrupt as error:
+        say.send(error)
+    except SpeechFuseError as error:
+        say.send(error)
+        sys.exit(1)
+    except Exception as error:
+        where = f"training process {rank.number + 1} of {rank.count}"
+        if isinstance(error, RuntimeError) and _LOST.search(str(error)):
+            what = str(error).strip().splitlines()[0]
+            say.send(RunError(f"{where} waits for another in vain ({what}); {_AGAIN}"))
+        else:
+            say.send(RuntimeError(f"{where} failed:\n{traceback.format_exc()}"))
+        sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """Not even a killed parent leaves processes that wait for each other."""
+    parent = parent_process()
+    assert parent is not None, "not in a process of run_together"
+    parent.join()
+    os._exit(1)
+
+
+@contextmanager
+def _told(asked: Any) -> Iterator[None]:
+    """Ctrl-C and SIGTERM set the event; the second time they interrupt."""
+
+    def ask(*_: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        logging.getLogger(__name__).warning("stopping after this step; once more: at once")
+
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {}
+    with suppress(ValueError):  # only the main thread may
+        before = {number: signal.signal(number, ask) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """A process begun here ignores Ctrl-C, which a terminal sends to all; it is told."""
+    before = None
+    with suppress(ValueError):
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+    return port
