@@ -9,7 +9,7 @@ from speechfuse.optim import make_optimizer, make_rates
 class Gates(nn.Module):
     def __init__(self):
         super().__init__()
-        self.logits = nn.ParameterDict({t: nn.Parameter(torch.zeros(3)) for t in ("asr", "other")})
+        self.logits = nn.ParameterDict({t: nn.Parameter(torch.zeros(3)) for t in ("asr", "shared")})
 
 
 class Model(nn.Module):
@@ -33,16 +33,16 @@ def test_logits_of_layers_have_their_own_rate_and_no_decay(tone_recipe):
     )
     model = Model()
     found = {}
-    for group in make_optimizer(recipe, model).param_groups:
+    for group in make_optimizer(recipe.training, model).param_groups:
         for parameter in group["params"]:
             (name,) = (n for n, p in model.named_parameters() if p is parameter)
             found[name] = (group["lr"], group["weight_decay"])
     upstream = recipe.training.upstream_learning_rate
     assert found == {
         "upstreams.0.logits.asr": (upstream, 0.5),
-        "upstreams.0.logits.other": (upstream, 0.5),
+        "upstreams.0.logits.shared": (upstream, 0.5),
         "gates.logits.asr": (1.0, 0.0),
-        "gates.logits.other": (0.1, 0.5),  # no task of the recipe
+        "gates.logits.shared": (1.0, 0.0),
         "mixed.0": (0.1, 0.5),
         "merge.logits": (1.0, 0.0),
         "head.logits.weight": (0.1, 0.5),
@@ -54,7 +54,7 @@ def test_logits_of_layers_have_their_own_rate_and_no_decay(tone_recipe):
 def test_the_rate_falls_or_stays(tone_recipe, schedule, last):
     overrides = [f"training.schedule={schedule}", "training.steps=10", "training.warmup=0.5"]
     recipe = read_recipe(tone_recipe, [*overrides, "training.optimizer=adam"])
-    optimizer = make_optimizer(recipe, nn.Linear(2, 2))
+    optimizer = make_optimizer(recipe.training, nn.Linear(2, 2))
     scheduler = make_rates(recipe.training, optimizer)
     assert type(optimizer) is torch.optim.Adam
     rates = []

@@ -18,7 +18,21 @@ from speechfuse.parallel import Rank, check_devices, run_together
 from speechfuse.recipe import merged
 from speechfuse.train import train_run
 
-together = [pytest.mark.recipe, pytest.mark.timeout(300)]
+together = [pytest.mark.recipe, pytest.mark.timeout(600)]
+
+
+SEPARATE = {
+    "fusion": {"interface": {"kind": "hconv"}},
+    "tasks": {
+        "emotion": {"crop_seconds": 0.2, "head": {"kind": "classifier", "standardize": False}},
+        "verification": {"batch_seconds": 0.1},
+    },
+}
+HARMONIFUSE = {
+    "fusion": {"per_task": False, "interface": {"kind": "gated_encoder"}},
+    "context": {"layers": 2, "dim": 16, "heads": 2, "join": 2, "dropout": 0.0},
+    "tasks": {"asr": {"head": {"kind": "text"}}},
+}
 
 
 def weights(folder):
@@ -66,24 +80,14 @@ def test_without_a_gpu_there_may_be_any_number(monkeypatch):
 class TestTogether:
     pytestmark = together
 
-    def test_two_processes_give_the_weights_of_one(self, workspace, tone_recipe):
+    @pytest.mark.parametrize("change", [SEPARATE, HARMONIFUSE])
+    def test_two_processes_give_the_weights_of_one(self, workspace, tone_recipe, change):
         """Three tasks in turns that follow their losses, steps of two batches, crops, a batch for
-        each utterance of one task, which both compute.
+        each utterance of one task, which both compute; and several tasks in one transformer.
         """
         training = {"steps": 12, "accumulate": 2, "keep": "last", "weight_decay": 0.5}
         training |= {"batch_utterances": 5, "interleave": {"loss_aware": 2}, "evaluate_every": 6}
-        change = {
-            "training": training,
-            "fusion": {"interface": {"kind": "hconv"}},
-            "tasks": {
-                "emotion": {
-                    "crop_seconds": 0.2,
-                    "head": {"kind": "classifier", "standardize": False},
-                },
-                "verification": {"batch_seconds": 0.1},
-            },
-        }
-        recipe = merged(tone_recipe, change)
+        recipe = merged(merged(tone_recipe, change), {"training": training})
         metrics = [train(recipe, workspace / str(n), n) for n in (1, 2)]
         one, two = (weights(workspace / name) for name in "12")
         for name, weight in one.items():

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from speechfuse import build
 from speechfuse.callbacks import (
     Events,
     LongCSV,
@@ -25,7 +26,7 @@ from speechfuse.data.schedule import make_schedule
 from speechfuse.data.stream import Source, Stream, draw_batches
 from speechfuse.model import FusionModel
 from speechfuse.ops import seed_for
-from speechfuse.parallel import Rank
+from speechfuse.parallel import Rank, run_together
 from speechfuse.recipe import Recipe
 from speechfuse.steps import AllInputs, Development, FusionTraining, load_batch
 from speechfuse.taskdata import TaskData
@@ -43,7 +44,7 @@ def fit(
 ) -> None:
     """Take the steps of a recipe, or those left; the model has the weights that are kept.
 
-    rank: of this process among those that train together; their first one saves the weights.
+    rank: of this process among those that train together.
     """
     rank = rank or Rank()
     training = recipe.training
@@ -133,7 +134,37 @@ def fit(
         if training.keep == "best" and best.best_model_path:
             module.load_state_dict(averaged([Path(path) for path in best.best_k_models]))
     model.cpu()
-    if rank.count > 1 and rank.number == 0:
+
+
+def fit_together(
+    recipe: Recipe,
+    model: FusionModel,
+    tasks: Mapping[str, TaskData],
+    inputs: AllInputs,
+    run: Run,
+    progress: Progress | None,
+) -> None:
+    """The same in as many processes as the recipe asks for."""
+    arguments = (recipe, model.state_dict(), tasks, inputs, run)
+    run_together(_fit_part, arguments, recipe.training.processes, progress)
+    run.load_model(model)
+
+
+def _fit_part(
+    recipe: Recipe,
+    weights: Mapping[str, Tensor],
+    tasks: Mapping[str, TaskData],
+    inputs: AllInputs,
+    run: Run,
+    progress: Progress,
+    rank: Rank,
+) -> None:
+    """In one of them; the model is built anew, since parts of transformers cannot be sent."""
+    names = {name: data.task for name, data in tasks.items()}
+    model = build.build_model(recipe, build.stack_specs(recipe), names)
+    model.load_state_dict(weights)
+    fit(recipe, model, tasks, inputs, run, progress, rank)
+    if rank.number == 0:
         run.save_model(model)
 
 

@@ -8,23 +8,22 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from speechfuse.recipe import Recipe, TrainingRecipe
+from speechfuse.recipe import TrainingRecipe
 
 
-def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(training: TrainingRecipe, model: nn.Module) -> torch.optim.Optimizer:
     """Adam or AdamW; tuned upstreams and logits of layer weights have rates of their own.
 
     In a few hundred steps logits hardly leave zero at the rate of the other weights; decay would
     pull them to the plain mean.
     """
-    training = recipe.training
     upstream, logits, others = [], [], []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         if name.startswith("upstreams."):
             upstream.append(parameter)
-        elif _is_logits(name, recipe):
+        elif _is_logits(name, model):
             logits.append(parameter)
         else:
             others.append(parameter)
@@ -38,10 +37,11 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     return kind(groups, lr=training.learning_rate, weight_decay=training.weight_decay)
 
 
-def _is_logits(name: str, recipe: Recipe) -> bool:
-    """`logits` of all tasks, or `logits.TASK` of one."""
-    part, _, last = name.rpartition(".")
-    return last == "logits" or (part.endswith(".logits") and last in recipe.tasks)
+def _is_logits(name: str, model: nn.Module) -> bool:
+    """`logits`, or one of several in a dictionary of that name."""
+    owner, _, last = name.rpartition(".")
+    several = owner.endswith(".logits") and isinstance(model.get_submodule(owner), nn.ParameterDict)
+    return last == "logits" or several
 
 
 def make_rates(training: TrainingRecipe, optimizer: torch.optim.Optimizer) -> LambdaLR:

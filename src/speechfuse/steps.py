@@ -106,7 +106,7 @@ class FusionTraining(LightningModule):
         self.log("dev/error", sum(errors) / len(errors))
 
     def configure_optimizers(self) -> Any:
-        optimizer = make_optimizer(self.recipe, self.model)
+        optimizer = make_optimizer(self.recipe.training, self.model)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {

@@ -15,13 +15,13 @@ from speechfuse.alignment import common_lengths
 from speechfuse.checkpoint import Run
 from speechfuse.errors import DataError, RecipeError, ShapeError
 from speechfuse.evaluate import evaluate_run, passes
-from speechfuse.fit import fit
+from speechfuse.fit import fit, fit_together
 from speechfuse.fusion import fit_interfaces
 from speechfuse.heads.ctc_head import CTCHead, frames_needed
 from speechfuse.heads.text import Text
 from speechfuse.inputs import Inputs, find_inputs
 from speechfuse.model import SHARED, FusionModel
-from speechfuse.parallel import check_devices, run_together
+from speechfuse.parallel import check_devices
 from speechfuse.recipe import Recipe
 from speechfuse.steps import AllInputs
 from speechfuse.taskdata import TaskData, load_tasks
@@ -60,12 +60,8 @@ def train_run(recipe: Recipe, folder: Path, progress: Progress | None = None) ->
     if not (run.folder / "checkpoints" / "last.ckpt").is_file():  # that holds what was fitted
         _fit_interfaces(model, tasks, inputs)
     if any(p.requires_grad for p in model.parameters()):
-        if recipe.training.processes == 1:
-            fit(recipe, model, tasks, inputs, run, progress)
-        else:
-            arguments = (recipe, model, tasks, inputs, run)
-            run_together(fit, arguments, recipe.training.processes, progress)
-            run.load_model(model)
+        start = fit if recipe.training.processes == 1 else fit_together
+        start(recipe, model, tasks, inputs, run, progress)
     run.save_model(model)
     about = {
         "seed": recipe.seed,
