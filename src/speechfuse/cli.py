@@ -401,6 +401,7 @@ def _pairs(text: str | None) -> dict[str, str]:
 def _run_sweep(
     read: Any, out: Path, rows: list[str] | None, jobs: int, split: Any = "test"
 ) -> None:
+    from speechfuse.experiments.claims import claim_tables
     from speechfuse.experiments.diagnosis import diagnose
     from speechfuse.experiments.report import pseudo_labels, result_tables, write_report
     from speechfuse.experiments.runner import run_sweep
@@ -409,7 +410,10 @@ def _run_sweep(
         done = run_sweep(
             read, out, rows=rows, jobs=jobs or min(4, os.cpu_count() or 1), progress=progress
         )
-    for title, columns, cells in result_tables(read, done, split):
+    for title, columns, cells in [
+        *result_tables(read, done, split),
+        *claim_tables(read, done, split),
+    ]:
         _table(title, columns, cells)
     for line in pseudo_labels(done):
         typer.echo(line)

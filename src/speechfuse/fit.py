@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from speechfuse.callbacks import (
     quiet,
 )
 from speechfuse.checkpoint import Run
+from speechfuse.conflict import LogConflict
 from speechfuse.data.schedule import make_schedule
 from speechfuse.data.stream import Source, Stream, draw_batches
 from speechfuse.model import FusionModel
@@ -30,7 +32,7 @@ from speechfuse.parallel import Rank, run_together
 from speechfuse.recipe import Recipe
 from speechfuse.steps import AllInputs, Development, FusionTraining, load_batch
 from speechfuse.taskdata import TaskData
-from speechfuse.types import Progress
+from speechfuse.types import Batch, Progress, Utterance
 
 
 def fit(
@@ -99,6 +101,9 @@ def fit(
         best,
         last,
     ]
+    if training.log_conflict and len(taught) > 1 and rank.number == 0:
+        load = partial(_probe, recipe, tasks, inputs)
+        callbacks.append(LogConflict(training.log_conflict, taught, load, recipe.seed))
     if progress and rank.number == 0:
         callbacks.append(ShowProgress(progress))
     with quiet():
@@ -172,6 +177,19 @@ def _crop(recipe: Recipe, task: str, number: int) -> tuple[float, int] | None:
     """How long and from which seed a task's batch is cropped, the same after a stop."""
     seconds = recipe.tasks[task].crop_seconds
     return (seconds, seed_for(recipe.seed, "crop", str(number))) if seconds else None
+
+
+def _probe(
+    recipe: Recipe,
+    tasks: Mapping[str, TaskData],
+    inputs: AllInputs,
+    task: str,
+    members: Sequence[Utterance],
+) -> Batch:
+    """What a task's gradient is looked at with: whole utterances, or their first stretch."""
+    seconds = recipe.tasks[task].crop_seconds
+    crop = (seconds, recipe.seed) if seconds else None
+    return load_batch(tasks[task], inputs[task], members, targets=True, crop=crop)
 
 
 def averaged(checkpoints: Sequence[Path]) -> dict[str, Tensor]:

@@ -129,6 +129,7 @@ class TaskRecipe(BaseModel):
     min_seconds: float = Field(0.0, ge=0)  # shorter utterances are not learned from
     augment: AugmentRecipe | None = None  # of what the head reads, in training
     utterance_norm: Literal["none", "mean", "mean_variance"] = "none"  # of what the head reads
+    flip_labels: float = Field(0.0, ge=0, lt=1)  # share of the training set given another class
     extra_training: tuple[str, ...] = ()  # corpora that are only learned from, as pseudo-labelled
     allow_seen_by_teacher: bool = False  # test speakers on whom a teacher of labels was trained
     # With a context: positions that the head reads, speech if it needs every frame, else the last
@@ -216,6 +217,7 @@ class TrainingRecipe(_Strict):
     # or {temperature: 5}, by that to the power 1/5; or {loss_aware: 1}, more for who is behind.
     interleave: Interleave = {}
     evaluate_every: int | None = Field(None, gt=0)  # steps; a fifth of all if left out
+    log_conflict: int | None = Field(None, gt=0)  # steps between cosines of tasks' gradients
     keep: Literal["best", "last"] = "best"  # which checkpoint is the run's, best on development
     average: int = Field(1, gt=0)  # weights are the mean of so many best ones
     processes: int = Field(1, gt=0)  # that train together, each with a part of every batch

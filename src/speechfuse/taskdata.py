@@ -12,6 +12,7 @@ from pathlib import Path
 from speechfuse import build
 from speechfuse.contracts import Task
 from speechfuse.data.corpus import Corpus, read_corpus
+from speechfuse.data.flips import flip_labels
 from speechfuse.data.manifests import manifest_name, prepare, rearranged, trials_beside
 from speechfuse.data.origins import (
     Origin,
@@ -169,6 +170,14 @@ def load_task(
         task.load_state(state)
     else:  # a class that only extra utterances have could never be tested
         task.fit(own if task.reads in ("class", "classes") else splits["train"])
+    if entry.flip_labels:
+        if task.reads != "class" or len(task.needs) != 1:
+            raise DataError(
+                f"task '{name}': flip_labels is for tasks with one class for each utterance, this "
+                f"one needs {' and '.join(task.needs)}; leave it out"
+            )
+        own = flip_labels(own, task.needs[0], entry.flip_labels, where)
+        splits["train"] = own + more
     for members in splits.values():
         task.check(members)
     trials = {split: _trials(corpus, splits[split]) for split in ("dev", "test")}

@@ -7,7 +7,7 @@ tokens, C classes. Durations are seconds, rates are hertz.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -130,6 +130,9 @@ class Sequences:
         return LayerStack(tuple(h[rows, index] for h in self.layers), lengths, self.frame_rate)
 
 
+_LABELS = ("text", "speaker", "emotion", "language")  # fields; others are in `extra`
+
+
 @dataclass(frozen=True, slots=True)
 class Utterance:
     """One stretch of a recording and what is known about it; an unknown label is None."""
@@ -147,10 +150,16 @@ class Utterance:
 
     def label(self, name: str) -> str | None:
         """A label by name: text, speaker, emotion, language or a column of `extra`."""
-        if name in ("text", "speaker", "emotion", "language"):
+        if name in _LABELS:
             value: str | None = getattr(self, name)
             return value
         return self.extra.get(name)
+
+    def labelled(self, name: str, value: str) -> Utterance:
+        """The same utterance with another label."""
+        if name in _LABELS:
+            return replace(self, **{name: value})  # type: ignore[arg-type]
+        return replace(self, extra={**self.extra, name: value})
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from speechfuse import build
 from speechfuse.checkpoint import Run, write_text
+from speechfuse.experiments.claims import claim_tables
 from speechfuse.experiments.diagnosis import diagnose
 from speechfuse.experiments.layers import layer_figure, run_layer_use
 from speechfuse.experiments.sweep import Cell, Result, Split, SweepFile, summarise
@@ -109,9 +110,11 @@ def write_report(sweep: SweepFile, done: Sequence[Cell], out: Path) -> Path:
         title=sweep.title or sweep.name,
         normaliser=NORMALISER,
         tables=result_tables(sweep, done),
+        claims=claim_tables(sweep, done),
         warnings=diagnose(sweep, done),
         origins=pseudo_labels(done),
         curves=_svg(_curve_figure(done)),
+        conflict=any(cell.recipe.training.log_conflict for cell in done),
         layers=[(title, _svg(figure)) for title, figure in _layer_figures(done)],
         versions=(done[0].folder / "versions.txt").read_text().splitlines(),
         runs=[(c.row, c.condition, c.seed, c.folder.relative_to(out)) for c in done],
@@ -133,24 +136,37 @@ def pseudo_labels(done: Sequence[Cell]) -> list[str]:
 
 
 def _curve_figure(done: Sequence[Cell]) -> Any:
-    """Development metric over steps, a panel for each task; first fold, condition and seed."""
+    """A panel for each task, its development metric over steps; then cosines of two gradients.
+
+    Of the first fold, condition and seed.
+    """
     from matplotlib.figure import Figure
 
     shown = [c for c in done if (c.condition, c.fold, c.seed) == _first_place(done)]
+    logs = [Run(cell.folder).log() for cell in shown]
     tasks = {name: entry for cell in shown for name, entry in cell.recipe.tasks.items()}
-    figure = Figure(figsize=(4.0 * len(tasks), 3.4), layout="constrained")
-    axes = figure.subplots(1, len(tasks), squeeze=False)[0]
-    for axis, (task, entry) in zip(axes, tasks.items(), strict=True):
+    panels = {}
+    for task, entry in tasks.items():
         metric = build.build_task(task, entry).primary
-        for index, cell in enumerate(shown):  # a row keeps its colour where it lacks a task
-            points = [
-                (s, v) for s, name, v in Run(cell.folder).log() if name == f"dev/{task}/{metric}"
-            ]
-            if points:
+        panels[f"dev/{task}/{metric}"] = f"{task}: {full_name(metric)}, %", 100.0
+    for name in dict.fromkeys(name for log in logs for _, name, _ in log):
+        if name.startswith("cosine/"):
+            _, one, other = name.split("/")
+            panels[name] = f"gradients of {one} and {other}: cosine", 1.0
+    across = min(len(panels), 4)
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(4.0 * across, 3.4 * down), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False).flatten()
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (wanted, (title, scale)) in zip(axes, panels.items(), strict=False):
+        for index, (cell, log) in enumerate(zip(shown, logs, strict=True)):
+            points = [(step, value) for step, name, value in log if name == wanted]
+            if points:  # a row keeps its colour where it lacks a task
                 steps, values = zip(*points, strict=True)
                 line = {"color": f"C{index}", "linestyle": "-" if index < 10 else "--"}
-                axis.plot(steps, [100 * v for v in values], label=cell.row, linewidth=1.3, **line)
-        axis.set_title(f"{task}: {full_name(metric)}, %", fontsize=9, loc="left")
+                axis.plot(steps, [scale * v for v in values], label=cell.row, linewidth=1.3, **line)
+        axis.set_title(title, fontsize=9, loc="left")
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3, linewidth=0.5)

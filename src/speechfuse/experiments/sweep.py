@@ -10,6 +10,8 @@
     folds: {task: emotion, test: 1, dev: 1}        # speakers; every speaker is tested once
     seeds: [1, 2, 3]
     baseline: best layer                   # differences are paired with this row
+    claims:                                # better at one task, at no other worse by the margin
+      HConv helps: {row: "both, HConv", over: [log-mel, best layer], margin: 1}
 
 Every cell is a run folder of its own. Finished ones are not run again, so a sweep goes on where
 it stopped.
@@ -67,6 +69,15 @@ class RowEntry(BaseModel):
         return found.get(condition) if isinstance(found, dict) else found
 
 
+class Claim(BaseModel):
+    """A row is better than others at one task, and at the rest not worse by the margin."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    row: str
+    over: tuple[str, ...] = Field(min_length=1)  # each may have other tasks, as oracles of one do
+    margin: float = Field(1.0, ge=0)  # points
+
+
 class Condition(BaseModel):
     """A change to the recipe, section by section, and to the folds."""
 
@@ -86,6 +97,7 @@ class SweepFile(BaseModel):
     folds: Folds | None = None
     seeds: tuple[int, ...] = Field((7,), min_length=1)
     baseline: str | None = None
+    claims: dict[str, Claim] = {}
 
     def candidates(self, row: str) -> tuple[str, ...]:
         """The rows that are trained for this one: itself, or those that it chooses from."""
@@ -145,7 +157,7 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepFile:
         raise RecipeError(
             "\n".join(f"{path}: {line}" for line in explain(error, SweepFile))
         ) from error
-    wrong = [*_wrong_rows(sweep), *_wrong_folds(sweep)]
+    wrong = [*_wrong_rows(sweep), *_wrong_claims(sweep), *_wrong_folds(sweep)]
     if wrong:
         raise RecipeError("\n".join(f"{path}: {line}" for line in wrong))
     return sweep
@@ -162,6 +174,13 @@ def _wrong_rows(sweep: SweepFile) -> Iterator[str]:
             elif name not in trained:
                 yield f"row '{row}': '{name}' is itself a best_of; name the rows that it names"
         yield from _wrong_leaving_out(sweep, row, entry)
+
+
+def _wrong_claims(sweep: SweepFile) -> Iterator[str]:
+    for name, claim in sweep.claims.items():
+        for row in (claim.row, *claim.over):
+            if row not in sweep.rows:
+                yield f"claim '{name}': no row '{row}'; {did_you_mean(row, sweep.rows)}"
 
 
 def _wrong_leaving_out(sweep: SweepFile, row: str, entry: RowEntry) -> Iterator[str]:
@@ -265,14 +284,17 @@ class Tables:
     def has(self, candidates: Sequence[str], condition: str) -> bool:
         return all((row, condition) in self.cells for row in candidates)
 
+    def recipe(self, candidates: Sequence[str], condition: str) -> Recipe:
+        """Of a run; all have the same tasks."""
+        return next(iter(self.cells[candidates[0], condition].values())).recipe
+
     def evidence(
         self, candidates: Sequence[str], condition: str
     ) -> dict[tuple[str, str], list[Evidence]]:
         """By task and metric, one piece of evidence for each seed; of candidates the best."""
         options = [self.cells[name, condition] for name in candidates]
         found: dict[tuple[str, str], list[Evidence]] = {}
-        first = next(iter(options[0].values()))
-        for name, task_entry in first.recipe.tasks.items():
+        for name, task_entry in self.recipe(candidates, condition).tasks.items():
             task = build.build_task(name, task_entry)
             for seed in sorted({seed for seed, _ in options[0]}):
                 rows: list[dict[str, str]] = []

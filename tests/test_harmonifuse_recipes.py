@@ -1,0 +1,141 @@
+"""The recipes of HarmoniFuse's experiments: every row builds, and takes a step at its size."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from speechfuse import build
+from speechfuse.experiments.sweep import cells, read_sweep
+from speechfuse.types import LayerStack, Tokens
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+SWEEPS = sorted((RECIPES / "harmonifuse").glob("*.yaml"))
+BASE, LARGE = (768, 12, 3072), (1024, 24, 4096)
+PUBLISHED = {
+    "hubert": ("hubert", BASE),
+    "wav2vec2": ("wav2vec2", BASE),
+    "wavlm": ("wavlm", BASE),
+    "wavlm_large": ("wavlm", LARGE),
+}
+OPTIONS = {"num_tokens": 31, "num_classes": 4, "longest": 9}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Overrides that put configurations of full size in the place of encoders of the hub."""
+    root = tmp_path_factory.mktemp("published")
+    found = {}
+    for name, (kind, (dim, layers, ffn)) in PUBLISHED.items():
+        config = {"model_type": kind, "hidden_size": dim, "num_hidden_layers": layers}
+        config |= {"intermediate_size": ffn, "num_attention_heads": dim // 64}
+        (root / name).mkdir()
+        (root / name / "config.json").write_text(json.dumps(config))
+        found[name] = f"upstreams.{name}.source={root / name}"
+    whisper = root / "upstreams" / "whisper-base-encoder"
+    whisper.mkdir(parents=True)
+    config = {"model_type": "whisper", "d_model": 512, "encoder_layers": 6, "num_mel_bins": 80}
+    config |= {"encoder_ffn_dim": 2048, "encoder_attention_heads": 8, "max_source_positions": 1500}
+    (whisper / "config.json").write_text(json.dumps(config))
+    found["root"] = str(root)
+    return found
+
+
+def opened(path, places, monkeypatch):
+    monkeypatch.setenv("SPEECHFUSE_REAL", places["root"])
+    names = [name for name in PUBLISHED if f"    {name}: {{kind" in path.read_text()]
+    return read_sweep(path, [f"recipe.{places[name]}" for name in names])
+
+
+def model_of(recipe):
+    tasks = {
+        name: SimpleNamespace(head_options=lambda kind=entry.head.kind: options_of(kind))
+        for name, entry in recipe.tasks.items()
+    }
+    return build.build_model(recipe, build.stack_specs(recipe), tasks)
+
+
+def options_of(kind):
+    wanted = {"text": ("num_tokens", "longest")}.get(kind, ("num_classes",))
+    return {name: OPTIONS[name] for name in wanted}
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_experiment_compares_rows_over_three_seeds(path, places, monkeypatch, tmp_path):
+    sweep = opened(path, places, monkeypatch)
+    assert sweep.name == path.stem
+    assert sweep.baseline or sweep.claims
+    assert len(sweep.seeds) == 3
+    assert len(cells(sweep, tmp_path)) == 3 * len(sweep.rows) * len(sweep.conditions)
+    assert f"sweep recipes/harmonifuse/{path.stem}.yaml" in path.read_text()
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_row_of_every_experiment_takes_a_step(path, places, monkeypatch, tmp_path):
+    sweep = opened(path, places, monkeypatch)
+    for cell in cells(sweep, tmp_path):
+        if cell.seed != sweep.seeds[0] or cell.condition != next(iter(sweep.conditions)):
+            continue
+        model = model_of(cell.recipe)
+        torch.manual_seed(0)
+        stacks = [
+            LayerStack(
+                tuple(torch.randn(spec.num_layers, 2, 40, spec.dim)), torch.tensor([40, 25]), 50.0
+            )
+            for spec in build.stack_specs(cell.recipe)
+        ]
+        for name, entry in cell.recipe.tasks.items():
+            writes = entry.head.kind == "text"
+            ids = torch.randint(1, 4, (2, 3 if writes else 1))
+            sizes = torch.tensor([3, 2] if writes else [1, 1])
+            loss = model.loss(stacks, name, Tokens(ids, sizes))
+            (loss.total / loss.count).backward()
+        moved = [name for name, p in model.named_parameters() if p.grad is not None]
+        still = {name for name, _ in model.named_parameters()} - {*moved}
+        assert not still, f"{cell.row}: no task trains {still}"
+
+
+def test_the_parameters_of_one_task_alone_are_those_of_it_among_two(places, monkeypatch, tmp_path):
+    """An oracle of one task has the size of the full model, without the other task's parameters."""
+    path = RECIPES / "harmonifuse" / "multitask.yaml"
+    sweep = opened(path, places, monkeypatch)
+    found = {cell.row: cell for cell in cells(sweep, tmp_path)}
+    full = model_of(found["full"].recipe)
+    for row, task in (("oracle ASR", "asr"), ("oracle SER", "emotion")):
+        for updates in ("of the task", "in all"):
+            oracle = model_of(found[f"{row}, as many updates {updates}"].recipe)
+            assert sum(p.numel() for p in oracle.parameters()) == full.parameters_of(task)
+
+
+def test_updates_of_a_task_are_as_many_as_the_names_of_rows_say(places, monkeypatch, tmp_path):
+    sweep = opened(RECIPES / "harmonifuse" / "multitask.yaml", places, monkeypatch)
+    steps = {cell.row: cell.recipe.training.steps for cell in cells(sweep, tmp_path)}
+    total = steps["full"]
+    assert steps["oracle ASR, as many updates in all"] == total
+    assert steps["oracle SER, as many updates in all"] == total
+    assert steps["oracle ASR, as many updates of the task"] == total * 3 // 4
+    assert steps["oracle SER, as many updates of the task"] == total // 4
+    more = opened(RECIPES / "harmonifuse" / "more_tasks.yaml", places, monkeypatch)
+    for cell in cells(more, tmp_path):
+        shares = cell.recipe.training.interleave
+        assert cell.recipe.training.steps / sum(shares.values()) == total / 4
+
+
+def test_the_paper_recipe_builds_at_full_size(places):
+    path = RECIPES / "real" / "harmonifuse_paper.yaml"
+    recipe = build.read_recipe(path, [places["wavlm_large"].replace("wavlm_large", "wavlm", 1)])
+    (spec,) = build.stack_specs(recipe)
+    assert (spec.num_layers, spec.dim) == (25, 1024)
+    with torch.device("meta"):
+        model = model_of(recipe)
+    assert {n: tuple(p.shape) for n, p in model.fusion_of("asr").named_parameters()} == {
+        "interface.logits.asr": (24,),
+        "interface.logits.emotion": (24,),
+    }
+    context = model.reader.context
+    assert (context.spec.num_layers, context.spec.dim) == (12, 1024)
+    assert context.join == 1
+    blocks = sum(p.numel() for p in context.blocks.parameters())
+    assert blocks == pytest.approx(12 * 12 * 1024**2, rel=0.01)  # plain: 4 d^2 and 8 d^2 each
