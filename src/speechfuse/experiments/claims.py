@@ -61,11 +61,11 @@ def compared(sweep: SweepFile, tables: Tables, claim: Claim, condition: str) -> 
             key = name, task.primary
             if key not in theirs:
                 continue
-            difference = paired_difference(ours[key], theirs[key])
-            sign = 1 if task.higher_is_better else -1
-            low, high = sorted([sign * difference.low, sign * difference.high])
-            gain = Metric(sign * difference.value, low, high, difference.speakers)
+            gain = paired_difference(ours[key], theirs[key])
+            if not task.higher_is_better:
+                gain = Metric(0.0 - gain.value, 0.0 - gain.high, 0.0 - gain.low, gain.speakers)
             pairs = list(zip(ours[key], theirs[key], strict=False))
+            sign = 1 if task.higher_is_better else -1
             wins = sum(sign * (mine.point() - its.point()) > 0 for mine, its in pairs)
             yield Compared(name, task.primary, other, gain, (wins, len(pairs)))
 
