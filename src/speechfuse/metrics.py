@@ -27,6 +27,7 @@ NAMES = {
     "balanced_accuracy": "balanced accuracy (UA)",
     "intent_accuracy": "intent accuracy (all slots right)",
     "eer": "EER",
+    "r2": "R2 (variance explained)",
     "der": "DER (no collar)",
 }
 Values = NDArray[float64]
@@ -141,7 +142,13 @@ def accuracy(truth: Sequence[str], found: Sequence[str], speakers: Sequence[str]
     rows = np.zeros((len(names), 2))
     for reference, prediction, speaker in zip(truth, found, speakers, strict=True):
         rows[names.index(speaker)] += reference == prediction, 1
-    return SpeakerSums(names, rows, lambda sums: sums[..., 0] / sums[..., 1])
+    return SpeakerSums(names, rows, share_right)
+
+
+def share_right(sums: Values) -> Values:
+    """What sums of right answers and of answers (..., 2) are worth."""
+    share: Values = sums[..., 0] / sums[..., 1]
+    return share
 
 
 def balanced_accuracy(
@@ -155,13 +162,27 @@ def balanced_accuracy(
         row[index] += reference == prediction
         row[len(classes) + index] += 1
 
-    def value(sums: Values) -> Values:
-        right, total = sums[..., : len(classes)], sums[..., len(classes) :]
-        recall = np.divide(right, total, out=np.zeros_like(right), where=total > 0)
-        mean: Values = recall.sum(-1) / np.maximum((total > 0).sum(-1), 1)
-        return mean
+    return SpeakerSums(names, rows, mean_recall)
 
-    return SpeakerSums(names, rows, value)
+
+def mean_recall(sums: Values) -> Values:
+    """What sums of right answers of each of C classes, then of answers, (..., 2 C), are worth."""
+    right, total = np.split(sums, 2, axis=-1)
+    recall = np.divide(right, total, out=np.zeros_like(right), where=total > 0)
+    mean: Values = recall.sum(-1) / np.maximum((total > 0).sum(-1), 1)
+    return mean
+
+
+def r_squared(sums: Values) -> Values:
+    """Share of the variance of C targets that is explained, all targets together.
+
+    sums: (..., 4 C), of each target the number of values, their sum, the sum of their squares and
+    that of the squared errors. Zero for who predicts the mean, less for who does worse.
+    """
+    count, total, squares, errors = np.split(sums, 4, axis=-1)
+    variance = squares - total**2 / np.maximum(count, 1)
+    share: Values = 1 - errors.sum(-1) / np.maximum(variance.sum(-1), 1e-12)
+    return share
 
 
 def eer(scores: Values, same: NDArray[np.bool_], weights: Values | None = None) -> float:

@@ -294,7 +294,7 @@ def load_recipe(
     for override in overrides:
         apply_override(data, override)
     wrong: list[str] = []
-    data = _expanded(data, wrong)
+    data = expanded(data, wrong)
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
@@ -481,12 +481,12 @@ def _type_at(path: Steps, top: type[BaseModel]) -> Any:
     return found
 
 
-def _expanded(value: Any, wrong: list[str]) -> Any:
+def expanded(value: Any, wrong: list[str]) -> Any:
     """Environment variables in texts, at any depth; those that are not set go to `wrong`."""
     if isinstance(value, Mapping):
-        return {key: _expanded(inner, wrong) for key, inner in value.items()}
+        return {key: expanded(inner, wrong) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_expanded(inner, wrong) for inner in value]
+        return [expanded(inner, wrong) for inner in value]
     if isinstance(value, str):
         for variable in re.findall(r"\$\{(\w+)\}", value):
             found = os.environ.get(variable)

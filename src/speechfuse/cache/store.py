@@ -89,6 +89,12 @@ class Store:
             tensor = handle.get_slice(key)[:, span]
         return tensor
 
+    def layer(self, utterance: Utterance, index: int) -> Tensor:
+        """One layer of one utterance, no other is read: (T, D), stored dtype."""
+        key = utterance_key(utterance)
+        tensor: Tensor = self._handles[self._where[key]].get_slice(key)[index]
+        return tensor
+
     def frames(self, utterance: Utterance) -> int:
         """Number of frames of one utterance, from the shard's header."""
         key = utterance_key(utterance)

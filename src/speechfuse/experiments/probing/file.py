@@ -1,0 +1,122 @@
+"""What is probed: encoders, a corpus and properties, as a YAML file.
+
+    name: probing
+    upstreams:                             # the section of a recipe
+      mel: {kind: filterbank, frame_rate: 50}
+      random: {kind: huggingface, source: synthetic-whisper, weights: random}
+    corpus: synthetic
+    only: {split: [train, dev]}            # utterances with one of these values in each column
+    properties: [pitch, energy, characters, speaker, emotion]
+    folds: 5
+    seeds: [1, 2, 3]                       # other folds; and other weights, if they are random
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from speechfuse import build
+from speechfuse.errors import RecipeError, did_you_mean
+from speechfuse.recipe import Part, Recipe, StoreRecipe, apply_override, expanded, explain, read_yaml
+
+
+class ProbeFile(BaseModel):
+    """The file as it is written."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    title: str = ""
+    upstreams: dict[str, Part] = Field(min_length=1)
+    length_policy: Literal["masked", "equal", "padded"] = "masked"
+    corpus: str
+    only: dict[str, tuple[str, ...]] = {}
+    # pitch, energy, characters, speaker, or a column of labels such as emotion or text
+    properties: tuple[str, ...] = Field(("pitch", "energy", "speaker"), min_length=1)
+    folds: int = Field(5, ge=3)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field((1, 2, 3), min_length=1)
+    baseline: str | None = None  # the upstream that the report compares the others with
+    store: StoreRecipe = StoreRecipe()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One encoder with its weights, and the seeds that it is probed with."""
+
+    encoder: str
+    recipe: Recipe
+    seeds: tuple[int, ...]
+
+
+def read_probe(path: Path, overrides: Sequence[str] = ()) -> ProbeFile:
+    """Read a file; overrides are like folds=4.
+
+    Raises:
+        RecipeError: all that is wrong with it.
+    """
+    data = read_yaml(path)
+    if "rows" in data or "tasks" in data:
+        command = "sweep" if "rows" in data else "train"
+        raise RecipeError(
+            f"{path}: is no file of probes, which has upstreams, corpus and properties; run it "
+            f"with: speechfuse {command} {path}"
+        )
+    for override in overrides:
+        apply_override(data, override)
+    wrong: list[str] = []
+    data = expanded(data, wrong)
+    try:
+        probe = ProbeFile.model_validate(data)
+    except ValidationError as error:
+        wrong += explain(error, ProbeFile)
+    else:
+        wrong += _wrong(probe)
+    if wrong:
+        raise RecipeError("\n".join(f"{path}: {line}" for line in wrong))
+    return probe
+
+
+def _wrong(probe: ProbeFile) -> Iterator[str]:
+    if probe.baseline and probe.baseline not in probe.upstreams:
+        yield f"baseline: no upstream '{probe.baseline}'; {did_you_mean(probe.baseline, probe.upstreams)}"
+    for field in ("properties", "seeds"):
+        values = getattr(probe, field)
+        for twice in sorted({str(v) for v in values if values.count(v) > 1}):
+            yield f"{field}: '{twice}' stands twice; leave one out"
+    try:
+        variants(probe)
+    except RecipeError as error:
+        yield from (line.removeprefix("recipe: ") for line in str(error).splitlines())
+
+
+def variants(probe: ProbeFile) -> list[Variant]:
+    """Every encoder; one of random weights, unless its seed is given, is another for each seed."""
+    found = []
+    for name, part in probe.upstreams.items():
+        options = part.options
+        if options.get("weights") == "random" and "seed" not in options:
+            for seed in probe.seeds:
+                drawn = Part(kind=part.kind, **options, seed=seed)
+                found.append(Variant(name, _recipe(probe, name, drawn), (seed,)))
+        else:
+            found.append(Variant(name, _recipe(probe, name, part), probe.seeds))
+    return found
+
+
+def _recipe(probe: ProbeFile, name: str, part: Part) -> Recipe:
+    """One encoder as a recipe has it, so that options are checked and layers are stored alike.
+
+    Its task is never trained.
+    """
+    data: Mapping[str, Any] = {
+        "upstreams": {name: part.model_dump()},
+        "length_policy": probe.length_policy,
+        "fusion": {"interface": {"kind": "weighted_sum"}},
+        "tasks": {"emotion": {"corpus": probe.corpus, "head": {"kind": "classifier"}}},
+        "store": probe.store.model_dump(),
+    }
+    return build.read_recipe(data)
