@@ -80,6 +80,35 @@ def sweep(
 
 
 @app.command()
+def probe(
+    file: Annotated[Path, typer.Argument(help="Encoders, a corpus and properties, a YAML file.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for results, picture, report.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes, like folds=4 or 'properties=[pitch]'.")
+    ] = None,
+) -> None:
+    """Which layer holds pitch, energy, characters, speaker, emotion: linear probes of each.
+
+    Speakers are held out, the strength of a probe is chosen inside the training speakers. What is
+    done is kept in OUT/results.jsonl, so that the same command goes on where it stopped.
+    """
+    from speechfuse.experiments.probing.file import read_probe
+
+    read = read_probe(file, overrides or ())
+    from speechfuse.experiments.probing.report import findings, probe_table, write_probe_report
+    from speechfuse.experiments.probing.run import probed_clips, run_probe
+
+    folder = out or Path("runs") / read.name
+    with _progress() as progress:
+        clips = probed_clips(read, progress)
+        results = run_probe(read, clips, folder, progress)
+    _table(*probe_table(read, clips, results))
+    for line in findings(read, results):
+        typer.echo(line)
+    typer.echo(f"report: {write_probe_report(read, clips, results, folder)}")
+
+
+@app.command()
 def plan(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Shapes, parameters, multiply-adds and memory of a recipe; no weights are read."""
     from speechfuse.build import read_recipe

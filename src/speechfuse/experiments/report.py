@@ -53,9 +53,9 @@ def _table(
         cells = [row]
         for key in keys:
             result = mine.get(key)  # none where the row lacks the task
-            text = _percent(result.value) if result else "-"
+            text = percent(result.value) if result else "-"
             if result and result.difference is not None:
-                text += f"\n{_signed(result.difference)}"
+                text += f"\n{signed(result.difference)}"
             cells.append(text)
             if key in compared:
                 number = result.published if result else None
@@ -83,11 +83,13 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _percent(metric: Metric) -> str:
+def percent(metric: Metric) -> str:
+    """A value in percent, and its interval below."""
     return f"{100 * metric.value:.1f}\n[{100 * metric.low:.1f}, {100 * metric.high:.1f}]"
 
 
-def _signed(metric: Metric) -> str:
+def signed(metric: Metric) -> str:
+    """A difference in points with its interval."""
     return f"{100 * metric.value:+.1f} [{100 * metric.low:+.1f}, {100 * metric.high:+.1f}]"
 
 
@@ -113,9 +115,9 @@ def write_report(sweep: SweepFile, done: Sequence[Cell], out: Path) -> Path:
         claims=claim_tables(sweep, done),
         warnings=diagnose(sweep, done),
         origins=pseudo_labels(done),
-        curves=_svg(_curve_figure(done)),
+        curves=svg(_curve_figure(done)),
         conflict=any(cell.recipe.training.log_conflict for cell in done),
-        layers=[(title, _svg(figure)) for title, figure in _layer_figures(done)],
+        layers=[(title, svg(figure)) for title, figure in _layer_figures(done)],
         versions=(done[0].folder / "versions.txt").read_text().splitlines(),
         runs=[(c.row, c.condition, c.seed, c.folder.relative_to(out)) for c in done],
     )
@@ -200,7 +202,7 @@ def _layer_figures(done: Sequence[Cell]) -> Iterator[tuple[str, Any]]:
             yield cell.row, layer_figure(uses)
 
 
-def _svg(figure: Any) -> str:
+def svg(figure: Any) -> str:
     """A figure as inline SVG, text as text."""
     from matplotlib import rc_context
 

@@ -30,7 +30,7 @@ def frame_acoustics(utterance: Utterance, frame_rate: float) -> Tensor:
     """
     samples = read_audio(utterance.audio, utterance.start, utterance.duration)
     count = math.ceil(len(samples) / SAMPLE_RATE * frame_rate) + 1
-    times = (np.arange(count) + 0.5) / frame_rate
+    times: NDArray[float64] = (np.arange(count, dtype=float64) + 0.5) / frame_rate
     pitch, energy = _log_pitch(samples, times), _log_energy(samples, times)
     return torch.from_numpy(np.stack([pitch, energy], axis=1))
 

@@ -1,14 +1,14 @@
 """What is probed: encoders, a corpus and properties, as a YAML file.
 
-    name: probing
-    upstreams:                             # the section of a recipe
-      mel: {kind: filterbank, frame_rate: 50}
-      random: {kind: huggingface, source: synthetic-whisper, weights: random}
-    corpus: synthetic
-    only: {split: [train, dev]}            # utterances with one of these values in each column
-    properties: [pitch, energy, characters, speaker, emotion]
-    folds: 5
-    seeds: [1, 2, 3]                       # other folds; and other weights, if they are random
+name: probing
+upstreams:                             # the section of a recipe
+  mel: {kind: filterbank, frame_rate: 50}
+  random: {kind: huggingface, source: synthetic-whisper, weights: random}
+corpus: synthetic
+only: {split: [train, dev]}            # utterances with one of these values in each column
+properties: [pitch, energy, characters, speaker, emotion]
+folds: 5
+seeds: [1, 2, 3]                       # other folds; and other weights, if they are random
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from speechfuse import build
 from speechfuse.errors import RecipeError, did_you_mean
-from speechfuse.recipe import Part, Recipe, StoreRecipe, apply_override, expanded, explain, read_yaml
+from speechfuse.recipe import (
+    Part,
+    Recipe,
+    StoreRecipe,
+    apply_override,
+    expanded,
+    explain,
+    read_yaml,
+)
 
 
 class ProbeFile(BaseModel):
@@ -82,7 +90,8 @@ def read_probe(path: Path, overrides: Sequence[str] = ()) -> ProbeFile:
 
 def _wrong(probe: ProbeFile) -> Iterator[str]:
     if probe.baseline and probe.baseline not in probe.upstreams:
-        yield f"baseline: no upstream '{probe.baseline}'; {did_you_mean(probe.baseline, probe.upstreams)}"
+        hint = did_you_mean(probe.baseline, probe.upstreams)
+        yield f"baseline: no upstream '{probe.baseline}'; {hint}"
     for field in ("properties", "seeds"):
         values = getattr(probe, field)
         for twice in sorted({str(v) for v in values if values.count(v) > 1}):

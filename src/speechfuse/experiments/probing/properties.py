@@ -25,8 +25,14 @@ from torch import Tensor
 from speechfuse.errors import DataError
 from speechfuse.experiments.probing.folds import group_folds
 from speechfuse.experiments.probing.ridge import Moments, frames_held_out, rows_held_out
-from speechfuse.metrics import SpeakerSums, accuracy, balanced_accuracy, mean_recall, r_squared
-from speechfuse.metrics import share_right
+from speechfuse.metrics import (
+    SpeakerSums,
+    accuracy,
+    balanced_accuracy,
+    mean_recall,
+    r_squared,
+    share_right,
+)
 from speechfuse.text import normalise_text
 from speechfuse.types import Utterance
 
@@ -53,6 +59,7 @@ class Clips:
 
 
 def metric_of(name: str) -> str:
+    """The metric of a property: R2 of what is measured, an accuracy of what is named."""
     if name in (*OF_FRAMES, "characters"):
         return "r2"
     return "accuracy" if name == "speaker" else "balanced_accuracy"
@@ -107,7 +114,9 @@ def _check_classes(name: str, clips: Clips) -> None:
     for label, speaker in zip(clips.labels(name), clips.speakers, strict=True):
         by_class[label].add(speaker)
     if len(by_class) < 2:
-        raise DataError(f"property '{name}': all utterances have {name} '{[*by_class][0]}'")
+        raise DataError(
+            f"property '{name}': all utterances are '{next(iter(by_class))}'; leave it out"
+        )
     for label, speakers in sorted(by_class.items()):
         if len(speakers) < 2:
             raise DataError(
@@ -153,7 +162,9 @@ def probe_characters(
 
     of = torch.tensor(group_folds(speakers, folds, seed))
     found, strengths = rows_held_out(mean.double(), shares, of, weigh, score)
-    parts = torch.stack([torch.ones_like(shares), shares, shares.square(), (shares - found).square()])
+    parts = torch.stack(
+        [torch.ones_like(shares), shares, shares.square(), (shares - found).square()]
+    )
     names = sorted(set(speakers))
     rows = np.zeros((len(names), 4 * len(known)))
     np.add.at(

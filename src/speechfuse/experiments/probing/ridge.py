@@ -59,9 +59,7 @@ class Moments:
     def only(self, target: int) -> Self:
         """With one of the targets."""
         one = slice(target, target + 1)
-        return type(self)(
-            self.count, self.x, self.y[one], self.xx, self.xy[:, one], self.yy[one]
-        )
+        return type(self)(self.count, self.x, self.y[one], self.xx, self.xy[:, one], self.yy[one])
 
     def solve(self, strengths: Sequence[float] = STRENGTHS) -> Linear:
         x, y = self.x / self.count, self.y / self.count
@@ -118,7 +116,9 @@ def frames_held_out(groups: Sequence[Moments], folds: Sequence[int]) -> tuple[Te
     the other folds, each left out in turn. Also returns it, for each fold.
     """
     count = max(folds) + 1
-    by_fold = [_sum([g for g, f in zip(groups, folds, strict=True) if f == k]) for k in range(count)]
+    by_fold = [
+        _sum([g for g, f in zip(groups, folds, strict=True) if f == k]) for k in range(count)
+    ]
     total = _sum(by_fold)
     inner = torch.zeros(count, len(STRENGTHS), dtype=torch.float64)
     for one, other in combinations(range(count), 2):
