@@ -67,14 +67,14 @@ def read_probe(path: Path, overrides: Sequence[str] = ()) -> ProbeFile:
         RecipeError: all that is wrong with it.
     """
     data = read_yaml(path)
+    for override in overrides:
+        apply_override(data, override)
     if "rows" in data or "tasks" in data:
         command = "sweep" if "rows" in data else "train"
         raise RecipeError(
             f"{path}: is no file of probes, which has upstreams, corpus and properties; run it "
             f"with: speechfuse {command} {path}"
         )
-    for override in overrides:
-        apply_override(data, override)
     wrong: list[str] = []
     data = expanded(data, wrong)
     try:

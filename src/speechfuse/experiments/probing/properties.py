@@ -186,18 +186,16 @@ def probe_classes(
     ids = torch.tensor([known.index(label) for label in labels])
     hot = torch.nn.functional.one_hot(ids, len(known)).double()
 
-    def weigh(rest: Tensor, held: Tensor) -> Tensor:
-        del held
-        return 1 / torch.bincount(ids[rest], minlength=len(known))[ids[rest]].double()
+    def balance(rows: Tensor) -> Tensor:
+        return 1 / torch.bincount(ids[rows], minlength=len(known))[ids[rows]].double()
 
     def score(rows: Tensor, found: Tensor) -> float:
-        right = (found.argmax(1) == ids[rows]).double()
-        of_class = torch.bincount(ids[rows], minlength=len(known))
-        recall = torch.bincount(ids[rows], right, len(known)) / of_class.clamp_min(1)
-        return float(recall.sum() / (of_class > 0).sum())
+        return -float(balance(rows) @ (hot[rows] - found).square().sum(1))
 
     of = torch.tensor(group_folds(groups, folds, seed, "different texts"))
-    found, strengths = rows_held_out(pooled.double(), hot, of, weigh, score)
+    found, strengths = rows_held_out(
+        pooled.double(), hot, of, lambda rest, held: balance(rest), score
+    )
     guesses = [known[i] for i in found.argmax(1).tolist()]
     measure = accuracy if name == "speaker" else balanced_accuracy
     return measure(labels, guesses, speakers), strengths

@@ -165,8 +165,7 @@ def rows_held_out(
         for outer, left_out in ((one, members[other]), (other, members[one])):
             found = linear(x[left_out])
             inner[outer] += torch.tensor([score(left_out, f) for f in found]).double()
-    best = inner.flip(1).argmax(1)  # of equals the strongest
-    chosen = [STRENGTHS[len(STRENGTHS) - 1 - int(index)] for index in best]
+    chosen = [STRENGTHS[int(index)] for index in inner.argmax(1)]
     predictions = torch.zeros_like(y)
     for k, strength in enumerate(chosen):
         predictions[members[k]] = trained(k, strengths=[strength])(x[members[k]])[0]
