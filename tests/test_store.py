@@ -62,6 +62,12 @@ def test_spans_of_frames_are_read_exactly(tmp_path, utterances):
         assert torch.equal(layer[1], short)
 
 
+def test_one_layer_is_read_without_the_others(tmp_path, utterances):
+    store = filled(tmp_path / "s", utterances)
+    for index, expected in enumerate(stacks(2)):
+        torch.testing.assert_close(store.layer(utterances[2], index), expected)
+
+
 def test_only_what_is_missing_is_asked_for(tmp_path, utterances):
     filled(tmp_path / "s", utterances[:2])
     store = Store(tmp_path / "s", {"a": 1}, SPEC, "float32")
