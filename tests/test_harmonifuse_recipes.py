@@ -12,7 +12,8 @@ from speechfuse.experiments.sweep import cells, read_sweep
 from speechfuse.types import LayerStack, Tokens
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-SWEEPS = sorted((RECIPES / "harmonifuse").glob("*.yaml"))
+ALL = sorted((RECIPES / "harmonifuse").glob("*.yaml"))
+SWEEPS = [path for path in ALL if "\nrows:" in path.read_text()]  # others are of one run
 BASE, LARGE = (768, 12, 3072), (1024, 24, 4096)
 PUBLISHED = {
     "hubert": ("hubert", BASE),
