@@ -26,9 +26,10 @@ from speechfuse.checkpoint import Run
 from speechfuse.conflict import LogConflict
 from speechfuse.data.schedule import make_schedule
 from speechfuse.data.stream import Source, Stream, draw_batches
+from speechfuse.launch import run_together
 from speechfuse.model import FusionModel
 from speechfuse.ops import seed_for
-from speechfuse.parallel import Rank, run_together
+from speechfuse.ranks import Rank
 from speechfuse.recipe import Recipe
 from speechfuse.steps import AllInputs, Development, FusionTraining, load_batch
 from speechfuse.taskdata import TaskData

@@ -19,7 +19,7 @@ from speechfuse.inputs import Inputs
 from speechfuse.model import FusionModel
 from speechfuse.ops import moved
 from speechfuse.optim import make_optimizer, make_rates
-from speechfuse.parallel import Rank, in_turns
+from speechfuse.ranks import Rank, in_turns
 from speechfuse.recipe import Recipe
 from speechfuse.taskdata import TaskData
 from speechfuse.types import Batch, Utterance

@@ -21,7 +21,7 @@ from speechfuse.heads.ctc_head import CTCHead, frames_needed
 from speechfuse.heads.text import Text
 from speechfuse.inputs import Inputs, find_inputs
 from speechfuse.model import SHARED, FusionModel
-from speechfuse.parallel import check_devices
+from speechfuse.ranks import check_devices
 from speechfuse.recipe import Recipe
 from speechfuse.steps import AllInputs
 from speechfuse.taskdata import TaskData, load_tasks

@@ -54,9 +54,10 @@ class LossAware(Schedule):
         share[i] = LEAST / N + (1 - LEAST) * r[i] ** power / sum_j r[j] ** power
         r[i] = running mean of the losses of task i / mean of its first losses
 
-    r is the inverse training rate of GradNorm, and power its alpha (Chen et al. 2018, section 3.1,
+    r is the inverse training rate of GradNorm, and power its alpha (Chen et al. 2018,
     arXiv:1711.02257): there it weighs gradients, here batches. Part of the batches is shared
-    equally (Graves et al. 2017, section 3.1, arXiv:1704.03003): a loss must be seen to be known.
+    equally, as a bandit explores (Graves et al. 2017, arXiv:1704.03003): to be known, a loss must
+    be seen.
     """
 
     def __init__(self, tasks: Mapping[str, float], seed: int, power: float) -> None:
@@ -104,7 +105,7 @@ def make_schedule(asked: Interleave, sizes: Mapping[str, float], seed: int) -> S
     """sizes: of the training data of each task that is trained, in batches.
 
     By size: examples-proportional mixing. With a temperature T: size ** (1 / T) (Arivazhagan et al.
-    2019, section 4.1, arXiv:1907.05019; Raffel et al. 2020, section 3.5.2, arXiv:1910.10683).
+    2019, arXiv:1907.05019; Raffel et al. 2020, arXiv:1910.10683).
 
     Raises:
         RecipeError: every task that is trained has a share of 0.

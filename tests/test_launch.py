@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed, nn
 
-from speechfuse import parallel
+from speechfuse import ranks
 from speechfuse.build import read_recipe
 from speechfuse.checkpoint import Run
-from speechfuse.errors import DataError, RecipeError, RunError
+from speechfuse.errors import DataError, RunError
 from speechfuse.heads.standardize import Standardize
-from speechfuse.parallel import Rank, check_devices, run_together
+from speechfuse.launch import run_together
 from speechfuse.recipe import merged
 from speechfuse.train import train_run
 
@@ -54,27 +54,6 @@ def at_step(number, act):
 
 def second_process():
     return max(multiprocessing.active_children(), key=lambda child: child.pid).pid
-
-
-def test_a_batch_is_split_by_utterance_or_computed_by_all():
-    parts = [list(range(5))[Rank(number, 2).part(5)] for number in range(2)]
-    assert parts == [[0, 2, 4], [1, 3]]
-    assert [list(range(1))[Rank(number, 2).part(1)] for number in range(2)] == [[0], [0]]
-    assert [Rank(0, 2).parts(size) for size in (1, 2, 5)] == [1, 2, 2]
-    assert list(range(5))[Rank().part(5)] == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize(("gpus", "count"), [(1, 2), (2, 3)])
-def test_processes_do_not_share_a_gpu(monkeypatch, gpus, count):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    with pytest.raises(RecipeError, match=f"processes is {count}, .* this machine has {gpus}"):
-        check_devices(count)
-    check_devices(gpus)
-
-
-def test_without_a_gpu_there_may_be_any_number(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    check_devices(3)
 
 
 class TestTogether:
@@ -142,7 +121,7 @@ class TestTogether:
     def test_a_process_that_hangs_is_not_waited_for_for_ever(
         self, workspace, tone_recipe, monkeypatch
     ):
-        monkeypatch.setattr(parallel, "TIMEOUT", 10.0)
+        monkeypatch.setattr(ranks, "TIMEOUT", 10.0)
         tone_recipe["training"]["steps"] = 10000
         hang = at_step(3, lambda: os.kill(second_process(), signal.SIGSTOP))
         with pytest.raises(
@@ -151,16 +130,27 @@ class TestTogether:
             train(tone_recipe, workspace / "run", 2, hang)
         assert not multiprocessing.active_children()
 
-    def test_a_second_ctrl_c_does_not_wait(self, workspace):
+    def test_a_second_ctrl_c_does_not_wait(self):
         with pytest.raises(KeyboardInterrupt):
-            run_together(sleeping, (), 2, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+            run_together(sleeping, (), 1, lambda *_: os.kill(os.getpid(), signal.SIGINT))
         assert not multiprocessing.active_children()
+
+    def test_sigterm_of_the_whole_group_is_a_stop_and_no_loss(self):
+        """Processes that have not begun to train do not wait for the end of a step."""
+
+        def end_all(*_):
+            os.kill(os.getpid(), signal.SIGTERM)
+            for child in multiprocessing.active_children():
+                child.terminate()
+
+        with pytest.raises(KeyboardInterrupt):
+            run_together(sleeping, (), 1, end_all)
 
     def test_the_error_of_a_process_is_that_of_the_run(self):
         with pytest.raises(DataError, match="a clip of the second"):
             run_together(failing, (DataError("a clip of the second"),), 2, None)
-        with pytest.raises(RuntimeError, match=r"process 2 of 2 failed:(.|\n)*ZeroDivisionError"):
-            run_together(failing, (ZeroDivisionError("a bug"),), 2, None)
+        with pytest.raises(RuntimeError, match=r"process 1 of 1 failed:(.|\n)*ZeroDivisionError"):
+            run_together(failing, (ZeroDivisionError("a bug"),), 1, None)
 
     def test_standardised_vectors_have_the_statistics_of_the_whole_batch(self, tmp_path):
         rows = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -196,9 +186,9 @@ def standardise(rows, folder, progress, rank):
 
 
 def failing(error, progress, rank):
-    """The second process fails, the first one waits for it."""
+    """The last process fails, the others wait for it."""
     join(rank)
-    if rank.number == 1:
+    if rank.number == rank.count - 1:
         raise error
     distributed.barrier()
 
