@@ -205,7 +205,8 @@ def protocol(probe: ProbeFile, clips: Clips) -> str:
         f"{len(clips.utterances)} clips of {len(set(clips.speakers))} speakers. Speakers are "
         f"drawn into {probe.folds} folds (for speaker, texts are); each fold is predicted by ridge "
         "regression on the others, its strength chosen among them, each left out in turn. "
-        f"Seeds {', '.join(map(str, probe.seeds))} draw other folds; their values are averaged."
+        f"Seeds {', '.join(map(str, probe.seeds))} draw other folds; their values are averaged. "
+        "The best of several layers is chosen on the same folds, so its value is a little high."
     )
     redrawn = [
         name
