@@ -25,6 +25,7 @@ MEANINGS = {
     "speaker": "who speaks, of speakers that are trained on; mean and standard deviation over "
     "frames; accuracy on texts that were not trained on",
 }
+LOWEST = -0.25  # of the picture: what is worse is in the table
 OF_LABELS = (
     "the label of the clip; mean and standard deviation over frames; balanced accuracy (UA), "
     "held-out speakers"
@@ -163,6 +164,7 @@ def probe_figure(probe: ProbeFile, clips: Clips, results: Sequence[Result]) -> A
             axis.fill_between(layers, lows, highs, color=colour, alpha=0.13, linewidth=0)
         axis.axhline(100 * chance_of(name, clips), color="#888888", linestyle=":", linewidth=1)
         axis.set_title(f"{name}: {full_name(metric_of(name))}, %", fontsize=9, loc="left")
+        axis.set_ylim(bottom=max(axis.get_ylim()[0], 100 * LOWEST))
         axis.set_xlabel("layer", fontsize=8)
         axis.set_xticks(range(widest + 1))
         axis.tick_params(labelsize=8)
