@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
+from speechfuse import cli
 from speechfuse.errors import DataError, RecipeError
 from speechfuse.experiments.probing.acoustics import frame_acoustics
 from speechfuse.experiments.probing.file import read_probe, variants
@@ -315,6 +317,16 @@ def test_every_layer_is_probed_and_nothing_twice(file, workspace):
     assert "Seeds 1, 2 draw other folds" in page
     assert "draw the weights of random" in page
     assert (workspace / "out" / "layers.png").stat().st_size > 10_000
+
+
+def test_the_command_prints_table_and_words_and_says_where_the_report_is(file, workspace):
+    overrides = ["properties=[emotion]", "upstreams={mel: {kind: filterbank, num_mels: 8}}"]
+    result = CliRunner().invoke(cli.app, ["probe", str(file), "--out", "out", *overrides])
+    assert result.exit_code == 0, result.output
+    assert "│ chance │" in result.output
+    assert "Emotion: mel " in result.output
+    assert "report: out/report.html" in result.output
+    assert (workspace / "out" / "report.html").is_file()
 
 
 def test_random_weights_are_drawn_by_the_seed_unless_they_have_one(file):
