@@ -96,32 +96,39 @@ class Writer(PreTrainedModel, GenerationMixin):
         **options: Any,
     ) -> CausalLMOutputWithPast:
         """Scores of the token after the last position, (B, 1, C)."""
-        assert self.heard is not None
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-        prefix = self.heard.prefix
-        size = prefix.shape[1]
-        beams = len(input_ids) // len(prefix)
-        hidden = self.context.embed(input_ids if seen else input_ids[:, size:], self.task)
-        if not seen:
-            hidden = torch.cat([self.heard.hidden.repeat_interleave(beams, 0), hidden], dim=1)
         if attention_mask is None:  # the library leaves out one that is true everywhere
-            attention_mask = torch.ones(len(hidden), seen + hidden.shape[1], device=hidden.device)
+            attention_mask = input_ids.new_ones(len(input_ids), seen + input_ids.shape[1])
         valid = attention_mask.bool()
-        prefix = F.pad(prefix.repeat_interleave(beams, 0), (0, valid.shape[1] - size))
+        prefix: Tensor | None = None
+        if seen:
+            hidden = self.context.embed(input_ids, self.task)
+        else:
+            hidden, prefix = self._whole(input_ids)
         layers, cache = self.context.run(
             hidden, valid, prefix, past_key_values, keep=bool(use_cache)
         )
-        if not seen:
-            self._scores = self._prefix_scores(layers, prefix[:, :size])
+        if prefix is not None:
+            self._scores = self._prefix_scores(layers, prefix)
         last = tuple(layer[:, -1:] for layer in layers)
         ones = torch.ones(len(valid), dtype=torch.long, device=valid.device)
         stack = LayerStack(last, ones, self.reader.frame_rate)
         fused = self.reader.fused(stack, self.task, self._scores)
         return CausalLMOutputWithPast(logits=self.head.logits(fused.hidden), past_key_values=cache)
 
+    def _whole(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Speech, prompt and what is written for each beam, and where the first two are."""
+        assert self.heard is not None
+        beams, size = len(ids) // len(self.heard.valid), self.heard.valid.shape[1]
+        written = self.context.embed(ids[:, size:], self.task)
+        hidden = torch.cat([self.heard.hidden.repeat_interleave(beams, 0), written], dim=1)
+        prefix = self.heard.prefix.repeat_interleave(beams, 0)
+        return hidden, F.pad(prefix, (0, written.shape[1]))
+
     def _prefix_scores(self, layers: Sequence[Tensor], prefix: Tensor) -> Tensor | None:
         """Of sequences whose padding is on the left: turned round so that it is on the right."""
-        turned = tuple(layer[:, : prefix.shape[1]].flip(1) for layer in layers)
+        assert self.heard is not None
+        turned = tuple(layer[:, : self.heard.valid.shape[1]].flip(1) for layer in layers)
         sizes = prefix.sum(1)
         none = torch.zeros_like(sizes)
         return self.reader.prefix_scores(

@@ -145,23 +145,29 @@ class PromptedTransformer(Context):
         return hidden
 
     def run(
-        self, hidden: Tensor, valid: Tensor, prefix: Tensor, cache: Any = None, keep: bool = False
+        self,
+        hidden: Tensor,
+        valid: Tensor,
+        prefix: Tensor | None,
+        cache: Any = None,
+        keep: bool = False,
     ) -> tuple[tuple[Tensor, ...], Any]:
         """All layers at the positions of `hidden`, (B, T, D), after what a cache has seen.
 
-        valid: (B, seen + T), true where a position is no padding. prefix: (B, seen + T), true at
-        speech and prompt. keep: return a cache that has seen these too.
+        valid: (B, seen + T), true where a position is no padding. prefix: the same, true at speech
+        and prompt; None if a cache has seen them. keep: return a cache that has seen these too.
         """
-        from transformers.masking_utils import create_causal_mask
+        mask: Any = valid.long()  # of which the library makes a causal one, or none if it can
+        if prefix is not None and not self.causal:
+            from transformers.masking_utils import create_causal_mask
 
-        blocks = None if self.causal else prefix.long() - 1  # 0: one block, -1: causal
-        mask = create_causal_mask(
-            config=self.blocks.config,
-            inputs_embeds=hidden,
-            attention_mask=valid.long(),
-            past_key_values=cache,
-            block_sequence_ids=blocks,
-        )
+            mask = create_causal_mask(
+                config=self.blocks.config,
+                inputs_embeds=hidden,
+                attention_mask=mask,
+                past_key_values=cache,
+                block_sequence_ids=prefix.long() - 1,  # 0: one block, -1: causal
+            )
         positions = (valid.long().cumsum(1) - 1).clamp_min(0)[:, -hidden.shape[1] :]
         found = self.blocks(
             inputs_embeds=hidden,

@@ -48,8 +48,10 @@ class PromptedFusion(nn.Module):
 
     def normalised(self, stack: LayerStack) -> LayerStack:
         """The layers as the interface reads them."""
-        layers = tuple(normalise(layer, self.normalize) for layer in stack.layers)
-        return LayerStack(layers, stack.lengths, stack.frame_rate)
+        if self.normalize == "none":
+            return stack
+        layers = normalise(stack.stacked(), self.normalize)  # together: a token at a time is little
+        return LayerStack(layers.unbind(), stack.lengths, stack.frame_rate)
 
     def fused(self, stack: LayerStack, task: str, heard: Tensor | None) -> Frames:
         """What a head reads of some positions. heard: what `prefix_scores` found."""

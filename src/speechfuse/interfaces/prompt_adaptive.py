@@ -75,7 +75,8 @@ class PromptAdaptiveFusion(Interface):
         """The feed-forward score of every position, (L, B, T); None if there is no such part."""
         if self.ffn is None:
             return None
-        return torch.stack([self.ffn(layer)[..., 0] for layer in stack.layers])
+        scores: Tensor = self.ffn(stack.stacked())[..., 0]
+        return scores
 
     def prefix_scores(self, prefix: LayerStack) -> Tensor | None:
         """The mean of those over speech and prompt, (L, B, 1), as utterances are weighed by."""
