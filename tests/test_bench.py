@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from speechfuse.bench import _convolved, bench_fusion
+from speechfuse.bench.fusion import _convolved, bench_fusion
 from speechfuse.interfaces.hconv import HConv
-from speechfuse.measure import median_seconds, peak_bytes
+from speechfuse.measure import median_ratio, median_seconds, peak_bytes
 
 
 def test_every_shape_and_precision_is_timed():
@@ -42,3 +42,8 @@ def test_calls_take_turns():
     seconds = median_seconds({n: lambda n=n: order.append(n) for n in "ab"}, repeats=2)
     assert order == ["a", "b"] * 3
     assert set(seconds) == {"a", "b"}
+
+
+def test_a_ratio_is_that_of_a_turn():
+    """A machine that is ten times as busy in one turn is so for both."""
+    assert median_ratio([2.0, 20.0, 3.0], [1.0, 10.0, 1.0]) == 2.0

@@ -370,22 +370,38 @@ def cost(
 
 @app.command()
 def bench(
-    what: Annotated[Literal["fusion"], typer.Argument(help="What is measured.")] = "fusion",
-    frames: Annotated[int, typer.Option(min=2, help="In a batch.")] = 1024,
+    what: Annotated[
+        Literal["fusion", "harmonifuse"], typer.Argument(help="What is measured.")
+    ] = "fusion",
+    frames: Annotated[int, typer.Option(min=2, help="In a batch, for fusion.")] = 1024,
+    tokens: Annotated[int, typer.Option(min=2, help="Of a text, for harmonifuse.")] = 100,
+    preset: Annotated[
+        Literal["paper", "small", "tiny"], typer.Option(help="For harmonifuse.")
+    ] = "small",
     repeats: Annotated[int, typer.Option(min=1, help="Medians of so many.")] = 20,
     threads: Annotated[int, typer.Option(min=1, help="Of torch on the CPU.")] = 1,
 ) -> None:
-    """Time the fusion against a plain reference and the machine's own ceiling, side by side.
+    """Time a method against plain references, side by side in one run.
 
-    The ceiling is the matrix products alone for HConv, reading every layer once for the weighted
-    sum (twice with the gradient); memory is what is held at most beside the layers.
+    fusion: against a plain reference and the machine's own ceiling, which is the matrix products
+    alone for HConv, reading every layer once for the weighted sum (twice with the gradient); memory
+    is what is held at most beside the layers.
+
+    harmonifuse: writing against the same model without a cache and against the bare decoder
+    without fusion; a training step against one that reads the last layer alone.
     """
     import torch
 
-    from speechfuse.bench import bench_table
-
     torch.set_num_threads(threads)
-    _table(*bench_table(frames, repeats))
+    if what == "fusion":
+        from speechfuse.bench.fusion import bench_table
+
+        _table(*bench_table(frames, repeats))
+    else:
+        from speechfuse.bench.harmonifuse import Sizes, harmonifuse_tables
+
+        for table in harmonifuse_tables(Sizes(preset, tokens=tokens), repeats):
+            _table(*table)
 
 
 @app.command()

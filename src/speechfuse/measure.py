@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -18,6 +18,16 @@ Call = Callable[[], object]
 
 def median_seconds(calls: Mapping[str, Call], repeats: int) -> dict[str, float]:
     """Median time of each; they take turns, so that a busy machine is busy for all of them."""
+    return {name: median(times) for name, times in seconds_in_turns(calls, repeats).items()}
+
+
+def median_ratio(times: Sequence[float], others: Sequence[float]) -> float:
+    """Of one to the other within a turn, which what else the machine does spares most."""
+    return median(one / other for one, other in zip(times, others, strict=True))
+
+
+def seconds_in_turns(calls: Mapping[str, Call], repeats: int) -> dict[str, list[float]]:
+    """Times of each, turn by turn."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
         for name, call in calls.items():
@@ -27,7 +37,7 @@ def median_seconds(calls: Mapping[str, Call], repeats: int) -> dict[str, float]:
             _wait()
             if turn:  # the first warms up
                 taken[name].append(time.perf_counter() - began)
-    return {name: median(times) for name, times in taken.items()}
+    return taken
 
 
 def _wait() -> None:

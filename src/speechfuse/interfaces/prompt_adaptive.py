@@ -125,6 +125,9 @@ class PromptAdaptiveFusion(Interface):
         weights = self.alpha(task, heard)
         if weights.dim() == 3:
             weights = weights[..., None]
+            if stack.layers[0].shape[1] == 1:  # a token being written: calls cost more than copies
+                hidden = (weights * stack.stacked()).sum(0)
+                return Frames(hidden, stack.lengths, stack.frame_rate)
         return Frames(mix(weights, stack.layers), stack.lengths, stack.frame_rate)
 
 

@@ -1,0 +1,1 @@
+"""What the two systems cost, beside plain references, in one run."""
