@@ -26,16 +26,18 @@ def median_ratio(times: Sequence[float], others: Sequence[float]) -> float:
     return median(one / other for one, other in zip(times, others, strict=True))
 
 
-def seconds_in_turns(calls: Mapping[str, Call], repeats: int) -> dict[str, list[float]]:
-    """Times of each, turn by turn."""
+def seconds_in_turns(
+    calls: Mapping[str, Call], repeats: int, *, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Times of each, turn by turn, after so many turns that do not count."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats + 1):
+    for turn in range(warm_up + repeats):
         for name, call in calls.items():
             _wait()
             began = time.perf_counter()
             call()
             _wait()
-            if turn:  # the first warms up
+            if turn >= warm_up:
                 taken[name].append(time.perf_counter() - began)
     return taken
 

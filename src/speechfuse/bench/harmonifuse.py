@@ -141,7 +141,7 @@ def _writing(sizes: Sizes, repeats: int, batch: int, device: str) -> Writing:
     calls: dict[str, Call] = {"fused": fused, "bare": lambda: driven(bare, heard, head)}
     often = seconds_in_turns(calls, repeats)
     calls = {"fused": fused, "uncached": lambda: fused(use_cache=False)}
-    seldom = seconds_in_turns(calls, max(1, repeats // SLOW))
+    seldom = seconds_in_turns(calls, max(1, repeats // SLOW), warm_up=0)  # it is warm
     return Writing(
         device=device,
         batch=batch,
