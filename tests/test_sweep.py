@@ -14,7 +14,8 @@ from speechfuse.errors import RecipeError, RunError
 from speechfuse.experiments import report
 from speechfuse.experiments.report import result_tables, write_report
 from speechfuse.experiments.runner import run_sweep
-from speechfuse.experiments.sweep import cells, read_sweep, summarise
+from speechfuse.experiments.sweep import Folds, cells, read_sweep, summarise
+from speechfuse.recipe import merged
 
 
 @pytest.fixture
@@ -175,12 +176,17 @@ def test_the_choice_is_made_on_development_data(sweep, workspace):
         ("rows.both.use=[mell]", "row 'both' uses 'mell'; known: coarse, mel"),
         ("rows.fine.fusion={interface: {kind: hcnov}}", "row 'fine': .*Did you mean 'hconv'"),
         ("seeds=[]", "seeds"),
-        ("folds.tset=3", "folds.tset: unknown setting; known: by, dev, task, test, train. Did"),
+        (
+            "folds.tset=3",
+            "folds.tset: unknown setting; known: also, by, .* Did",
+        ),
         ("conditions.one speaker.folds={trian: 1}", "'one speaker': folds.trian.* mean 'train'"),
         ("conditions.one speaker.folds.train=0", "'one speaker': folds.train: .*greater than 0"),
         ("conditions.one speaker.folds=3", "conditions.one speaker.folds: expected a mapping"),
         ("folds=null", "condition 'one speaker': changes folds that the sweep has not"),
         ("folds.task=emotoin", "folds.task: no task 'emotoin'; .*Did you mean 'emotion'"),
+        ("folds.also={emtion: {}}", "folds.also: no task 'emtion'; .*mean 'emotion'"),
+        ("folds.also.emotion.tset=1", "folds.also.emotion.tset: unknown setting; known: dev, test"),
         ("folds.test=3", "8 speakers in groups of 3 leave 2 untested; choose one of 1, 2, 4"),
         ("conditions.one speaker.folds.train=6", "need more than the 8 of task 'emotion'"),
         ("baselin=best", "baselin: unknown setting; .*Did you mean 'baseline'"),
@@ -209,6 +215,32 @@ def test_a_recipe_is_no_sweep(workspace, tone_recipe):
     assert str(error.value) == (
         f"{path}: is a recipe, of one run; use: speechfuse train {path} --out FOLDER"
     )
+
+
+def test_tasks_on_other_corpora_turn_by_themselves(sweep, workspace, tiny_corpus, tone_recipe):
+    """Four folds of emotion over eight speakers; two of recognition, which begin again."""
+    other = workspace / "other.jsonl"
+    rows = [json.loads(line) for line in tiny_corpus.read_text().splitlines()]
+    for row in rows:
+        row |= {"audio": str(tiny_corpus.parent / row["audio"]), "speaker": "t" + row["speaker"]}
+    other.write_text("\n".join(json.dumps(row) for row in rows))
+    task = merged(tone_recipe["tasks"]["asr"], {"corpus": str(other)})
+    read = read_sweep(
+        sweep, ["conditions={all: {}}", "seeds=[1]", "folds={task: emotion, test: 2}"]
+    )
+    tasks = {**read.recipe["tasks"], "asr": task}
+    read = read.model_copy(update={"recipe": {**read.recipe, "tasks": tasks}})
+
+    def tested(sweep, task):
+        found = cells(sweep, workspace / "out", ["fine"])
+        return [c.recipe.tasks[task].split.test_speakers for c in found]
+
+    assert [len(speakers) for speakers in tested(read, "emotion")] == [2, 2, 2, 2]
+    assert tested(read, "asr") == [None] * 4  # its own split
+    also = Folds(task="emotion", test=2, also={"asr": {"test": 4}})
+    turned = tested(read.model_copy(update={"folds": also}), "asr")
+    assert turned[:2] == [("ts0", "ts1", "ts2", "ts3"), ("ts4", "ts5", "ts6", "ts7")]
+    assert turned[2:] == turned[:2]
 
 
 @pytest.mark.parametrize(

@@ -38,20 +38,29 @@ from speechfuse.taskdata import find_corpus
 from speechfuse.types import Metric
 
 
+class Sizes(BaseModel):
+    """Speakers of each fold."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    test: int = Field(1, gt=0)
+    dev: int = Field(1, ge=0)
+
+
 class Folds(BaseModel):
     """Disjoint groups of test speakers in sorted order; the next speakers are for development.
 
-    With `by`, a column such as session, all speakers of one value count as one.
+    With `by`, a column such as session, all speakers of one value count as one. Tasks on the same
+    corpus have the same folds; one on another corpus keeps its split, or has folds of its own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     task: str
     by: str | None = None  # column of the corpus
     test: int = Field(1, gt=0)  # speakers tested in each fold
-    dev: int = Field(
-        1, ge=0
-    )  # speakers for development, those after; 0: as the recipe's split says
+    # Speakers for development, those after; 0: as the recipe's split says.
+    dev: int = Field(1, ge=0)
     train: int | None = Field(None, gt=0)  # speakers trained on, those after; all others if none
+    also: dict[str, Sizes] = {}  # tasks on other corpora that turn too, from the start again
 
 
 class RowEntry(BaseModel):
@@ -367,7 +376,24 @@ def _folds(sweep: SweepFile, condition: Condition) -> list[dict[str, Any]]:
     if sweep.folds is None:
         return [{}]
     plan = _plan(sweep.folds, condition)
-    corpus = find_corpus(load_recipe(merged(sweep.recipe, {})).tasks[plan.task].corpus)
+    tasks = load_recipe(merged(sweep.recipe, {})).tasks
+    folds = _splits(plan, find_corpus(tasks[plan.task].corpus))
+    turns = {
+        name: folds for name, entry in tasks.items() if entry.corpus == tasks[plan.task].corpus
+    }
+    for name, sizes in plan.also.items():
+        if name not in tasks:
+            raise RecipeError(f"folds.also: no task '{name}'; {did_you_mean(name, tasks)}")
+        own = Folds(task=name, **sizes.model_dump())
+        turns[name] = _splits(own, find_corpus(tasks[name].corpus))
+    return [
+        {"tasks": {name: {"split": own[number % len(own)]} for name, own in turns.items()}}
+        for number in range(len(folds))
+    ]
+
+
+def _splits(plan: Folds, corpus: Corpus) -> list[dict[str, list[str]]]:
+    """The speakers of each split, for each fold."""
     groups = _groups(plan, corpus)
     count, train = len(groups), plan.train or 1
     noun = f"{plan.by} groups" if plan.by else "speakers"
@@ -388,11 +414,12 @@ def _folds(sweep: SweepFile, condition: Condition) -> list[dict[str, Any]]:
         test, rest = turned[: plan.test], turned[plan.test :]
         dev, rest = rest[: plan.dev], rest[plan.dev :]
         train_on = rest[: plan.train] if plan.train else rest
-        named = {
-            f"{split}_speakers": [speaker for group in several for speaker in group]
-            for split, several in (("test", test), ("dev", dev), ("train", train_on))
-        }
-        found.append({"tasks": {task: {"split": named} for task in sweep.recipe["tasks"]}})
+        found.append(
+            {
+                f"{split}_speakers": [speaker for group in several for speaker in group]
+                for split, several in (("test", test), ("dev", dev), ("train", train_on))
+            }
+        )
     return found
 
 
