@@ -39,7 +39,7 @@ def test_the_bare_decoder_is_the_same_without_fusion():
     ids = torch.tensor([[3, 1, 4, 1, 5]])
     there = torch.ones(1, 5, dtype=torch.bool)
     with torch.no_grad():
-        layers, _ = context.run(context.embed(ids, bench.TASK), there, None)
+        layers = context.run(context.embed(ids, bench.TASK), there, None)
         scores = head.logits(context.finish(layers[-1]))
         torch.testing.assert_close(bare(ids).logits, scores)
 

@@ -92,7 +92,6 @@ class Writer(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,
-        use_cache: bool | None = None,
         **options: Any,
     ) -> CausalLMOutputWithPast:
         """Scores of the token after the last position, (B, 1, C)."""
@@ -105,16 +104,16 @@ class Writer(PreTrainedModel, GenerationMixin):
             hidden = self.context.embed(input_ids, self.task)
         else:
             hidden, prefix = self._whole(input_ids)
-        layers, cache = self.context.run(
-            hidden, valid, prefix, past_key_values, keep=bool(use_cache)
-        )
+        layers = self.context.run(hidden, valid, prefix, past_key_values)
         if prefix is not None:
             self._scores = self._prefix_scores(layers, prefix)
         last = tuple(layer[:, -1:] for layer in layers)
         ones = torch.ones(len(valid), dtype=torch.long, device=valid.device)
         stack = LayerStack(last, ones, self.reader.frame_rate)
         fused = self.reader.fused(stack, self.task, self._scores)
-        return CausalLMOutputWithPast(logits=self.head.logits(fused.hidden), past_key_values=cache)
+        return CausalLMOutputWithPast(
+            logits=self.head.logits(fused.hidden), past_key_values=past_key_values
+        )
 
     def _whole(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Speech, prompt and what is written for each beam, and where the first two are."""

@@ -115,7 +115,7 @@ class PromptedTransformer(Context):
         prompts: Sequence[str] | None = None,
     ) -> Sequences:
         packed = self.packed(frames, task, text, prompts)
-        layers, _ = self.run(packed.hidden, packed.valid, packed.prefix)
+        layers = self.run(packed.hidden, packed.valid, packed.prefix)
         speech, prompt, written = packed.sizes
         return Sequences(layers, speech, prompt, written, self.spec.frame_rate)
 
@@ -145,39 +145,37 @@ class PromptedTransformer(Context):
         return hidden
 
     def run(
-        self,
-        hidden: Tensor,
-        valid: Tensor,
-        prefix: Tensor | None,
-        cache: Any = None,
-        keep: bool = False,
-    ) -> tuple[tuple[Tensor, ...], Any]:
+        self, hidden: Tensor, valid: Tensor, prefix: Tensor | None, cache: Any = None
+    ) -> tuple[Tensor, ...]:
         """All layers at the positions of `hidden`, (B, T, D), after what a cache has seen.
 
         valid: (B, seen + T), true where a position is no padding. prefix: the same, true at speech
-        and prompt; None if a cache has seen them. keep: return a cache that has seen these too.
+        and prompt; None if a cache has seen them. cache: it has seen these too afterwards.
         """
-        mask: Any = valid.long()  # of which the library makes a causal one, or none if it can
-        if prefix is not None and not self.causal:
-            from transformers.masking_utils import create_causal_mask
+        from transformers.masking_utils import create_causal_mask
 
-            mask = create_causal_mask(
-                config=self.blocks.config,
-                inputs_embeds=hidden,
-                attention_mask=mask,
-                past_key_values=cache,
-                block_sequence_ids=prefix.long() - 1,  # 0: one block, -1: causal
-            )
-        positions = (valid.long().cumsum(1) - 1).clamp_min(0)[:, -hidden.shape[1] :]
-        found = self.blocks(
+        # Numbered blocks see all of themselves; -1 is causal.
+        blocks = None if prefix is None or self.causal else prefix.long() - 1
+        mask = create_causal_mask(  # none at all where nothing is hidden
+            config=self.blocks.config,
             inputs_embeds=hidden,
-            attention_mask=mask,
-            position_ids=positions,
+            attention_mask=valid.long(),
             past_key_values=cache,
-            use_cache=keep,
-            output_hidden_states=True,
+            block_sequence_ids=blocks,
         )
-        return found.hidden_states[1:], found.past_key_values
+        positions = (valid.long().cumsum(1) - 1).clamp_min(0)[:, -hidden.shape[1] :]
+        rotary = self.blocks.rotary_emb(hidden, position_ids=positions)
+        layers = []
+        for block in self.blocks.layers:  # the model's own way of keeping all of them takes longer
+            hidden = block(
+                hidden,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                position_embeddings=rotary,
+            )
+            layers.append(hidden)
+        return tuple(layers)
 
     def _speech(self, frames: Frames) -> tuple[Tensor, Tensor]:
         norm, linear = self.adapt
