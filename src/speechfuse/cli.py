@@ -347,6 +347,34 @@ def weights(
 
 
 @app.command()
+def alpha(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders, of one recipe but seeds.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder for picture and numbers.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Prompts by task that were not trained on, a YAML file.")
+    ] = None,
+    utterances: Annotated[int, typer.Option(min=2, help="Of each test set looked at.")] = 240,
+) -> None:
+    """Which layers of the prompted transformer each prompt chooses, and what makes it choose them.
+
+    Every task's prompt is tried on the same held-out audio; then one task has the scalar, the
+    prompt or both of another one. With --prompts, whether alpha follows the words of a prompt.
+    """
+    from speechfuse.experiments.alpha.report import alpha_tables, flags, write_alpha
+    from speechfuse.experiments.alpha.run import analyse_alpha
+
+    with _progress() as progress:
+        found = analyse_alpha(runs, utterances, prompts, progress)
+    for table in alpha_tables(found):
+        _table(*table)
+    for line in flags(found):
+        typer.echo(f"warning: {line}")
+    typer.echo(f"picture: {write_alpha(found, out or runs[0] / 'alpha')}")
+
+
+@app.command()
 def cost(
     recipe: RecipePath,
     overrides: Overrides = None,

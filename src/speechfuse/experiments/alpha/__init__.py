@@ -1,0 +1,1 @@
+"""Which layers of the prompted transformer each prompt chooses, and what makes it choose them."""
