@@ -47,35 +47,28 @@ def read_paraphrases(path: Path, known: Mapping[str, Any]) -> dict[str, list[str
     return found
 
 
-def alpha_of_prompts(run: Opened, prompts: Mapping[str, Sequence[str]]) -> Tensor:
-    """Mean alpha over the sample at the last position of every prompt, (P, L)."""
-    rows = [
-        means(read_alpha(run, run.model, task, "prompt", prompt=words)).mean(0)
-        for task, several in prompts.items()
-        for words in several
-    ]
-    return torch.stack(rows)
-
-
 @torch.no_grad()
-def embeddings(run: Opened, prompts: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
-    """By name: of every prompt, (P, D)."""
+def prompts_read(
+    run: Opened, prompts: Mapping[str, Sequence[str]]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean alpha over the sample at the last position of every prompt, (P, L), and embeddings.
+
+    By name: what stands for each prompt, (P, D).
+    """
     assert run.model.reader is not None
     context = run.model.reader.context
     assert isinstance(context, PromptedTransformer)
     assert context.words is not None
-    shared, last = [], []
+    alpha, own, last = [], [], []
     for task, several in prompts.items():
         for words in several:
-            shared.append(context.words(torch.tensor([*words.encode()])).mean(0))
-            rows = []
-            for stacks in run.stacks():
-                frames = run.model.fuse(stacks, task)
-                sequences = context(frames, task, None, [words] * len(frames.lengths))
-                rows.append(sequences.at("prompt").layers[-1][:, 0])
-            last.append(torch.cat(rows).mean(0))
-    found = {"mean embedding of its bytes": shared, "hidden state of its last position": last}
-    return {name: torch.stack(rows).double() for name, rows in found.items()}
+            own.append(context.words(torch.tensor([*words.encode()])).mean(0))
+            states: list[Tensor] = []
+            cells = read_alpha(run, run.model, task, "prompt", prompt=words, states=states)
+            alpha.append(means(cells).mean(0))
+            last.append(torch.cat(states).mean(0))
+    found = {"mean embedding of its bytes": own, "hidden state of its last position": last}
+    return torch.stack(alpha), {n: torch.stack(rows).double() for n, rows in found.items()}
 
 
 def probed(

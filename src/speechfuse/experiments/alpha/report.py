@@ -158,7 +158,7 @@ def alpha_figure(runs: Sequence[Alphas]) -> Any:
 
     places, tasks = (PROMPT, READ), list(runs[0].run.tasks)
     count = next(iter(runs[0].alpha.values())).shape[1]
-    width = max(3.4, 0.5 * count * len(tasks) * 0.7)
+    width = max(3.9 if len(runs) > 1 else 5.0, 0.5 * count * len(tasks) * 0.7)
     figure = Figure(figsize=(width * len(runs) + 0.4, 5.6), layout="constrained")
     axes = figure.subplots(2, len(runs), squeeze=False, sharex=True, sharey=True)
     for place, line in zip(places, axes, strict=True):
@@ -186,6 +186,11 @@ def alpha_figure(runs: Sequence[Alphas]) -> Any:
         line[0].set_ylabel("alpha", fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("layer of the prompted transformer", fontsize=8)
+    figure.suptitle(
+        "Share of each layer, every prompt on the same audio\n"
+        "lines: standard deviation over utterances; dotted: plain mean of layers",
+        fontsize=9,
+    )
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure

@@ -16,9 +16,8 @@ from speechfuse.experiments.alpha.flags import alpha_flags
 from speechfuse.experiments.alpha.paraphrases import (
     LEAST,
     Embedded,
-    alpha_of_prompts,
-    embeddings,
     probed,
+    prompts_read,
     read_paraphrases,
     score_with,
 )
@@ -131,11 +130,8 @@ def _words(run: Opened, path: Path) -> Words:
     tasks = [task for task, _ in flat]
     names = [f"{task}: {words}" for task, words in flat]
     fresh = [words in unseen[task] for task, words in flat]
-    target = alpha_of_prompts(run, together)
-    embedded = {
-        name: probed(x, target, tasks, names, fresh)
-        for name, x in embeddings(run, together).items()
-    }
+    alpha, embeddings = prompts_read(run, together)
+    embedded = {name: probed(x, alpha, tasks, names, fresh) for name, x in embeddings.items()}
     return Words(
         (len(fresh) - sum(fresh), sum(fresh)),
         embedded,

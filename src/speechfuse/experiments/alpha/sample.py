@@ -130,11 +130,13 @@ def read_alpha(
     texts: Sequence[Tokens] | None = None,
     gate: str | None = None,
     prompt: str | None = None,
+    states: list[Tensor] | None = None,
 ) -> Cells:
     """Alpha of every utterance at some positions.
 
     texts: what is written after the prompt. gate: the task whose fusion of the encoders is read,
-    if not the same. prompt: in words.
+    if not the same. prompt: in words. states: takes the last layer at the first of the positions,
+    (B, D) of each batch.
     """
     reader = model.reader
     assert reader is not None
@@ -147,6 +149,8 @@ def read_alpha(
         text = None if texts is None else texts[index]
         sequences = reader.context(frames, task, text, prompts)
         read = reader.normalised(sequences.at(where))
+        if states is not None:
+            states.append(read.layers[-1][:, 0])
         heard = reader.normalised(sequences.at("prefix")) if whole else read
         weights = reader.interface.layer_weights(heard, task)[""].double()
         if weights.dim() == 1:
