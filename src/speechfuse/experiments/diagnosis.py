@@ -10,15 +10,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from speechfuse import build
+from speechfuse import build, catalog
 from speechfuse.checkpoint import Run
-from speechfuse.contracts import Interface, Task
+from speechfuse.contracts import Interface, ShowsLayers, Task
+from speechfuse.experiments.alpha.flags import UNIFORM, flags_of
+from speechfuse.experiments.alpha.sample import open_sample
 from speechfuse.experiments.sweep import Cell, Split, SweepFile, Tables
 from speechfuse.metrics import full_name, paired_difference
 from speechfuse.model import SHARED
 from speechfuse.recipe import Recipe
 
-UNIFORM = 0.99  # entropy of layer weights over that of uniform ones
+LOOKED_AT = 24  # held-out utterances of each corpus, for alpha
 RISING = 0.01  # of a score, between the last two looks at development data
 SILENT = 0.99  # share of clips without a text
 
@@ -34,7 +36,24 @@ def diagnose(sweep: SweepFile, done: Sequence[Cell], split: Split = "test") -> l
             task = build.build_task(name, entry)
             lines = [*_uniform(cell, name), *_rising(run, name, task), *_silent(run, name, task)]
             found += [f"{where}, {name}: {line}" for line in lines]
+        found += [f"{where}, {line}" for line in _alpha(cell, done[0])]
     return [*found, *_moved(done), *_worse(sweep, done, split)]
+
+
+def _alpha(cell: Cell, first: Cell) -> Iterator[str]:
+    """Prompted transformers whose layers no prompt chooses, of the first condition, fold and seed.
+
+    Looked at where each task's head reads, on held-out utterances.
+    """
+    place = (cell.condition, cell.fold, cell.seed)
+    context = cell.recipe.context
+    if context is None or place != (first.condition, first.fold, first.seed):
+        return
+    if not issubclass(catalog.find("interface", context.interface.kind), ShowsLayers):
+        return
+    if Run(cell.folder).moved(build.identities(cell.recipe)):
+        return  # it no longer has what it reads
+    yield from flags_of(open_sample(cell.folder, LOOKED_AT))
 
 
 def _moved(done: Sequence[Cell]) -> Iterator[str]:

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from speechfuse.checkpoint import Run
 from speechfuse.contracts import Interface
 from speechfuse.experiments.alpha.divergence import evenness
+from speechfuse.experiments.alpha.sample import Opened, read_alpha, written
 
-UNIFORM = 0.99  # entropy of alpha over that of equal weights
+UNIFORM = 0.99  # entropy of layer weights over that of equal ones
 STATIC = 0.01  # standard deviation of alpha over inputs, in shares of its mean
 
 
@@ -36,3 +38,14 @@ def alpha_flags(interface: Interface, cells: Sequence[Tensor], layer_rate: float
             f"alpha has collapsed to static, it varies over inputs by {100 * spread:.2f} % of its "
             "mean; try context.interface.scores=dynamic, or more training.steps"
         )
+
+
+def flags_of(run: Opened) -> Iterator[str]:
+    """Those of every task, under its name."""
+    assert run.model.reader is not None
+    rate = Run(run.folder).recipe().training.layer_rate
+    for task in run.tasks:
+        where, texts = run.model.places[task], written(run, task)
+        cells = read_alpha(run, run.model, task, where, texts=texts)
+        for line in alpha_flags(run.model.reader.interface, cells, rate):
+            yield f"{task}: {line}"
