@@ -7,6 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from speechfuse import build
@@ -203,7 +205,8 @@ def test_a_sweep_names_alpha_that_never_left_its_start(trained, tmp_path):
     shutil.copytree(trained("plain"), tmp_path / "run")
     path = tmp_path / "run" / "model.safetensors"
     with safe_open(path, "pt") as file:
-        about, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+        about = file.metadata()
+    state = load_file(path)
     for name in state:
         if name.startswith("reader.interface"):
             state[name].zero_()
