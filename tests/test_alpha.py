@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,17 +19,18 @@ from speechfuse.cli import app
 from speechfuse.errors import RunError
 from speechfuse.experiments.alpha.divergence import evenness, js_bits, mean_over_utterances
 from speechfuse.experiments.alpha.flags import alpha_flags
-from speechfuse.experiments.alpha.paraphrases import probed
+from speechfuse.experiments.alpha.paraphrases import probed, read_paraphrases
 from speechfuse.experiments.alpha.run import PROMPT, READ, analyse_alpha
 from speechfuse.experiments.alpha.sample import means, open_sample, read_alpha, swapped, written
 from speechfuse.experiments.alpha.shares import FACTORS, crossed, variance_shares
 from speechfuse.experiments.diagnosis import _alpha
-from speechfuse.experiments.sweep import Cell
+from speechfuse.experiments.sweep import Cell, cells, read_sweep
 from speechfuse.interfaces.prompt_adaptive import PromptAdaptiveFusion
 from speechfuse.recipe import merged
 from speechfuse.train import train_run
 from speechfuse.types import StackSpec
 
+RECIPES = Path(__file__).parents[1] / "recipes" / "harmonifuse"
 OLD = {task: [f"{task} {i}" for i in range(14)] for task in ("asr", "emotion")}
 NEW = {task: [f"{task} anew {i}" for i in range(6)] for task in ("asr", "emotion")}
 
@@ -283,3 +285,11 @@ def test_a_run_without_a_context_is_refused(tone_recipe, workspace):
     train_run(build.read_recipe(tone_recipe), workspace / "run")
     with pytest.raises(RunError, match="has no context"):
         open_sample(workspace / "run", 10)
+
+
+def test_the_recipe_has_24_prompts_for_each_task_and_8_of_them_held_out(tmp_path):
+    recipe = cells(read_sweep(RECIPES / "alpha.yaml"), tmp_path, ["prompts in words"])[0].recipe
+    held_out = read_paraphrases(RECIPES / "paraphrases.yaml", recipe.tasks)
+    for task, entry in recipe.tasks.items():
+        assert len(held_out[task]) == 8
+        assert len({*entry.prompts, *held_out[task]}) == 24

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,7 +103,7 @@ def _evidence(x: Tensor, y: Tensor, folds: Tensor, names: Sequence[str]) -> Spea
 
     found, _ = rows_held_out(x, y, folds, weigh, score)
     parts = [torch.ones_like(y), y, y.square(), (y - found).square()]
-    return SpeakerSums(list(names), np.array(torch.cat(parts, 1)), r_squared)
+    return SpeakerSums(list(names), torch.cat(parts, 1).numpy(), r_squared)
 
 
 @torch.no_grad()

@@ -178,6 +178,7 @@ def alpha_figure(runs: Sequence[Alphas]) -> Any:
                     error_kw={"elinewidth": 1, "ecolor": "#333333"},
                 )
             axis.axhline(1 / count, color="#777777", linestyle=":", linewidth=1)
+            axis.set_ylim(bottom=0)
             axis.set_xticks(range(1, count + 1))
             axis.tick_params(labelsize=8)
             axis.spines[["top", "right"]].set_visible(False)
