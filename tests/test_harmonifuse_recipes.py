@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from speechfuse import build
@@ -59,7 +61,8 @@ def model_of(recipe):
 
 
 def options_of(kind):
-    wanted = {"text": ("num_tokens", "longest")}.get(kind, ("num_classes",))
+    sizes = {"text": ("num_tokens", "longest"), "ctc": ("num_tokens",)}
+    wanted = sizes.get(kind, ("num_classes",))
     return {name: OPTIONS[name] for name in wanted}
 
 
@@ -79,23 +82,27 @@ def test_every_row_of_every_experiment_takes_a_step(path, places, monkeypatch, t
     for cell in cells(sweep, tmp_path):
         if cell.seed != sweep.seeds[0] or cell.condition != next(iter(sweep.conditions)):
             continue
-        model = model_of(cell.recipe)
-        torch.manual_seed(0)
-        stacks = [
-            LayerStack(
-                tuple(torch.randn(spec.num_layers, 2, 40, spec.dim)), torch.tensor([40, 25]), 50.0
-            )
-            for spec in build.stack_specs(cell.recipe)
-        ]
-        for name, entry in cell.recipe.tasks.items():
-            writes = entry.head.kind == "text"
-            ids = torch.randint(1, 4, (2, 3 if writes else 1))
-            sizes = torch.tensor([3, 2] if writes else [1, 1])
-            loss = model.loss(stacks, name, Tokens(ids, sizes))
-            (loss.total / loss.count).backward()
-        moved = [name for name, p in model.named_parameters() if p.grad is not None]
-        still = {name for name, _ in model.named_parameters()} - {*moved}
+        still = untrained(cell.recipe)
         assert not still, f"{cell.row}: no task trains {still}"
+
+
+def untrained(recipe):
+    """Parameters that a batch of each task leaves without a gradient."""
+    model = model_of(recipe)
+    torch.manual_seed(0)
+    stacks = [
+        LayerStack(
+            tuple(torch.randn(spec.num_layers, 2, 40, spec.dim)), torch.tensor([40, 25]), 50.0
+        )
+        for spec in build.stack_specs(recipe)
+    ]
+    for name, entry in recipe.tasks.items():
+        writes = entry.head.kind in ("text", "ctc")
+        ids = torch.randint(1, 4, (2, 3 if writes else 1))
+        sizes = torch.tensor([3, 2] if writes else [1, 1])
+        loss = model.loss(stacks, name, Tokens(ids, sizes))
+        (loss.total / loss.count).backward()
+    return {name for name, p in model.named_parameters() if p.grad is None}
 
 
 def test_the_parameters_of_one_task_alone_are_those_of_it_among_two(places, monkeypatch, tmp_path):
@@ -122,6 +129,64 @@ def test_updates_of_a_task_are_as_many_as_the_names_of_rows_say(places, monkeypa
     for cell in cells(more, tmp_path):
         shares = cell.recipe.training.interleave
         assert cell.recipe.training.steps / sum(shares.values()) == total / 4
+
+
+@pytest.fixture
+def real(places, monkeypatch, tmp_path):
+    """A reader of sweeps on real speech, with noise of as many speakers in the place of it."""
+    monkeypatch.setenv("SPEECHFUSE_REAL", places["root"])
+    monkeypatch.setenv("SPEECHFUSE_CORPORA", str(tmp_path / "corpora"))
+    found = {}
+    for name, speakers in {"fsdd": 6, "emodb": 10, "librispeech_test_other_100": 10}.items():
+        found[name] = Path(places["root"]) / "data" / name / "manifest.tsv"
+        found[name].parent.mkdir(parents=True, exist_ok=True)
+        rows = ["path\tspeaker\ttext\temotion"]
+        for number in range(speakers):
+            noise = np.random.default_rng(number).normal(0, 0.1, 4000)
+            soundfile.write(found[name].parent / f"{number}.wav", noise, 16000)
+            rows.append(f"{number}.wav\ts{number}\tnine\t{'sad' if number % 2 else 'happy'}")
+        found[name].write_text("\n".join(rows) + "\n")
+
+    def read(name):
+        path = RECIPES / "real" / f"{name}.yaml"
+        joined = name == "harmonifuse"  # made from FSDD's manifest, by hand
+        changes = [f"recipe.tasks.asr.corpus={found['fsdd']}"] if joined else []
+        return read_sweep(path, changes)
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("name", "speakers"), [("harmonifuse", 6), ("harmonifuse_librispeech", 10)]
+)
+def test_rows_on_real_speech_take_a_step_and_test_speakers_who_are_not_heard(
+    real, name, speakers, tmp_path
+):
+    sweep = real(name)
+    found = cells(sweep, tmp_path)
+    assert len(found) == 5 * 3 * len(sweep.rows)
+    tested = {"asr": set(), "emotion": set()}
+    for cell in found:
+        for task, entry in cell.recipe.tasks.items():
+            split = entry.split
+            tested[task] |= {*split.test_speakers}
+            heard = {*split.train_speakers, *split.dev_speakers}
+            assert heard
+            assert heard.isdisjoint(split.test_speakers)
+    assert {task: len(names) for task, names in tested.items()} == {"asr": speakers, "emotion": 10}
+    for row in sweep.rows:
+        still = untrained(next(cell.recipe for cell in found if cell.row == row))
+        assert not still, f"{row}: no task trains {still}"
+
+
+@pytest.mark.parametrize("name", ["harmonifuse", "harmonifuse_librispeech"])
+def test_updates_on_real_speech_are_as_many_as_the_names_of_rows_say(real, name, tmp_path):
+    by_row = {cell.row: cell.recipe.training for cell in cells(real(name), tmp_path)}
+    total, shares = by_row["one model"].steps, by_row["one model"].interleave
+    for row, task in (("ASR alone", "asr"), ("SER alone", "emotion")):
+        assert by_row[f"{row}, as many updates in all"].steps == total
+        own = total * shares[task] / sum(shares.values())
+        assert by_row[f"{row}, as many updates of it"].steps == own
 
 
 def test_the_paper_recipe_builds_at_full_size(places):
