@@ -67,7 +67,8 @@ def _share(sums: Values, *, shape: tuple[int, int, int, int], part: int) -> Valu
     parts += [utterances - level, cells - utterances]
     total = whole - level
     parts.append(total - sum(parts))
-    share: Values = np.where(total > 1e-15, parts[part] / np.maximum(total, 1e-15), 0.0)
+    least = np.maximum(parts[part], 0)  # none is negative but for rounding
+    share: Values = np.where(total > 1e-15, least / np.maximum(total, 1e-15), 0.0)
     return share
 
 
