@@ -62,6 +62,9 @@ def test_one_model_answers_every_task_and_shows_its_layers(workspace, recipe, ti
     for task, found in (("asr", lines[:2]), ("emotion", lines[2:4])):
         kept = {row["id"]: row["prediction"] for row in run.table("test", task)}
         assert [line[2] for line in found] == [kept["s7-0"], kept["s7-1"]]
+    every = run.metrics()["all_parameters"]
+    assert every == sum(t.numel() for t in load_file(run.folder / "model.safetensors").values())
+    assert every < sum(run.metrics()["parameters"].values())  # the transformer is of all tasks
     cut = [row["cut"] == "yes" for row in run.table("test", "asr")]
     assert run.metrics()["texts_cut"]["test"].get("asr", 0) == sum(cut)
     marked = {row["id"]: bool(row["cut"]) for row in run.table("test", "asr")}

@@ -67,6 +67,7 @@ def train_run(recipe: Recipe, folder: Path, progress: Progress | None = None) ->
         "seed": recipe.seed,
         "seconds": round(time.monotonic() - began, 1),
         "parameters": {name: model.parameters_of(name) for name in tasks},
+        "all_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "targets_longer_than_frames": {name: count for name, count in short.items() if count},
         "pseudo_labels": {
             name: [origin.text() for origin in data.origins]

@@ -97,7 +97,8 @@ def _cost(done: Sequence[Cell], row: str, condition: str) -> list[str]:
     metrics = [Run(c.folder).metrics() for c in done if c.row == row and c.condition == condition]
     if not metrics:
         return ["", ""]
-    parameters = sum(metrics[0]["parameters"].values())
+    one = metrics[0]  # what tasks share counts once; runs from before that was kept add up tasks
+    parameters = one.get("all_parameters", sum(one["parameters"].values()))
     return [f"{parameters:,}", f"{sum(m['seconds'] for m in metrics) / len(metrics):.0f}"]
 
 
