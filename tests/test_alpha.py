@@ -30,6 +30,8 @@ from speechfuse.recipe import merged
 from speechfuse.train import train_run
 from speechfuse.types import StackSpec
 
+pytestmark = pytest.mark.recipe  # seconds in all: run by make test
+
 RECIPES = Path(__file__).parents[1] / "recipes" / "harmonifuse"
 OLD = {task: [f"{task} {i}" for i in range(14)] for task in ("asr", "emotion")}
 NEW = {task: [f"{task} anew {i}" for i in range(6)] for task in ("asr", "emotion")}

@@ -10,6 +10,8 @@ from speechfuse.decoding import driven, generate
 from speechfuse.interfaces.prompt_adaptive import PromptAdaptiveFusion
 from speechfuse.interfaces.single_layer import SingleLayer
 
+pytestmark = pytest.mark.recipe  # seconds in all: run by make test
+
 SIZES = bench.Sizes("tiny", seconds=0.5, tokens=6)
 
 

@@ -13,6 +13,8 @@ from speechfuse import build
 from speechfuse.experiments.sweep import cells, read_sweep
 from speechfuse.types import LayerStack, Tokens
 
+pytestmark = pytest.mark.recipe  # seconds in all: run by make test
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 ALL = sorted((RECIPES / "harmonifuse").glob("*.yaml"))
 SWEEPS = [path for path in ALL if "\nrows:" in path.read_text()]  # others are of one run
