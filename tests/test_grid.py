@@ -79,6 +79,7 @@ def fusion_parameters(interface, models, layers, dim):
     }.get(interface)
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_cell_builds_at_full_size(name, full_size, workspace):
     here = [full_size[encoder] for encoder in opened(name).recipe["upstreams"]]

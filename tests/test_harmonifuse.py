@@ -35,6 +35,7 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize("stop", [2, 5, 11])
 def test_a_stopped_run_goes_on_to_the_same_weights(workspace, recipe, stop):
     """With dropout and gate scalars of their own rate."""

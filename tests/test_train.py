@@ -126,6 +126,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(workspace, tone_recipe, stop)
     assert_same_log(workspace / "parts", workspace / "whole")
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize("stop", [1, 4])
 def test_a_stop_within_a_step_of_several_batches_waits_for_its_end(workspace, tone_recipe, stop):
     """With dropout, crops, and the mean of the best weights, all as without a stop."""
@@ -255,6 +256,7 @@ def test_ctrl_c_ends_the_step_and_the_run_goes_on_from_there(
     assert_same_log(workspace / "parts", workspace / "whole")
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize("interleave", ["proportional", {"temperature": 2}, {"loss_aware": 2}])
 def test_a_run_goes_on_with_the_turns_of_its_schedule(workspace, tone_recipe, interleave):
     """After Ctrl-C in the midst and within a step of two batches; the losses of before count."""
