@@ -11,7 +11,6 @@ events.*             TensorBoard
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,6 +31,7 @@ from speechfuse.data.manifests import manifest_name
 from speechfuse.data.teachers import Seen, seen_from
 from speechfuse.errors import RunError
 from speechfuse.model import FusionModel
+from speechfuse.ops import file_hash
 from speechfuse.recipe import Recipe
 
 _LIBRARIES = (
@@ -181,7 +181,7 @@ class Run:
 
     def _tasks_hash(self) -> str:
         """Of the vocabularies and label sets that the weights mean."""
-        return hashlib.sha256((self.folder / "tasks.json").read_bytes()).hexdigest()
+        return file_hash([self.folder / "tasks.json"])
 
     def save_metrics(self, metrics: Mapping[str, Any]) -> None:
         self._write_json("metrics.json", metrics)

@@ -105,7 +105,7 @@ class Writer(PreTrainedModel, GenerationMixin):
         else:
             hidden, prefix = self._whole(input_ids)
         layers = self.context.run(hidden, valid, prefix, past_key_values)
-        if prefix is not None:
+        if prefix is not None and self.reader.reads_prefix:
             self._scores = self._prefix_scores(layers, prefix)
         last = tuple(layer[:, -1:] for layer in layers)
         ones = torch.ones(len(valid), dtype=torch.long, device=valid.device)

@@ -38,6 +38,16 @@ def full_name(metric: str) -> str:
     return NAMES.get(metric, metric)
 
 
+def percent(metric: Metric) -> str:
+    """A value in percent, and its interval below."""
+    return f"{100 * metric.value:.1f}\n[{100 * metric.low:.1f}, {100 * metric.high:.1f}]"
+
+
+def signed(metric: Metric) -> str:
+    """A difference in points with its interval."""
+    return f"{100 * metric.value:+.1f} [{100 * metric.low:+.1f}, {100 * metric.high:+.1f}]"
+
+
 def speaker_draws(speakers: int, draws: int = DRAWS) -> Values:
     """How often each speaker is drawn, (draws, speakers); each row sums to `speakers`."""
     random = np.random.default_rng([speakers, 20120])

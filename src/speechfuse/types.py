@@ -155,6 +155,12 @@ class Utterance:
             return value
         return self.extra.get(name)
 
+    def column(self, name: str) -> str | None:
+        """Any column of a manifest as text: one of `extra`, or what else is known of it."""
+        own = name in self.__slots__ and name != "extra"
+        value = getattr(self, name) if own else self.extra.get(name)
+        return None if value is None else str(value)
+
     def labelled(self, name: str, value: str) -> Utterance:
         """The same utterance with another label."""
         if name in _LABELS:

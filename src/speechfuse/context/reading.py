@@ -40,10 +40,16 @@ class PromptedFusion(nn.Module):
         heard = self.prefix_scores(sequences)
         return [self.fused(sequences.at(one), task, heard) for one in where]
 
+    @property
+    def reads_prefix(self) -> bool:
+        """Whether the interface weighs the layers of an utterance as a whole."""
+        return isinstance(self.interface, ReadsPrefix) and self.interface.reads_prefix
+
     def prefix_scores(self, sequences: Sequences) -> Tensor | None:
-        """What weighs the layers of an utterance as a whole, if the interface reads its prefix."""
-        if not (isinstance(self.interface, ReadsPrefix) and self.interface.reads_prefix):
+        """What they are weighed by, if the interface does."""
+        if not self.reads_prefix:
             return None
+        assert isinstance(self.interface, ReadsPrefix)
         return self.interface.prefix_scores(self.normalised(sequences.at("prefix")))
 
     def normalised(self, stack: LayerStack) -> LayerStack:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from speechfuse import build
 from speechfuse.experiments.sweep import Cell, Claim, Split, SweepFile, Tables
-from speechfuse.metrics import full_name, paired_difference
+from speechfuse.metrics import full_name, paired_difference, signed
 from speechfuse.types import Metric, Table
 
 HOLDS, OPEN, FAILS = "holds", "not shown", "does not hold"
@@ -97,10 +97,8 @@ def _all(by_task: Mapping[str, Sequence[Metric]], holds: Callable[[Metric], bool
 
 
 def _cells(one: Compared) -> list[str]:
-    gain = one.gain
-    interval = f"[{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
     return [
         f"{one.task}: {full_name(one.metric)}",
-        f"{100 * gain.value:+.1f} {interval}",
+        signed(one.gain),
         f"{one.seeds[0]} of {one.seeds[1]}",
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from speechfuse import build, catalog
 from speechfuse.checkpoint import Run
 from speechfuse.contracts import Interface, ShowsLayers, Task
+from speechfuse.experiments.alpha.divergence import evenness
 from speechfuse.experiments.alpha.flags import UNIFORM, flags_of
 from speechfuse.experiments.alpha.sample import open_sample
 from speechfuse.experiments.sweep import Cell, Split, SweepFile, Tables
@@ -76,8 +76,7 @@ def _uniform(cell: Cell, task: str) -> Iterator[str]:
     """Interfaces that have learned next to nothing about layers."""
     for name, weights in _learned_weights(cell, task):
         count = len(weights)
-        entropy = torch.special.entr(weights.double()).sum(0).mean()  # of all features
-        share = float(entropy) / math.log(count)
+        share = float(evenness(weights.double().movedim(0, -1)).mean())  # of all features
         if share > UNIFORM:
             of = f" of {name}" if name else ""
             yield (

@@ -13,9 +13,9 @@ from speechfuse.experiments.claims import claim_tables
 from speechfuse.experiments.diagnosis import diagnose
 from speechfuse.experiments.layers import layer_figure, run_layer_use
 from speechfuse.experiments.sweep import Cell, Result, Split, SweepFile, summarise
-from speechfuse.metrics import full_name
+from speechfuse.metrics import full_name, percent, signed
 from speechfuse.text import NORMALISER
-from speechfuse.types import Metric, Table
+from speechfuse.types import Table
 
 NAME_OF = {"dev": "development", "test": "test"}
 
@@ -81,16 +81,6 @@ def _column(task: str, metric: str, keys: Sequence[tuple[str, str]]) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def percent(metric: Metric) -> str:
-    """A value in percent, and its interval below."""
-    return f"{100 * metric.value:.1f}\n[{100 * metric.low:.1f}, {100 * metric.high:.1f}]"
-
-
-def signed(metric: Metric) -> str:
-    """A difference in points with its interval."""
-    return f"{100 * metric.value:+.1f} [{100 * metric.low:+.1f}, {100 * metric.high:+.1f}]"
 
 
 def _cost(done: Sequence[Cell], row: str, condition: str) -> list[str]:

@@ -109,16 +109,17 @@ class PromptAdaptiveFusion(Interface):
 
     def layer_weights(self, stack: LayerStack, task: str) -> dict[str, Tensor]:
         """Shares in the sum of every position, (L, B, T), or (L,) if they are static."""
-        heard = self.prefix_scores(stack) if self.reads_prefix else self.heard(stack)
-        alpha = _shares(self.alpha(task, heard))
+        alpha = _shares(self.alpha(task, self._scores(stack)))
         if alpha.dim() == 3:
             alpha = alpha.expand(-1, *stack.layers[0].shape[:2])
         return {"": alpha}
 
     def forward(self, stack: LayerStack, task: str) -> Frames:
         """Of a stack alone; weights of an utterance are then those of its own frames."""
-        heard = self.prefix_scores(stack) if self.reads_prefix else self.heard(stack)
-        return self.mixed(stack, task, heard)
+        return self.mixed(stack, task, self._scores(stack))
+
+    def _scores(self, stack: LayerStack) -> Tensor | None:
+        return self.prefix_scores(stack) if self.reads_prefix else self.heard(stack)
 
     def mixed(self, stack: LayerStack, task: str, heard: Tensor | None) -> Frames:
         """With scores (L, B, T or 1) that are known already."""

@@ -18,7 +18,6 @@ from speechfuse.audio import read_audio
 from speechfuse.checkpoint import write_text
 from speechfuse.data.batching import by_duration
 from speechfuse.data.corpus import Corpus
-from speechfuse.data.manifests import COLUMNS
 from speechfuse.data.teachers import Card, seen_of_names
 from speechfuse.errors import DataError, RunError, did_you_mean
 from speechfuse.pseudo.answers import Answer, Answers
@@ -129,19 +128,13 @@ def _chosen(corpus: Corpus, only: Mapping[str, Collection[str]]) -> list[Utteran
     """
     found = list(corpus.utterances)
     for column, values in only.items():
-        known = {text for u in found if (text := _value(u, column)) is not None}
+        known = {text for u in found if (text := u.column(column)) is not None}
         for value in values:
             if value not in known:
                 hint = did_you_mean(value, known)
                 raise DataError(f"{corpus.name}: no {column} is '{value}'; {hint}")
-        found = [u for u in found if _value(u, column) in values]
+        found = [u for u in found if u.column(column) in values]
     return found
-
-
-def _value(utterance: Utterance, column: str) -> str | None:
-    own = column in COLUMNS
-    value = getattr(utterance, column) if own else utterance.extra.get(column)
-    return None if value is None else str(value)
 
 
 def _ask(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from speechfuse.errors import DataError, did_you_mean
@@ -108,5 +108,5 @@ def balanced(
     for found in members.values():
         order = sorted(found, key=lambda index: (-verdicts[index].confidence, index))
         for index in order[cap:]:
-            result[index] = Verdict(verdicts[index].label, verdicts[index].confidence, OVER)
+            result[index] = replace(verdicts[index], why_not=OVER)
     return result

@@ -62,7 +62,12 @@ class Classification(Task):
         trials: Sequence[Trial],
     ) -> list[Row]:
         references = (u.label(self.label) or "" for u in utterances)
-        return answers(utterances, references, (self.labels[found] for found in predictions))
+        return answers(utterances, references, map(self.named, predictions))
+
+    def named(self, prediction: Any) -> str:
+        """The class that a head's prediction stands for."""
+        label: str = self.labels[prediction]
+        return label
 
     def score(self, rows: Sequence[Row]) -> dict[str, Evidence]:
         classes = columns(rows)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from speechfuse.contracts import Prediction, Row
+from speechfuse.contracts import Prediction
 from speechfuse.tasks.classification import Classification
-from speechfuse.tasks.rows import answers, padded
-from speechfuse.types import Tokens, Trial, Utterance
+from speechfuse.tasks.rows import padded
+from speechfuse.types import Tokens, Utterance
 
 
 class LanguageToken(Classification):
@@ -36,13 +36,6 @@ class LanguageToken(Classification):
         """Ids from 1, 0 is the blank of CTC."""
         return padded([self.labels.index(u.label(self.label) or "") + 1] for u in utterances)
 
-    def table(
-        self,
-        utterances: Sequence[Utterance],
-        predictions: Sequence[Any],
-        trials: Sequence[Trial],
-    ) -> list[Row]:
+    def named(self, prediction: Any) -> str:
         """Nothing written is no language, and wrong."""
-        references = (u.label(self.label) or "" for u in utterances)
-        written = (self.labels[ids[0] - 1] if len(ids) else "" for ids in predictions)
-        return answers(utterances, references, written)
+        return self.labels[prediction[0] - 1] if prediction else ""

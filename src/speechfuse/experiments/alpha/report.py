@@ -13,7 +13,7 @@ import torch
 from speechfuse.checkpoint import write_text
 from speechfuse.experiments.alpha.run import PROMPT, READ, Alphas
 from speechfuse.experiments.alpha.shares import FACTORS
-from speechfuse.metrics import Evidence, full_name, paired_difference, with_interval
+from speechfuse.metrics import Evidence, full_name, paired_difference, percent, with_interval
 from speechfuse.types import Metric, Table
 
 
@@ -86,7 +86,7 @@ def _shares(runs: Sequence[Alphas]) -> Table:
         [
             factor,
             *(
-                _percent(with_interval([run.shares[place, factor] for run in runs]))
+                percent(with_interval([run.shares[place, factor] for run in runs]))
                 for place in places
             ),
         ]
@@ -112,7 +112,7 @@ def _words(runs: Sequence[Alphas]) -> Iterator[Table]:
             [one.within for one in several],
             [one.unseen for one in several],
         ]
-        rows.append([name, *(_percent(with_interval(part)) for part in parts)])
+        rows.append([name, *(percent(with_interval(part)) for part in parts)])
     old, new = first.counts
     title = (
         f"Alpha read from the prompt by ridge regression, R2 in %; {old} prompts that were trained "
@@ -128,8 +128,8 @@ def _words(runs: Sequence[Alphas]) -> Iterator[Table]:
         rows.append(
             [
                 f"{task}: {full_name(runs[0].run.tasks[task].task.primary)}",
-                _percent(with_interval(trained)),
-                _percent(with_interval(unseen)),
+                percent(with_interval(trained)),
+                percent(with_interval(unseen)),
                 _points(paired_difference(unseen, trained)),
             ]
         )
@@ -139,10 +139,6 @@ def _words(runs: Sequence[Alphas]) -> Iterator[Table]:
 
 def _bits(value: Metric) -> str:
     return f"{value.value:.3f}\n[{value.low:.3f}, {value.high:.3f}]"
-
-
-def _percent(value: Metric) -> str:
-    return f"{100 * value.value:.1f}\n[{100 * value.low:.1f}, {100 * value.high:.1f}]"
 
 
 def _points(value: Metric) -> str:

@@ -11,8 +11,15 @@ from speechfuse.checkpoint import versions, write_text
 from speechfuse.experiments.probing.file import ProbeFile
 from speechfuse.experiments.probing.properties import Clips, chance_of, metric_of
 from speechfuse.experiments.probing.run import Result
-from speechfuse.experiments.report import percent, signed, svg
-from speechfuse.metrics import SpeakerSums, full_name, paired_difference, with_interval
+from speechfuse.experiments.report import svg
+from speechfuse.metrics import (
+    SpeakerSums,
+    full_name,
+    paired_difference,
+    percent,
+    signed,
+    with_interval,
+)
 from speechfuse.types import Metric, Table
 
 MEANINGS = {

@@ -61,7 +61,7 @@ def probed_clips(probe: ProbeFile, progress: Progress | None = None) -> Clips:
     kept = [
         u
         for u in corpus.utterances
-        if all(_of(u, column) in values for column, values in probe.only.items())
+        if all(u.column(column) in values for column, values in probe.only.items())
     ]
     if not kept:
         raise DataError(
@@ -73,11 +73,6 @@ def probed_clips(probe: ProbeFile, progress: Progress | None = None) -> Clips:
     if "pitch" in probe.properties:
         praat()
     return clips
-
-
-def _of(utterance: Any, column: str) -> str | None:
-    found: str | None = utterance.split if column == "split" else utterance.label(column)
-    return found
 
 
 def run_probe(
@@ -212,7 +207,9 @@ def _add(
 
 def _digest(probe: ProbeFile, store: Store, clips: Clips, layer: int, name: str, seed: int) -> str:
     """Changes with whatever the result depends on."""
-    rows = [[u.id, u.start, u.duration, u.speaker, u.text, _of(u, name)] for u in clips.utterances]
+    rows = [
+        [u.id, u.start, u.duration, u.speaker, u.text, u.column(name)] for u in clips.utterances
+    ]
     about = [VERSION, store.folder.name, layer, name, seed, probe.folds, rows]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
 
