@@ -8,7 +8,7 @@ from speechfuse.build import read_recipe
 from speechfuse.errors import DataError, RecipeError
 from speechfuse.tasks.language import LanguageToken
 from speechfuse.train import train_run
-from speechfuse.types import Utterance
+from speechfuse.types import Generated, Utterance
 
 
 def spoken(language, name="a"):
@@ -29,13 +29,19 @@ def test_a_language_is_one_token_and_the_first_that_is_written_counts():
     scores = task.score(rows)
     assert scores[task.primary].point() == pytest.approx(2 / 4)
     assert scores["balanced_accuracy"].point() == pytest.approx((1 + 1 / 3) / 2)
+    said = [Generated([2], cut=False), Generated([], cut=True)]
+    assert [row["prediction"] for row in fresh.table(given[:2], said, [])] == ["swe", ""]
     with pytest.raises(DataError, match="language 'fra' is outside the label set"):
         task.check([spoken("fra")])
 
 
-def test_a_recipe_trains_on_it(workspace, tone_recipe):
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_recipe_trains_on_it(workspace, tone_recipe, writes):
     """The tones' emotions as if they were languages; a classifier does not write."""
     head = {"kind": "ctc", "project": 16, "lstm_dim": 16, "dropout": 0.0}
+    if writes:
+        head = {"kind": "text"}
+        tone_recipe["context"] = {"layers": 1, "dim": 16, "heads": 1}
     entry = {**tone_recipe["tasks"]["emotion"], "label": "emotion", "head": head}
     tone_recipe["tasks"] = {"language": entry}
     tone_recipe["training"]["steps"] = 2

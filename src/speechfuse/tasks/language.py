@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from speechfuse.contracts import Prediction
 from speechfuse.tasks.classification import Classification
-from speechfuse.tasks.rows import padded
+from speechfuse.tasks.rows import ids_of, padded
 from speechfuse.types import Tokens, Utterance
 
 
 class LanguageToken(Classification):
-    """Write the language, for a head with CTC; of several tokens the first counts, as in ESPnet.
+    """Write the language, for a head that writes tokens; of several tokens the first counts, as in ESPnet.
 
     A classifier that pools frames is task `classification` with label `language`.
     """
@@ -38,4 +38,5 @@ class LanguageToken(Classification):
 
     def named(self, prediction: Any) -> str:
         """Nothing written is no language, and wrong."""
-        return self.labels[prediction[0] - 1] if prediction else ""
+        ids = ids_of(prediction)
+        return self.labels[ids[0] - 1] if ids else ""
