@@ -12,7 +12,7 @@ from speechfuse.types import Tokens, Utterance
 
 
 class LanguageToken(Classification):
-    """Write the language, for a head that writes tokens; of several tokens the first counts, as in ESPnet.
+    """Write the language, for a head of tokens; of several the first counts, as in ESPnet.
 
     A classifier that pools frames is task `classification` with label `language`.
     """
