@@ -24,6 +24,8 @@ from speechfuse.recipe import ContextRecipe, FusionRecipe, Part, Recipe, TaskRec
 from speechfuse.tuning import tune
 from speechfuse.types import StackSpec
 
+PLACE = ("source", "revision")  # where an upstream comes from, which its layers do not depend on
+
 
 def read_recipe(
     source: Path | Mapping[str, Any], overrides: Sequence[str] = (), *, refuse_repeats: bool = True
@@ -64,20 +66,22 @@ def refuse_equal_weights(recipe: Recipe, known: Mapping[str, Mapping[str, str]])
         RecipeError: there are such two, and the recipe does not ask for them.
     """
 
-    def content(name: str) -> dict[str, str]:
-        where = ("source", "revision") if "config_sha256" in known[name] else ()
-        return {key: value for key, value in known[name].items() if key not in where}
-
     if recipe.fusion.allow_repeats:
         return
     for name, other in combinations(recipe.upstreams, 2):
         if recipe.upstreams[name].kind != recipe.upstreams[other].kind:
             continue
-        if content(name) != content(other):
+        if content(known[name]) != content(known[other]):
             continue
         if build_upstream(recipe, name).manner() == build_upstream(recipe, other).manner():
             sources = f"{known[name]['source']} and {known[other]['source']}"
             raise _repeated(name, other, f"equal configuration and weights in {sources}")
+
+
+def content(identity: Mapping[str, str]) -> dict[str, str]:
+    """What an upstream is, wherever it lies."""
+    where = PLACE if "config_sha256" in identity else ()
+    return {key: value for key, value in identity.items() if key not in where}
 
 
 def _repeated(name: str, other: str, why: str) -> RecipeError:
@@ -180,6 +184,20 @@ def upstream_options(recipe: Recipe, name: str) -> dict[str, Any]:
     if "length_policy" in options and "length_policy" not in part.options:
         options["length_policy"] = recipe.length_policy
     return options
+
+
+def layer_facts(recipe: Recipe, name: str, upstream: Upstream) -> dict[str, Any]:
+    """All that decides an upstream's layers beside the audio, wherever it lies."""
+    identity = upstream.identity()
+    where = {*identity} - {*content(identity)}
+    options = upstream_options(recipe, name)
+    return {
+        "kind": recipe.upstreams[name].kind,
+        "identity": content(identity),
+        "manner": dict(upstream.manner()),
+        "options": {k: v for k, v in options.items() if k not in {*where, "layers"}},
+        "length_policy": recipe.length_policy,
+    }
 
 
 def build_upstream(recipe: Recipe, name: str) -> Upstream:

@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from speechfuse import __version__, build
-from speechfuse.cache.store import write_tensors
+from speechfuse.cache.shards import write_tensors
 from speechfuse.data.corpus import read_table, write_table
 from speechfuse.data.manifests import manifest_name
 from speechfuse.data.teachers import Seen, seen_from

@@ -8,8 +8,9 @@ import torch
 
 from speechfuse import build
 from speechfuse.audio import pad_clips
-from speechfuse.cache.store import Store, utterance_key
-from speechfuse.extract import fill_stores, read_batch
+from speechfuse.cache.store import Store
+from speechfuse.clips import read_batch
+from speechfuse.extract import fill_stores
 from speechfuse.recipe import Recipe
 from speechfuse.taskdata import TaskData
 from speechfuse.types import Progress, Utterance, Waveforms
@@ -42,7 +43,7 @@ class Clips:
 
     def frames(self, utterance: Utterance) -> int:
         """Number of frames that the upstream will give."""
-        key = utterance_key(utterance)
+        key = f"{utterance.audio}|{utterance.start}|{utterance.duration}"
         if key not in self._frames:
             lengths = read_batch([utterance], self._upstream).lengths
             self._frames[key] = int(self._upstream.frames(lengths))

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from speechfuse import build
-from speechfuse.cache.store import DTYPES
+from speechfuse.cache.shards import DTYPES
 from speechfuse.context.reading import PromptedFusion
 from speechfuse.contracts import UpstreamPlan
 from speechfuse.fusion import MergeFirst, fit_interfaces
@@ -130,7 +130,7 @@ def _context_table(recipe: Recipe, reader: PromptedFusion, second: Frames) -> Ta
 def _store_table(
     recipe: Recipe, upstreams: Mapping[str, UpstreamPlan], tuned: Mapping[str, int]
 ) -> Table:
-    width = torch.finfo(DTYPES[recipe.store.dtype]).bits // 8
+    width = DTYPES[recipe.store.dtype].itemsize
     corpora = [name for e in recipe.tasks.values() for name in (e.corpus, *e.extra_training)]
     hours = {name: _hours(name) for name in corpora}
     known = sum(h for h in hours.values() if h)

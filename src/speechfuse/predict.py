@@ -10,10 +10,10 @@ import torch
 
 from speechfuse import build
 from speechfuse.checkpoint import Run
+from speechfuse.clips import read_batch
 from speechfuse.contracts import Task, Upstream
 from speechfuse.errors import RunError, ShapeError, did_you_mean
 from speechfuse.evaluate import load_model
-from speechfuse.extract import read_batch
 from speechfuse.model import FusionModel
 from speechfuse.recipe import Recipe
 from speechfuse.tasks.verification import Verification

@@ -249,7 +249,7 @@ class StoreRecipe(_Strict):
     """Where the frozen layers are kept."""
 
     folder: str = "stores"
-    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
     budget_gb: float = Field(20.0, gt=0)
 
 

@@ -1,105 +1,195 @@
-"""Layer stacks of one upstream in safetensors shards: each utterance one tensor (L, T, D).
+"""The layers of one upstream by content: what is there, what is missing, and reading it.
 
-The names in the shards' headers are the index: a shard is there whole (it is renamed into place)
-or not at all, several writers cannot disturb each other, and an interrupted extraction goes on
-with what is missing.
+    stores/audio.jsonl                 hashes of audio files, as long as they stay as they are
+    stores/checked.jsonl               checksums of shards, likewise
+    stores/0123456789abcdef/           one upstream with all that decides its layers
+        about.json                     the same in words
+        plan-*.json                    which utterances are in which shard: the index
+        *.safetensors                  shards, see shards.py
+
+An utterance is known by its audio's bytes and its span, so that files may be renamed and moved.
+Nothing that is there is ever changed: a shard is there whole or not at all, and several processes
+may read and write at once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
+import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from speechfuse.errors import DataError, RunError
+from speechfuse.cache import shards
+from speechfuse.cache.memo import Memo, absolute, audio_hashes, file_sha256
+from speechfuse.cache.plans import Shard, read_plans
+from speechfuse.errors import DataError
 from speechfuse.types import LayerStack, StackSpec, Utterance
 
-SHARD_BYTES = 128 << 20
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+log = logging.getLogger(__name__)
 
 
 class Store:
     """The stacks of one upstream with fixed settings, by utterance."""
 
-    def __init__(self, folder: Path, about: dict[str, Any], spec: StackSpec, dtype: str) -> None:
-        """folder: of all stores; this one has its own inside, named by the hash of `about`."""
-        self.spec, self.dtype = spec, DTYPES[dtype]
-        text = json.dumps(about | {"dtype": dtype}, sort_keys=True)
-        self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
-        self._about = text
+    def __init__(
+        self,
+        root: Path,
+        about: dict[str, Any],
+        spec: StackSpec,
+        dtype: str,
+        layers: Sequence[int] | None = None,
+    ) -> None:
+        """root: of all stores; this one has its own folder inside, named by the hash of `about`.
+
+        layers: which of the upstream's layers the spec means; all of them, from 0, if left out.
+        """
+        self.root, self.spec, self.dtype = root, spec, dtype
+        self.error: float | None = None  # of what was stored by this one as int8, relative
+        self.layers = tuple(range(spec.num_layers) if layers is None else layers)
+        self._about = json.dumps(about | {"dtype": dtype}, sort_keys=True, indent=1)
+        self.folder = root / hashlib.sha256(self._about.encode()).hexdigest()[:16]
+        self._where: dict[str, list[Path]] = {}
+        self._layers: dict[Path, tuple[int, ...]] = {}
+        self._keys: dict[Path, tuple[str, ...]] = {}
         self._handles: dict[Path, Any] = {}
-        self._where: dict[str, Path] = {}
-        self._look()
+        self.look()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without open files: another process opens its own."""
         return self.__dict__ | {"_handles": {}}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        self._look()
+    def look(self) -> None:
+        """See which shards are here now."""
+        self._where, self._layers, self._keys = {}, {}, {}
+        found = {path.stem: path for path in sorted(self.folder.glob("*.safetensors"))}
+        for shard in read_plans(self.folder):
+            if path := found.pop(shard.name, None):
+                self._enter(path, shard.layers, shard.keys)
+        for path in found.values():  # without a plan: its own header tells
+            handle = shards.open_shard(path)
+            names = handle.keys()
+            keys = tuple(name for name in names if not name.endswith(shards.SCALE))
+            self._enter(path, shards.shard_layers(handle), keys)
+        self._handles = {path: h for path, h in self._handles.items() if path in self._layers}
 
-    def _look(self) -> None:
-        """Read the headers of shards that are new since the last look."""
-        for path in sorted(self.folder.glob("*.safetensors")):
-            if path in self._handles:
-                continue
-            try:
-                handle = safe_open(path, "pt")
-            except (SafetensorError, OSError) as error:
-                raise RunError(
-                    f"{path} is damaged ({error}); delete it, it is made again"
-                ) from error
-            self._handles[path] = handle
-            for name in handle.keys():  # noqa: SIM118  (a handle is no mapping)
-                self._where.setdefault(name, path)
+    def _enter(self, path: Path, layers: tuple[int, ...], keys: tuple[str, ...]) -> None:
+        self._layers[path], self._keys[path] = layers, keys
+        for key in keys:
+            self._where.setdefault(key, []).append(path)
+
+    def _holder(self, key: str, layer: int) -> Path | None:
+        """The first shard that has a layer of an utterance."""
+        paths = self._where.get(key, ())
+        return next((path for path in paths if layer in self._layers[path]), None)
+
+    def key(self, utterance: Utterance) -> str:
+        """What the stored layers depend on beside the upstream: the audio's bytes and the span."""
+        digest = audio_hashes(self.root).ask(absolute(utterance.audio), file_sha256)
+        span = f"{utterance.start:.6f}|{utterance.duration or 0:.6f}"
+        return hashlib.sha256(f"{digest}|{span}".encode()).hexdigest()[:24]
+
+    def keys(self, utterances: Iterable[Utterance]) -> dict[str, Utterance]:
+        """Utterances by their keys, each once; hashes that are new are kept for next time.
+
+        Raises:
+            DataError: an audio file is gone.
+        """
+        try:
+            return {self.key(u): u for u in utterances}
+        except OSError as error:
+            raise DataError(f"cannot read audio: {error}; prepare the corpus again") from error
+        finally:
+            audio_hashes(self.root).save()
+
+    def lacks(self, key: str) -> tuple[int, ...]:
+        """The wanted layers of an utterance that are not here."""
+        return tuple(layer for layer in self.layers if self._holder(key, layer) is None)
 
     def missing(self, utterances: Iterable[Utterance]) -> list[Utterance]:
-        """Those whose stacks are not here yet, each once."""
-        wanted = {utterance_key(u): u for u in utterances}
-        return [u for key, u in wanted.items() if key not in self._where]
+        """Those of which a wanted layer is not here yet, each once."""
+        return [u for key, u in self.keys(utterances).items() if self.lacks(key)]
 
-    def bytes_for(self, seconds: float) -> int:
-        """Size of the stacks of so much audio."""
-        frames = seconds * self.spec.frame_rate
-        width = torch.finfo(self.dtype).bits // 8
-        return round(frames * self.spec.num_layers * self.spec.dim * width)
+    def path(self, shard: Shard) -> Path:
+        """Where a shard of a plan lies, or will lie."""
+        return self.folder / f"{shard.name}.safetensors"
 
-    def writer(self) -> Writer:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "about.json").write_text(self._about + "\n")
-        return Writer(self)
+    def shards_of(self, utterances: Iterable[Utterance]) -> set[Path]:
+        """The files that hold the wanted layers of these utterances."""
+        return {
+            path
+            for key in self.keys(utterances)
+            for layer in self.layers
+            if (path := self._holder(key, layer)) is not None
+        }
+
+    def bytes_for(self, seconds: float, layers: int | None = None) -> float:
+        """Size of so many layers of so much audio; of all that are wanted if left out."""
+        count = len(self.layers) if layers is None else layers
+        width = shards.DTYPES[self.dtype].itemsize
+        return seconds * self.spec.frame_rate * count * self.spec.dim * width
+
+    def check(self, utterances: Iterable[Utterance], *, again: bool = False) -> list[Path]:
+        """Delete the shards of these utterances that are not as they were written; returns them.
+
+        again: also those that were found whole before and have not changed since.
+        """
+        memo = Memo(self.root / "checked.jsonl", changes=False)
+        damaged = []
+        for path in sorted(self.shards_of(utterances)):
+            with suppress(OSError):
+                if (again or memo.get(path) is None) and not shards.is_whole(path):
+                    log.warning("%s is damaged; it is deleted and made again", path)
+                    path.unlink(missing_ok=True)
+                    damaged.append(path)
+                    continue
+                memo.put(path, "whole")
+                self._used(path)
+        memo.save()
+        if damaged:
+            self.look()
+        return damaged
+
+    def describe(self) -> None:
+        """Write what all of this is of beside it.
+
+        Raises:
+            DataError: nothing can be written there.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shards.sweep_parts(self.folder)
+            (self.folder / "about.json").write_text(self._about + "\n")
+        except OSError as error:
+            raise DataError(
+                f"cannot write in {self.folder} ({error}); choose another folder with store.folder"
+            ) from error
 
     def read(self, utterance: Utterance, span: slice = slice(None)) -> Tensor:
-        """All layers of one utterance, or of a span of its frames: (L, T, D), stored dtype."""
-        key = utterance_key(utterance)
-        handle = self._handles[self._where[key]]
-        if span == slice(None):
-            tensor: Tensor = handle.get_tensor(key)
-        else:
-            tensor = handle.get_slice(key)[:, span]
-        return tensor
+        """The wanted layers of one utterance, or of a span of its frames: (L, T, D) float32."""
+        key = self.key(utterance)
+        out = torch.empty(len(self.layers), self._size(key, span), self.spec.dim)
+        self._read(key, span, out)
+        return out
 
     def layer(self, utterance: Utterance, index: int) -> Tensor:
-        """One layer of one utterance, no other is read: (T, D), stored dtype."""
-        key = utterance_key(utterance)
-        tensor: Tensor = self._handles[self._where[key]].get_slice(key)[index]
-        return tensor
+        """The index-th wanted layer of one utterance, no other is read: (T, D) float32."""
+        key = self.key(utterance)
+        out = torch.empty(1, self._size(key, slice(None)), self.spec.dim)
+        self._read_layers(key, (self.layers[index],), slice(None), out)
+        return out[0]
 
     def frames(self, utterance: Utterance) -> int:
         """Number of frames of one utterance, from the shard's header."""
-        key = utterance_key(utterance)
-        shape: list[int] = self._handles[self._where[key]].get_slice(key).get_shape()
-        return shape[1]
+        return self._size(self.key(utterance), slice(None))
 
     def batch(
         self, utterances: Sequence[Utterance], spans: Sequence[slice] | None = None
@@ -108,78 +198,88 @@ class Store:
 
         spans: the frames of each that are wanted, only they are read.
         """
-        wanted = spans or [slice(None)] * len(utterances)
-        tensors = [self.read(u, span) for u, span in zip(utterances, wanted, strict=True)]
-        lengths = torch.tensor([t.shape[1] for t in tensors])
-        first = tensors[0]
-        padded = torch.zeros(first.shape[0], len(tensors), int(lengths.max()), first.shape[2])
-        for row, tensor in enumerate(tensors):
-            padded[:, row, : tensor.shape[1]] = tensor
-        return LayerStack(tuple(padded), lengths, self.spec.frame_rate)
+        keys = [self.key(u) for u in utterances]
+        wanted = spans or [slice(None)] * len(keys)
+        sizes = [self._size(key, span) for key, span in zip(keys, wanted, strict=True)]
+        padded = torch.empty(len(self.layers), len(keys), max(sizes), self.spec.dim)
+        for row, (key, span, size) in enumerate(zip(keys, wanted, sizes, strict=True)):
+            padded[:, row, size:] = 0
+            self._read(key, span, padded[:, row, :size])
+        return LayerStack(tuple(padded), torch.tensor(sizes), self.spec.frame_rate)
+
+    def _size(self, key: str, span: slice) -> int:
+        """Frames of a span of an utterance."""
+        handle = self._handle(self._found(key, self.layers[0]))
+        shape: list[int] = handle.get_slice(key).get_shape()
+        return len(range(*span.indices(shape[1])))
+
+    def _read(self, key: str, span: slice, out: Tensor) -> None:
+        self._read_layers(key, self.layers, span, out)
+
+    def _read_layers(self, key: str, layers: Sequence[int], span: slice, out: Tensor) -> None:
+        """From the mapped file into `out` (L, T, D), in as few pieces as it lies there."""
+        begin = 0
+        while begin < len(layers):
+            path = self._found(key, layers[begin])
+            handle = self._handle(path)
+            there = self._layers[path]
+            first = there.index(layers[begin])
+            end = begin + 1
+            while end < len(layers) and there[first : first + end - begin + 1] == tuple(
+                layers[begin : end + 1]
+            ):
+                end += 1
+            rows = slice(first, first + end - begin)
+            scale = handle.get_tensor(key + shards.SCALE)[rows] if self.dtype == "int8" else None
+            shards.restored(handle.get_tensor(key)[rows, span], scale, out[begin:end])
+            begin = end
+
+    def _found(self, key: str, layer: int) -> Path:
+        path = self._holder(key, layer)
+        assert path is not None, "read before it was filled"
+        return path
+
+    def _handle(self, path: Path) -> Any:
+        if path not in self._handles:
+            self._handles[path] = shards.open_shard(path)
+            self._used(path)
+        return self._handles[path]
+
+    def _used(self, path: Path) -> None:
+        """What was used last is evicted last; the time of the last change stays."""
+        with suppress(OSError):
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
 
-class Writer:
-    """Collects stacks and writes a shard whenever enough have come; use as a context manager."""
+def evict(root: Path, needed: float, budget: float, keep: set[Path]) -> list[Path]:
+    """Delete what was not used for the longest time, until what is needed fits; returns it.
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._tensors: dict[str, Tensor] = {}
-        self._bytes = 0
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None or kind is KeyboardInterrupt:
-            self.flush()
-
-    def add(self, utterance: Utterance, layers: Sequence[Tensor]) -> None:
-        """The L layers (T, D) of one utterance.
-
-        Raises:
-            DataError: a value that is not finite in the store's type.
-        """
-        tensor = torch.stack([layer.to("cpu", self._store.dtype) for layer in layers])
-        if not torch.isfinite(tensor).all():
-            raise DataError(
-                f"a layer of utterance {utterance.id} is not finite as {self._store.dtype}: hidden "
-                f"states up to {max(float(layer.abs().max()) for layer in layers):.3g}; with "
-                "float16 try store.dtype=bfloat16, else look at the clip"
-            )
-        self._tensors[utterance_key(utterance)] = tensor
-        self._bytes += tensor.nbytes
-        if self._bytes >= SHARD_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what has come as one shard, then make it visible."""
-        if not self._tensors:
-            return
-        name = hashlib.sha256("".join(sorted(self._tensors)).encode()).hexdigest()[:16]
-        path = self._store.folder / f"{name}.safetensors"
-        write_tensors(path, self._tensors)
-        self._tensors, self._bytes = {}, 0
-        self._store._look()
+    budget: bytes of all shards in all stores. keep: shards that are not to be deleted.
+    """
+    sizes = {}
+    for path in root.glob("*/*.safetensors"):
+        with suppress(OSError):
+            sizes[path] = (path.stat().st_atime_ns, path.stat().st_size)
+    excess = sum(size for _, size in sizes.values()) + needed - budget
+    gone = []
+    for path in sorted(sizes.keys() - keep, key=lambda p: (sizes[p][0], str(p))):
+        if excess <= 0:
+            break
+        with suppress(OSError):
+            path.unlink()
+            excess -= sizes[path][1]
+            gone.append(path)
+    return gone
 
 
-def write_tensors(
-    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
-) -> None:
-    """Write a safetensors file whole or not at all, to be read by whom the umask lets."""
-    part = path.with_suffix(f".part{os.getpid()}")
-    part.touch()
-    mode = part.stat().st_mode & 0o777
-    save_file(tensors, part, metadata)  # for its owner alone
-    part.chmod(mode)
-    part.replace(path)
-
-
-def utterance_key(utterance: Utterance) -> str:
-    """What the stored stack depends on: the file as it is now, and the span."""
-    stat = utterance.audio.stat()
-    text = f"{utterance.audio.resolve()}|{stat.st_mtime_ns}|{stat.st_size}"
-    span = f"{utterance.start:.6f}|{utterance.duration or 0:.6f}"
-    return hashlib.sha256(f"{text}|{span}".encode()).hexdigest()[:24]
+def used_bytes(root: Path, keep: set[Path] | None = None) -> int:
+    """Size of all shards in a folder of stores, or of some of them."""
+    paths = root.glob("*/*.safetensors") if keep is None else keep
+    total = 0
+    for path in paths:
+        with suppress(OSError):
+            total += path.stat().st_size
+    return total
 
 
 def free_bytes(folder: Path) -> int:

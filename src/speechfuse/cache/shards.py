@@ -1,0 +1,153 @@
+"""One safetensors file with the layers of some utterances, whole and checked or not there.
+
+Each utterance is one tensor (L, T, D) under its key. With int8 there is another one beside it,
+KEY.scale (L, D) float32: the largest size of each channel in each layer, over 127.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from speechfuse.errors import DataError, RunError
+
+DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "int8": torch.int8,
+}
+SCALE = ".scale"
+FACTS = "speechfuse"  # the entry in a shard's header
+HOST = socket.gethostname().replace(".", "-")
+_ABANDONED = 24 * 3600.0  # seconds after which a half-written file of another machine is no one's
+
+
+def stored(layers: Tensor, dtype: str) -> dict[str, Tensor]:
+    """What is kept of one utterance's layers (L, T, D), by the ending of its name."""
+    if dtype != "int8":
+        return {"": layers.to(DTYPES[dtype])}
+    scale = layers.float().abs().amax(dim=1).clamp_min(1e-12) / 127
+    return {"": (layers.float() / scale[:, None]).round().to(torch.int8), SCALE: scale}
+
+
+def restored(values: Tensor, scale: Tensor | None, out: Tensor) -> None:
+    """Write layers (..., T, D) as they were stored into float32 ones of their shape."""
+    if scale is None:
+        out.copy_(values)
+    else:
+        torch.mul(values, scale.unsqueeze(-2), out=out)
+
+
+def write_shard(path: Path, tensors: Mapping[str, Tensor], layers: Sequence[int]) -> None:
+    """Write the file whole or not at all, to be read by whom the umask lets.
+
+    Raises:
+        DataError: the disk is full, or nothing may be written there.
+    """
+    facts = json.dumps({"layers": list(layers), "crc32": _checksum(tensors, layers)})
+    write_tensors(path, dict(tensors), {FACTS: facts})  # one entry, whose order cannot change
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file whole or not at all, to be read by whom the umask lets.
+
+    Raises:
+        DataError: the disk is full, or nothing may be written there.
+    """
+    part = path.with_name(f"{path.stem}.{HOST}.{os.getpid()}.part")
+    try:
+        part.touch()
+        mode = part.stat().st_mode & 0o777
+        save_file(tensors, part, metadata)  # for its owner alone
+        part.chmod(mode)
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"cannot write {path} ({error}); what was finished is kept: make room or choose "
+            "another folder, and run it again"
+        ) from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def open_shard(path: Path) -> Any:
+    """A memory-mapped file; tensors are read when they are asked for.
+
+    Raises:
+        RunError: it is gone or no safetensors file.
+    """
+    try:
+        return safe_open(path, "pt")
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path} is damaged or gone ({error}); run it again to remake it") from error
+
+
+def shard_layers(handle: Any) -> tuple[int, ...]:
+    """Which layers an open shard has; none if it does not say."""
+    return tuple(_facts(handle).get("layers", ()))
+
+
+def _facts(handle: Any) -> dict[str, Any]:
+    with suppress(KeyError, TypeError, ValueError):
+        return dict(json.loads(handle.metadata()[FACTS]))
+    return {}
+
+
+def is_whole(path: Path) -> bool:
+    """Whether all of it is as it was written, by its checksum."""
+    try:
+        handle = safe_open(path, "pt")
+        names = handle.keys()
+        tensors = {name: handle.get_tensor(name) for name in names}
+        return _facts(handle).get("crc32") == _checksum(tensors, shard_layers(handle))
+    except (SafetensorError, OSError):
+        return False
+
+
+def _checksum(tensors: Mapping[str, Tensor], layers: Sequence[int]) -> str:
+    """CRC-32 of names, types, shapes and values: against accident, twice as fast as SHA-256."""
+    total = zlib.crc32(json.dumps(list(layers)).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        about = f"{name}|{tensor.dtype}|{list(tensor.shape)}"
+        total = zlib.crc32(about.encode(), total)
+        values: Any = tensor.contiguous().view(torch.uint8).numpy()
+        total = zlib.crc32(values.reshape(-1), total)
+    return f"{total:08x}"
+
+
+def sweep_parts(folder: Path) -> None:
+    """Delete half-written files whose writer is no more."""
+    for part in folder.glob("*.part"):
+        host, pid = part.name.split(".")[-3:-1]
+        with suppress(OSError):
+            dead = host == HOST and pid.isdigit() and not is_running(int(pid))
+            if dead or time.time() - part.stat().st_mtime > _ABANDONED:
+                part.unlink()
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,40 @@
+"""Extractions in processes of their own, forked from one that has imported everything."""
+
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+CONTEXT = get_context("forkserver")
+CONTEXT.set_forkserver_preload(["killing", "speechfuse.extract", "lhotse.dataset"])
+SHARD_BYTES, BATCH_SECONDS = 12_000, 2.0  # nine shards of the tones
+
+
+def begin(recipe: dict[str, Any], made: Path | None = None) -> BaseProcess:
+    """made: a file that gets a line for each shard that is written."""
+    process = CONTEXT.Process(target=_extract, args=(recipe, made))
+    process.start()
+    return process
+
+
+def _extract(data: dict[str, Any], made: Path | None) -> None:
+    import torch
+
+    from speechfuse import extract
+    from speechfuse.build import read_recipe
+    from speechfuse.cache import plans, shards
+    from speechfuse.taskdata import load_tasks
+
+    torch.set_num_threads(1)
+    plans.SHARD_BYTES, extract.BATCH_SECONDS = SHARD_BYTES, BATCH_SECONDS
+    write = shards.write_shard
+
+    def written(path: Path, tensors: Any, layers: Any) -> None:
+        write(path, tensors, layers)
+        if made:
+            with made.open("a") as file:
+                file.write(path.name + "\n")
+
+    shards.write_shard = written
+    recipe = read_recipe(data)
+    extract.extract(recipe, extract.extraction_jobs(recipe, load_tasks(recipe)))

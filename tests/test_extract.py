@@ -1,0 +1,271 @@
+import random
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import killing
+from speechfuse import extract as extraction
+from speechfuse.build import read_recipe
+from speechfuse.cache import plans
+from speechfuse.errors import DataError
+from speechfuse.extract import extract, extraction_jobs, fill_stores
+from speechfuse.recipe import merged
+from speechfuse.taskdata import load_tasks
+
+
+@pytest.fixture
+def one_task(workspace, tone_recipe):
+    """Emotions from a filterbank, its corpus prepared."""
+    tone_recipe["tasks"] = {"emotion": tone_recipe["tasks"]["emotion"]}
+    load_tasks(read_recipe(tone_recipe))
+    return tone_recipe
+
+
+def jobs_of(data, changes=None):
+    recipe = read_recipe(merged(data, changes or {}))
+    return recipe, extraction_jobs(recipe, load_tasks(recipe))
+
+
+def with_encoder(data, folder, **options):
+    """The recipe with this encoder in place of the filterbank."""
+    part = {"kind": "huggingface", "source": str(folder), **options}
+    return {**data, "upstreams": {"tiny": part}}
+
+
+def contents(folder):
+    """Every file of the stores by its place, but for what is remembered of other files."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".jsonl")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.fixture
+def undisturbed(one_task):
+    """What is written if nothing happens, and in how many seconds."""
+    found = []
+    for folder in ("first", "whole"):  # the first one waits for imports
+        one_task["store"] = {"folder": folder}
+        began = time.monotonic()
+        process = killing.begin(one_task)
+        process.join()
+        assert process.exitcode == 0
+        found.append(contents(Path(folder)))
+    assert found[0] == found[1]
+    assert sum(name.endswith(".safetensors") for name in found[0]) >= 6
+    return found[0], time.monotonic() - began
+
+
+@pytest.mark.timeout(600)
+def test_killed_at_any_moment_and_run_again_it_is_byte_for_byte_the_same(
+    one_task, undisturbed, kills, tmp_path
+):
+    whole, seconds = undisturbed
+    moments = random.Random(kills)
+    cut = 0
+    for number in range(kills):
+        folder = tmp_path / "killed"
+        one_task["store"] = {"folder": str(folder)}
+        wait = moments.uniform(0, 1.1 * seconds)
+        process = killing.begin(one_task)
+        process.join(wait)
+        process.kill()
+        process.join()
+        cut += process.exitcode != 0
+        again = killing.begin(one_task)
+        again.join()
+        assert again.exitcode == 0
+        assert contents(folder) == whole, f"kill {number} after {wait:.3f} s"
+        shutil.rmtree(folder)
+    assert cut >= kills / 3, "the kills came too late to cut anything"
+
+
+def test_two_runs_at_once_share_the_work(one_task, undisturbed, tmp_path):
+    whole, _ = undisturbed
+    one_task["store"] = {"folder": str(tmp_path / "shared")}
+    both = [killing.begin(one_task, tmp_path / "made") for _ in range(2)]
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert contents(tmp_path / "shared") == whole
+    made = Counter((tmp_path / "made").read_text().split())
+    assert len(made) == sum(name.endswith(".safetensors") for name in whole)
+    assert sum(made.values()) <= len(made) + 1
+
+
+def test_a_damaged_shard_is_made_again_as_it_was(one_task, caplog):
+    recipe, jobs = jobs_of(one_task)
+    extract(recipe, jobs)
+    before = contents(jobs[0].store.root)
+    (path,) = jobs[0].store.folder.glob("*.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-40] ^= 1
+    path.write_bytes(bytes(data))
+    recipe, jobs = jobs_of(one_task)
+    extract(recipe, jobs)
+    assert "is damaged; it is deleted and made again" in caplog.text
+    assert contents(jobs[0].store.root) == before
+
+
+def test_audio_that_changes_before_its_turn_is_named(one_task, tmp_path):
+    recipe, jobs = jobs_of(one_task)
+    utterance = next(iter(jobs[0].wanted.values()))
+    before = utterance.audio.read_bytes()
+    try:
+        soundfile.write(utterance.audio, np.zeros(6400), 16000)
+        with pytest.raises(DataError, match="changed since the extraction began; run it again"):
+            extract(recipe, jobs)
+    finally:
+        utterance.audio.write_bytes(before)
+    extract(*jobs_of(one_task))
+
+
+def test_a_full_disk_keeps_what_is_finished(one_task, monkeypatch):
+    from speechfuse.cache import shards
+
+    monkeypatch.setattr(plans, "SHARD_BYTES", killing.SHARD_BYTES)
+    monkeypatch.setattr(extraction, "BATCH_SECONDS", killing.BATCH_SECONDS)
+    recipe, jobs = jobs_of(one_task)
+    save, calls = shards.save_file, []
+
+    def filling(tensors, path, metadata):
+        calls.append(path)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        save(tensors, path, metadata)
+
+    monkeypatch.setattr(shards, "save_file", filling)
+    with pytest.raises(DataError, match="No space left on device"):
+        extract(recipe, jobs)
+    names = [path.suffix for path in jobs[0].store.folder.iterdir()]
+    assert Counter(names) == {".json": 2, ".safetensors": 2}
+    extract(*jobs_of(one_task))
+    assert len({path.name for path in jobs[0].store.folder.glob("*.safetensors")}) == len(calls) - 1
+
+
+def test_a_folder_that_may_not_be_written_is_named(one_task, workspace):
+    (workspace / "file").touch()
+    recipe, jobs = jobs_of(one_task, {"store": {"folder": "file/stores"}})
+    with pytest.raises(DataError, match=r"cannot write in file/stores.*store\.folder"):
+        extract(recipe, jobs)
+
+
+def test_moved_encoders_hit_and_changed_settings_miss(one_task, encoder, workspace, monkeypatch):
+    def missing(data, changes=None):
+        return len(jobs_of(data, changes)[1][0].missing)
+
+    source = encoder("hubert")
+    here = with_encoder(one_task, source)
+    recipe, jobs = jobs_of(here)
+    extract(recipe, jobs)
+    every = len(jobs[0].wanted)
+    shutil.copytree(source, workspace / "moved")
+    assert missing(with_encoder(one_task, workspace / "moved")) == 0
+    assert missing(here, {"store": {"dtype": "float32"}}) == every
+    assert missing(here, {"length_policy": "equal"}) == every
+    assert missing(with_encoder(one_task, source, weights="random")) == every
+    assert missing(here, {"tasks": {"emotion": {"noise_snr": 10}}}) == every
+    monkeypatch.setattr(extraction, "VERSION", 99)
+    assert missing(here) == every
+    monkeypatch.undo()
+    monkeypatch.chdir(workspace)
+    monkeypatch.setattr(extraction, "version", lambda name: "6.0")
+    assert missing(here) == every
+    monkeypatch.undo()
+    monkeypatch.chdir(workspace)
+    weights = workspace / "moved" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    assert missing(with_encoder(one_task, workspace / "moved")) == every
+
+
+def test_only_what_is_missing_is_computed(one_task, monkeypatch):
+    recipe = read_recipe(one_task)
+    tasks = load_tasks(recipe)
+    fill_stores(recipe, tasks, splits=("train",))
+    read = []
+    original = extraction.read_batch
+
+    def watched(utterances, *rest):
+        read.extend(u.id for u in utterances)
+        return original(utterances, *rest)
+
+    monkeypatch.setattr(extraction, "read_batch", watched)
+    fill_stores(recipe, tasks)
+    rest = {u.id for split in ("dev", "test") for u in tasks["emotion"].splits[split]}
+    assert set(read) == rest
+    assert len(read) == len(rest) + 1  # one is looked at before
+    read.clear()
+    fill_stores(recipe, tasks)
+    assert read == []
+
+
+def test_int8_tells_its_error(one_task):
+    recipe, jobs = jobs_of(one_task, {"store": {"dtype": "int8"}})
+    extract(recipe, jobs)
+    whole, exact = jobs_of(one_task, {"store": {"dtype": "float32"}})
+    extract(whole, exact)
+    wrong = size = 0.0
+    for utterance in exact[0].wanted.values():
+        right = exact[0].store.read(utterance)
+        wrong += float((jobs[0].store.read(utterance) - right).square().sum())
+        size += float(right.square().sum())
+    assert jobs[0].store.error == pytest.approx((wrong / size) ** 0.5, rel=1e-3)
+    assert 0 < jobs[0].store.error < 0.02
+
+
+def test_what_float16_cannot_hold_is_refused(one_task, monkeypatch):
+    recipe, jobs = jobs_of(one_task)
+    upstream = jobs[0].upstream
+    monkeypatch.setattr(type(upstream), "forward", _large(type(upstream).forward))
+    with pytest.raises(DataError, match=r"not finite as float16; with float16 try.*bfloat16"):
+        extract(recipe, jobs)
+
+
+def _large(forward):
+    def scaled(self, wav):
+        stack = forward(self, wav)
+        object.__setattr__(stack, "layers", tuple(layer * 1e6 for layer in stack.layers))
+        return stack
+
+    return scaled
+
+
+def test_the_budget_evicts_the_oldest_and_refuses_what_cannot_fit(one_task, caplog):
+    recipe, jobs = jobs_of(one_task)
+    extract(recipe, jobs)
+    (old,) = jobs[0].store.folder.glob("*.safetensors")
+    size = old.stat().st_size / 1e9
+    other = {"upstreams": {"mel": {"num_mels": 23}}, "store": {"budget_gb": 1.5 * size}}
+    extract(*jobs_of(one_task, other))
+    assert "to stay within store.budget_gb" in caplog.text
+    assert not old.exists()
+    with pytest.raises(DataError, match=r"need 0\.0 GB, store\.budget_gb is .*store\.dtype=int8"):
+        extract(*jobs_of(one_task, {"store": {"budget_gb": 0.5 * size}}))
+
+
+@pytest.mark.recipe
+def test_two_processes_write_what_one_does_and_a_lost_one_is_told(one_task, monkeypatch):
+    recipe, jobs = jobs_of(one_task, {"store": {"folder": "one"}})
+    extract(recipe, jobs)
+    again, more = jobs_of(one_task, {"store": {"folder": "two"}})
+    extract(again, more, processes=2)
+    assert not more[0].missing
+    assert contents(jobs[0].store.root) == contents(more[0].store.root)
+
+
+def test_a_batch_is_its_utterances_alone(one_task, encoder):
+    data = with_encoder(one_task, encoder("wavlm"))
+    recipe, jobs = jobs_of(data, {"store": {"dtype": "float32"}})
+    extract(recipe, jobs)
+    upstream, store = jobs[0].upstream, jobs[0].store
+    for utterance in [*jobs[0].wanted.values()][:3]:
+        alone = upstream(extraction.read_batch([utterance], upstream))
+        found = store.read(utterance)
+        for one, other in zip(alone.layers, found, strict=True):
+            torch.testing.assert_close(one[0], other, atol=1e-5, rtol=1e-4)
