@@ -5,11 +5,14 @@ import torch
 
 from speechfuse import build
 from speechfuse.analyse import SAMPLE, layer_use
+from speechfuse.errors import RecipeError
+from speechfuse.experiments.layers import layer_figure, run_layer_use
 from speechfuse.extract import fill_stores
 from speechfuse.model import FusionModel
 from speechfuse.predict import _lines
 from speechfuse.taskdata import load_tasks
 from speechfuse.tasks.verification import Verification
+from speechfuse.train import train_run
 from speechfuse.types import Utterance
 
 
@@ -29,7 +32,8 @@ def trained(workspace, tone_recipe, encoder):
         parts = {name: data.task for name, data in tasks.items()}
         torch.manual_seed(3)
         model: FusionModel = build.build_model(recipe, build.stack_specs(recipe), parts)
-        return model, tasks, fill_stores(recipe, tasks), list(recipe.upstreams)
+        numbers = {n: build.build_upstream(recipe, n).layers for n in recipe.upstreams}
+        return model, tasks, fill_stores(recipe, tasks), numbers
 
     return make
 
@@ -106,3 +110,22 @@ def test_a_cosine_that_is_not_that_of_the_trials_says_so(tmp_path):
     assert plain == "a.wav\tb.wav\tsv\t0.707"
     (marked,) = _lines(Verification(standardize=True), "sv", files, vectors)
     assert marked == f"{plain}\tnot standardised, unlike the trials"
+
+
+def test_layers_of_a_subset_keep_their_numbers(encoder, tone_recipe, workspace):
+    ssl = {"kind": "huggingface", "source": str(encoder("hubert")), "layers": [1, 3]}
+    tone_recipe["upstreams"] = {"ssl": ssl}
+    tone_recipe["tasks"] = {"emotion": tone_recipe["tasks"]["emotion"]}
+    train_run(build.read_recipe(tone_recipe), workspace / "run")
+    uses = run_layer_use(workspace / "run")
+    assert [list(u.numbered(u.weights)) for u in uses if u.weights] == [[1, 3]]
+    assert [list(u.numbered(u.ablation)) for u in uses if u.ablation] == [[1, 3]]
+    for axis in layer_figure(uses).axes:
+        assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "3"]
+
+
+def test_dropping_state_0_of_a_subset_is_refused(encoder, tone_recipe):
+    ssl = {"kind": "huggingface", "source": str(encoder("hubert")), "layers": [1, 3]}
+    asked = tone_recipe | {"upstreams": {"ssl": ssl}, "fusion": {"drop_state_0": True}}
+    with pytest.raises(RecipeError, match="leave 0 out of its layers"):
+        build.read_recipe(asked)

@@ -289,9 +289,16 @@ def probed(file, out, *overrides):
     return read, clips, run_probe(read, clips, out)
 
 
+def test_layers_keep_their_numbers(file, workspace):
+    read, data, results = probed(file, workspace / "out", "upstreams.random.layers=[1, 3]")
+    assert {r.layer for r in results if r.encoder == "random"} == {1, 3}
+    _, _, rows = probe_table(read, data, results)
+    assert [row[0] for row in rows] == ["mel", "random, layer 1", "random, layer 3", "chance"]
+
+
 def test_every_layer_is_probed_and_nothing_twice(file, workspace):
     read, data, results = probed(file, workspace / "out")
-    layers = 1 + next(r.layers for r in results if r.encoder == "random")
+    layers = 1 + len({r.layer for r in results if r.encoder == "random"})
     lines = (workspace / "out" / "results.jsonl").read_text().splitlines()
     assert len(results) == len(lines) == layers * 4 * 2
     whole = curves(results)

@@ -145,6 +145,59 @@ def test_the_plan_from_config_json_equals_the_loaded_model(name, encoder):
         assert int(part.states.frames(shortest - 1)) < 1
 
 
+class TestLayers:
+    @pytest.mark.parametrize("layers", [[0], [1], [0, 2], [1, 3]])
+    @pytest.mark.parametrize("name", ARCHITECTURES)
+    def test_those_asked_for_are_those_of_the_whole_and_none_above_is_made(
+        self, encoder, name, layers
+    ):
+        whole, part = upstream(encoder(name)), upstream(encoder(name), layers=layers)
+        wav = pad_clips(clips())
+        every, kept = whole(wav), part(wav)
+        assert part.layers == tuple(layers)
+        assert whole.layers == (0, 1, 2, 3)
+        assert kept.spec == part.plan.spec
+        for number, hidden in zip(layers, kept.layers, strict=True):
+            assert torch.equal(hidden, every.layers[number])
+        assert len(part.blocks()) == layers[-1]
+
+    @pytest.mark.parametrize("layers", [[0], [2], [3]])
+    @pytest.mark.parametrize("name", ARCHITECTURES)
+    def test_plans_count_what_is_loaded(self, encoder, name, layers):
+        part, whole = (upstream(encoder(name), layers=asked) for asked in (layers, None))
+        part.load()
+        read = (p for n, p in part.named_parameters() if not n.endswith("masked_spec_embed"))
+        assert part.plan.parameters == sum(p.numel() for p in read)
+        assert (part.plan.macs_per_second < whole.plan.macs_per_second) == (layers[-1] < 3)
+
+    def test_a_stream_computes_what_is_taken_of_it(self, encoder):
+        part, called = upstream(encoder("hubert")), []
+        part.load()
+        for index, block in enumerate(part.blocks()):
+            block.register_forward_hook(lambda *_, index=index: called.append(index))
+        _, made = part.stream(pad_clips(clips()))
+        made = iter(made)
+        assert called == []
+        next(made)
+        assert called == []
+        next(made)
+        assert called == [0]
+
+    @pytest.mark.parametrize(
+        ("layers", "message"),
+        [
+            ([4], "it has layers 0 to 3"),
+            ([-1], "it has layers 0 to 3"),
+            ([], "name one or more"),
+            ([2, 1], r"each once, rising: \[1, 2\]"),
+            ([1, 1], r"each once, rising: \[1\]"),
+        ],
+    )
+    def test_what_is_not_there_is_refused(self, encoder, layers, message):
+        with pytest.raises(UpstreamError, match=message):
+            upstream(encoder("hubert"), layers=layers)
+
+
 @pytest.mark.parametrize("name", ["hubert", "wavlm", "data2vec", "whisper"])
 def test_the_planned_products_are_those_that_are_computed(name, encoder):
     """Counted by torch over 10 s, which does not see FFTs."""

@@ -41,6 +41,11 @@ class LayerUse:
     scaled: list[float] | None  # weights times the layer's size, made to sum to one
     ablation: list[float] | None  # rise of the loss without each layer
     gradient: list[list[float]] | None = None  # share of each layer, for each block of features
+    layers: Sequence[int] | None = None  # their numbers; None counts from 0
+
+    def numbered(self, values: Sequence[float]) -> dict[int, float]:
+        """Values of layers, by the layers' numbers."""
+        return dict(zip(self.layers or range(len(values)), values, strict=True))
 
 
 @torch.no_grad()
@@ -48,9 +53,12 @@ def layer_use(
     model: FusionModel,
     tasks: Mapping[str, TaskData],
     inputs: Mapping[str, Sequence[Inputs]],
-    names: Sequence[str],
+    upstreams: Mapping[str, Sequence[int]],
 ) -> list[LayerUse]:
-    """Every task's use of every layer. names: of the upstreams, in recipe order."""
+    """Every task's use of every layer.
+
+    upstreams: the numbers of the layers of each, by name, in recipe order.
+    """
     model.eval()
     found: list[LayerUse] = []
     for name, data in tasks.items():
@@ -58,15 +66,18 @@ def layer_use(
         sample = members[:: max(1, len(members) // SAMPLE)][:SAMPLE]
         stacks = model.stacks([one.batch(sample) for one in inputs[name]])
         targets = data.task.targets(sample)
-        found += _readings(model, name, stacks, names)
+        found += _readings(model, name, stacks, upstreams)
         if model.reader is not None:
             found += _uses(name, CONTEXT, *model.context_reading(stacks, name, targets))
-        found += _ablations(model, name, stacks, names, targets)
+        found += _ablations(model, name, stacks, upstreams, targets)
     return found
 
 
 def _readings(
-    model: FusionModel, task: str, stacks: Sequence[LayerStack], names: Sequence[str]
+    model: FusionModel,
+    task: str,
+    stacks: Sequence[LayerStack],
+    upstreams: Mapping[str, Sequence[int]],
 ) -> list[LayerUse]:
     """One entry for each stack that an interface reads: gradients, and weights if it has any.
 
@@ -74,14 +85,16 @@ def _readings(
     """
     fusion = model.fusion_of(task)
     read = fusion.readings(stacks)
+    names, numbers = list(upstreams), list(upstreams.values())
     by_model = fusion.merge.model_weights()
     if by_model is not None:
         names = [f"{share:.2f} {n}" for share, n in zip(by_model.tolist(), names, strict=True)]
     if len(read) < len(names):
         names = [" + ".join(names)]
+        numbers = numbers[:1] if len({*map(tuple, numbers)}) == 1 else [()]
     return [
-        use
-        for name, (interface, stack) in zip(names, read, strict=True)
+        replace(use, layers=layers if len(layers) == len(stack.layers) else None)
+        for name, layers, (interface, stack) in zip(names, numbers, read, strict=True)
         for use in _uses(task, name, interface, stack)
     ]
 
@@ -107,7 +120,7 @@ def _ablations(
     model: FusionModel,
     task: str,
     stacks: Sequence[LayerStack],
-    names: Sequence[str],
+    upstreams: Mapping[str, Sequence[int]],
     targets: Tokens,
 ) -> list[LayerUse]:
     def loss(changed: Sequence[LayerStack]) -> float:
@@ -116,13 +129,13 @@ def _ablations(
 
     whole = loss(stacks)
     found = []
-    for index, (name, stack) in enumerate(zip(names, stacks, strict=True)):
+    for index, ((name, numbers), stack) in enumerate(zip(upstreams.items(), stacks, strict=True)):
         rises = []
         for layer in range(len(stack.layers)):
             changed = [*stacks]
             changed[index] = _without(stack, layer)
             rises.append(loss(changed) - whole)
-        found.append(LayerUse(task, name, None, None, rises))
+        found.append(LayerUse(task, name, None, None, rises, layers=numbers))
     return found
 
 

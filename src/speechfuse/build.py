@@ -38,6 +38,12 @@ def read_recipe(
         RecipeError: all that is wrong with it, one line each, or an encoder that is there twice.
     """
     recipe = _resolved(load_recipe(source, overrides, check=_wrong_parts))
+    for name, part in recipe.upstreams.items():
+        if recipe.fusion.drop_state_0 and part.options.get("layers") is not None:
+            raise RecipeError(
+                f"fusion.drop_state_0 would drop the first of the layers that upstream '{name}' "
+                "is asked for; leave 0 out of its layers, and set fusion.drop_state_0=false"
+            )
     tuned = tuned_upstreams(recipe)
     if refuse_repeats and not recipe.fusion.allow_repeats:
         _refuse_repeats(recipe.upstreams, tuned)

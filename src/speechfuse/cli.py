@@ -339,8 +339,8 @@ def weights(
         for index, shares in enumerate(fields):
             named["gradient" + (f", position {index}" if len(fields) > 1 else "")] = shares
         rows = [[name, *(f"{v:.3f}" for v in row)] for name, row in named.items() if row]
-        columns = ["layer", *(str(i) for i in range(max(len(row) for row in rows) - 1))]
-        _table(f"{use.task}, {use.model}", columns, rows)
+        numbers = use.numbered(next(row for row in named.values() if row))
+        _table(f"{use.task}, {use.model}", ["layer", *map(str, numbers)], rows)
     if picture:
         draw_layer_use(uses, picture)
         typer.echo(f"picture: {picture}")

@@ -60,6 +60,11 @@ class Upstream(nn.Module, ABC):
     sample_rate: int  # Hz
     tuned: bool = False  # some of its parameters are trained
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The model's own numbers of the layers that it gives; all of them, unless it was asked."""
+        return tuple(range(self.plan.spec.num_layers))
+
     def load(self) -> None:
         """Read the weights, if there are any and they are not here yet.
 

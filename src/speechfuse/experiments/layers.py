@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from speechfuse.analyse import LayerUse, layer_use
+from speechfuse.build import build_upstream
 from speechfuse.evaluate import open_run
 from speechfuse.types import Progress
 
-Row = tuple[str, Sequence[float]]  # a name, and a value for each layer
+Row = tuple[str, Mapping[int, float]]  # a name, and a value for each layer by its number
 
 
 def run_layer_use(folder: Path, progress: Progress | None = None) -> list[LayerUse]:
     """Weights and ablations of a trained run."""
     run, model, tasks, inputs = open_run(folder, progress)
-    return layer_use(model, tasks, inputs, list(run.recipe().upstreams))
+    recipe = run.recipe()
+    numbers = {name: build_upstream(recipe, name).layers for name in recipe.upstreams}
+    return layer_use(model, tasks, inputs, numbers)
 
 
 def draw_layer_use(uses: Sequence[LayerUse], path: Path) -> None:
@@ -30,11 +33,11 @@ def layer_figure(uses: Sequence[LayerUse]) -> Any:
     from matplotlib.figure import Figure
 
     kinds: list[tuple[str, Sequence[Row]]] = [
-        ("weight of each layer", [(_name(u), u.weights) for u in uses if u.weights]),
+        ("weight of each layer", [(_name(u), u.numbered(u.weights)) for u in uses if u.weights]),
         ("share of the gradient to each layer", gradient_rows(uses)),
         (
             "rise of the loss without the layer",
-            [(_name(u), u.ablation) for u in uses if u.ablation],
+            [(_name(u), u.numbered(u.ablation)) for u in uses if u.ablation],
         ),
     ]
     shown = [(title, rows) for title, rows in kinds if rows]
@@ -49,7 +52,10 @@ def layer_figure(uses: Sequence[LayerUse]) -> Any:
 def gradient_rows(uses: Sequence[LayerUse]) -> list[Row]:
     """A row for each block of features, numbered if there are several."""
     return [
-        (_name(use) + (f", position {i}" if len(use.gradient or ()) > 1 else ""), shares)
+        (
+            _name(use) + (f", position {i}" if len(use.gradient or ()) > 1 else ""),
+            use.numbered(shares),
+        )
         for use in uses
         for i, shares in enumerate(use.gradient or ())
     ]
@@ -62,10 +68,8 @@ def _name(use: LayerUse) -> str:
 def _heat_map(axis: Any, title: str, rows: Sequence[Row]) -> None:
     import numpy as np
 
-    width = max(len(values) for _, values in rows)
-    grid = np.full((len(rows), width), np.nan)
-    for index, (_, values) in enumerate(rows):
-        grid[index, : len(values)] = values
+    layers = sorted({layer for _, values in rows for layer in values})
+    grid = np.array([[values.get(layer, np.nan) for layer in layers] for _, values in rows])
     # Each row on its own scale: tasks have losses of different size.
     top = np.nanmax(np.abs(grid), axis=1, keepdims=True)
     shade = np.clip(grid, 0, None) / np.where(top > 0, top, 1)
@@ -84,7 +88,7 @@ def _heat_map(axis: Any, title: str, rows: Sequence[Row]) -> None:
                 color="white" if dark else "#333333",
             )
     axis.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
-    axis.set_xticks(range(width), [str(i) for i in range(width)], fontsize=8)
+    axis.set_xticks(range(len(layers)), [str(layer) for layer in layers], fontsize=8)
     axis.set_xlabel("layer (0 is what the first block reads)", fontsize=8)
     axis.set_title(title, fontsize=9, loc="left")
     axis.tick_params(length=0)

@@ -62,7 +62,8 @@ def plan(config: Mapping[str, Any], sample_rate: int) -> UpstreamPlan:
     attended = rate * ATTENTION_SECONDS
     macs += rate * depth * (4 * dim * dim + 2 * dim * ffn + 2 * attended * dim)
     if kind == "wavlm":
-        parameters += depth * (heads + 8 * (dim // heads) + 8) + config["num_buckets"] * heads
+        parameters += depth * (heads + 8 * (dim // heads) + 8)
+        parameters += config["num_buckets"] * heads if depth else 0  # the first block has them
         macs += rate * depth * 8 * dim
     if config.get("adapter_attn_dim") is not None:
         narrow = config["adapter_attn_dim"]
@@ -106,7 +107,7 @@ class ConvTransformer(nn.Module):
             hidden = encoder.layer_norm(hidden)
         yield hidden
         blocks = self._wavlm_blocks if self.config.model_type == "wavlm" else self._blocks
-        last = len(encoder.layers) - 1
+        last = self.config.num_hidden_layers - 1  # blocks above the last one needed are not here
         for index, state in enumerate(blocks(hidden, lengths)):
             yield encoder.layer_norm(state) if stable and index == last else state
 
@@ -163,6 +164,8 @@ class ConvTransformer(nn.Module):
     def _wavlm_blocks(self, hidden: Tensor, lengths: Tensor) -> Iterator[Tensor]:
         """WavLM's blocks; its attention adds a relative position bias that the input gates."""
         layers = self.model.encoder.layers
+        if not len(layers):
+            return
         frames = hidden.shape[1]
         bias = layers[0].attention.compute_bias(frames, frames)  # (heads, T, T), shared by all
         valid = length_mask(lengths, frames)[:, None, None]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -85,6 +86,7 @@ class HuggingFace(Upstream):
         length_policy: Literal["masked", "equal", "padded"] = "masked",
         whisper_pad: Annotated[float, Field(ge=0, lt=30)] | Literal["30s"] = 3.0,
         long: Literal["window", "refuse"] = "window",
+        layers: list[int] | None = None,
     ) -> None:
         """source: a folder, a name on the hub, or synthetic-hubert or synthetic-whisper, which
         ship with the library. revision: a commit of the hub's repository.
@@ -93,10 +95,12 @@ class HuggingFace(Upstream):
         length_policy: masked, exact frames in padded batches; equal, batches of one length only;
         padded, as transformers computes a padded batch. whisper_pad: seconds of silence after
         each clip, or 30s; 3 s were as good on development data (docs/experiments.md). long: what
-        whisper does with clips over 30 s.
+        whisper does with clips over 30 s. layers: numbers of the hidden states to keep, rising,
+        all if None; nothing above the last of them is loaded or computed.
 
         Raises:
-            UpstreamError: no such folder or repository, no safetensors, an unknown architecture.
+            UpstreamError: no such folder or repository, no safetensors, an unknown architecture,
+                a layer that it does not have.
         """
         super().__init__()
         self.source, self.revision = source, revision
@@ -104,7 +108,9 @@ class HuggingFace(Upstream):
         self.length_policy, self.whisper_pad, self.long = length_policy, whisper_pad, long
         folder = model_folder(source, revision, weights=False)
         self.config, self.preprocessor = _configs(folder, source)
-        self.plan = _plan(self.config, self.preprocessor, source, whisper_pad)
+        depth = self.config[_depth_key(self.config)]
+        self._layers = _checked_layers(layers, depth, source)
+        self.plan = _plan(self.config, self.preprocessor, source, whisper_pad, self._layers)
         self.states: Any = None
 
     def load(self) -> None:
@@ -117,6 +123,7 @@ class HuggingFace(Upstream):
             return
         folder = model_folder(self.source, self.revision)
         model = _load(folder, self.config, self.source, self.random_seed)
+        _cut(model, self.config, self._layers[-1])
         kind = self.config["model_type"]
         if kind == "whisper":
             pad, long = self.whisper_pad, self.long
@@ -132,6 +139,10 @@ class HuggingFace(Upstream):
         """Evaluation mode, whatever the model around it does; a tuned one too, without dropout."""
         del mode
         return super().train(False)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return self._layers
 
     def blocks(self) -> Sequence[nn.Module]:
         model = self.states.model
@@ -158,7 +169,7 @@ class HuggingFace(Upstream):
         return LayerStack(layers, lengths, self.plan.spec.frame_rate)
 
     def stream(self, wav: Waveforms) -> tuple[Tensor, Iterator[Tensor]]:
-        """Nothing but the block at work is held.
+        """Nothing but the block at work is held, and nothing is computed before it is asked for.
 
         Raises:
             DataError: a clip is shorter than the encoder's receptive field.
@@ -173,7 +184,8 @@ class HuggingFace(Upstream):
         silent = wav.samples * length_mask(wav.lengths, wav.samples.shape[1])
         lengths = self.states.frames(wav.lengths)
         states = self.states.states(Waveforms(silent, wav.lengths, wav.sample_rate))
-        return lengths, (zero_padding(hidden, lengths) for hidden in states)
+        kept = (hidden for number, hidden in enumerate(states) if number in self._layers)
+        return lengths, (zero_padding(hidden, lengths) for hidden in kept)
 
     def identity(self) -> dict[str, str]:
         folder = model_folder(self.source, self.revision)
@@ -187,7 +199,8 @@ class HuggingFace(Upstream):
 
     def manner(self) -> dict[str, Any]:
         """Whisper has its silence and windows; batches masked or of one length are as exact."""
-        kind, made = self.config["model_type"], {"preprocessor": self.preprocessor}
+        kind = self.config["model_type"]
+        made: dict[str, Any] = {"preprocessor": self.preprocessor, "layers": self._layers}
         if kind == "whisper":
             return made | {"whisper_pad": self.whisper_pad, "long": self.long}
         return made | {"padded": kind != "wav2vec2-bert" and self.length_policy == "padded"}
@@ -258,17 +271,59 @@ def _read_json(path: Path, source: str) -> dict[str, Any]:
     return data
 
 
+def _depth_key(config: Mapping[str, Any]) -> str:
+    return "encoder_layers" if config["model_type"] == "whisper" else "num_hidden_layers"
+
+
+def _checked_layers(layers: Sequence[int] | None, depth: int, source: str) -> tuple[int, ...]:
+    """The numbers of the states that are kept; depth: of the blocks, each of which makes one."""
+    if layers is None:
+        return tuple(range(depth + 1))
+    rising = sorted(set(layers))
+    if not rising or rising[0] < 0 or rising[-1] > depth:
+        raise UpstreamError(
+            f"layers {list(layers)} of {source}: it has layers 0 to {depth}, 0 is what its first "
+            "block reads; name one or more of these"
+        )
+    if rising != list(layers):
+        raise UpstreamError(f"layers {list(layers)} of {source}: name each once, rising: {rising}")
+    return tuple(rising)
+
+
 def _plan(
-    config: Mapping[str, Any], preprocessor: Mapping[str, Any], source: str, pad: whisper.Pad
+    config: Mapping[str, Any],
+    preprocessor: Mapping[str, Any],
+    source: str,
+    pad: whisper.Pad,
+    layers: Sequence[int],
 ) -> UpstreamPlan:
+    cut = {**config, _depth_key(config): layers[-1]}
     try:
         if config["model_type"] == "whisper":
-            return whisper.plan(config, preprocessor, pad)
-        if config["model_type"] == "wav2vec2-bert":
-            return w2v_bert.plan(config)
-        return conv_transformer.plan(config, SAMPLE_RATE)
+            whole = whisper.plan(cut, preprocessor, pad)
+        elif config["model_type"] == "wav2vec2-bert":
+            whole = w2v_bert.plan(cut)
+        else:
+            whole = conv_transformer.plan(cut, SAMPLE_RATE)
     except KeyError as error:
         raise UpstreamError(f"config.json of {source} has no {error}, which is needed") from error
+    unread = 2 * whole.spec.dim if _leaves_norm(config, layers[-1]) else 0
+    spec = replace(whole.spec, num_layers=len(layers))
+    return whole._replace(spec=spec, parameters=whole.parameters - unread)
+
+
+def _leaves_norm(config: Mapping[str, Any], last: int) -> bool:
+    """Whether there is a norm above the last block, and that block is not reached."""
+    normed = config["model_type"] == "whisper" or config.get("do_stable_layer_norm", False)
+    return bool(normed) and last < config[_depth_key(config)]
+
+
+def _cut(model: nn.Module, config: Mapping[str, Any], last: int) -> None:
+    """Leave out what only states above the last one read."""
+    encoder: Any = getattr(model, "encoder", model)
+    encoder.layers = encoder.layers[:last]
+    if _leaves_norm(config, last):
+        encoder.layer_norm = nn.Identity()
 
 
 def _load(folder: Path, config: Mapping[str, Any], source: str, seed: int | None) -> nn.Module:

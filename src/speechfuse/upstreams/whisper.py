@@ -103,7 +103,7 @@ class WhisperStates(nn.Module):
         hidden = zero_padding(hidden, lengths)
         mask = attention_mask(self.config, hidden, lengths)
         yield hidden
-        last = len(encoder.layers) - 1
+        last = self.config.encoder_layers - 1  # blocks above the last one needed are not here
         for index, layer in enumerate(encoder.layers):
             hidden = layer(hidden, mask)
             yield encoder.layer_norm(hidden) if index == last else hidden

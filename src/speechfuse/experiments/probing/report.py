@@ -44,6 +44,7 @@ class Curve:
     """One property over the layers of one encoder."""
 
     encoder: str
+    layers: Sequence[int]  # their numbers
     evidence: Sequence[Sequence[SpeakerSums]]  # of each layer, one for each seed
     values: Sequence[Metric]  # of each layer
 
@@ -66,7 +67,12 @@ def curves(results: Sequence[Result]) -> dict[str, list[Curve]]:
         of_encoder.setdefault(r.layer, []).append(r.evidence)
     return {
         name: [
-            Curve(encoder, several := [*layers.values()], [with_interval(s) for s in several])
+            Curve(
+                encoder,
+                list(layers),
+                several := [*layers.values()],
+                [with_interval(s) for s in several],
+            )
             for encoder, layers in {
                 e: dict(sorted(v.items())) for e, v in by_encoder.items()
             }.items()
@@ -81,7 +87,7 @@ def probe_table(probe: ProbeFile, clips: Clips, results: Sequence[Result]) -> Ta
     cells: dict[tuple[str, int], dict[str, str]] = {}
     for name, of_encoders in found.items():
         for curve in of_encoders:
-            for layer, value in enumerate(curve.values):
+            for layer, value in zip(curve.layers, curve.values, strict=True):
                 cells.setdefault((curve.encoder, layer), {})[name] = percent(value)
     deep = {encoder for encoder, layer in cells if layer > 0}
     rows = [
@@ -111,9 +117,10 @@ def _sentences(probe: ProbeFile, of_encoders: Sequence[Curve]) -> Iterator[str]:
         text = f"{curve.encoder} {' '.join(percent(best).split(chr(10)))}"
         if len(curve.values) > 1:
             equals = curve.as_good()
-            text += f" in layer {curve.best}"
+            text += f" in layer {curve.layers[curve.best]}"
             if len(equals) > 1:
-                text += f" (layers {_ranges(equals)} are not told apart from it)"
+                same = _ranges([curve.layers[layer] for layer in equals])
+                text += f" (layers {same} are not told apart from it)"
             last = len(curve.values) - 1
             if last not in equals:
                 text += f", {100 * curve.values[last].value:.1f} in the last layer"
@@ -151,10 +158,11 @@ def probe_figure(probe: ProbeFile, clips: Clips, results: Sequence[Result]) -> A
         axis.set_axis_off()
     colours = {encoder: f"C{i}" for i, encoder in enumerate(probe.upstreams)}
     for axis, (name, of_encoders) in zip(axes, found.items(), strict=False):
-        widest = max(len(curve.values) for curve in of_encoders) - 1
+        lowest = min(curve.layers[0] for curve in of_encoders)
+        widest = max(curve.layers[-1] for curve in of_encoders)
         for curve in of_encoders:
             flat = len(curve.values) == 1
-            layers = [0, max(1, widest)] if flat else [*range(len(curve.values))]
+            layers = [lowest, max(lowest + 1, widest)] if flat else [*curve.layers]
             shown = [*curve.values] * (2 if flat else 1)
             colour = colours[curve.encoder]
             axis.plot(
@@ -174,7 +182,7 @@ def probe_figure(probe: ProbeFile, clips: Clips, results: Sequence[Result]) -> A
         low, high = axis.get_ylim()
         axis.set_ylim(max(low, 100 * LOWEST), min(high, 102))
         axis.set_xlabel("layer", fontsize=8)
-        axis.set_xticks(range(widest + 1))
+        axis.set_xticks(range(lowest, widest + 1))
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3, linewidth=0.5)
         axis.spines[["top", "right"]].set_visible(False)

@@ -44,8 +44,7 @@ class Result:
     """One property in one layer of one encoder, from one seed."""
 
     encoder: str
-    layer: int
-    layers: int  # of the encoder
+    layer: int  # its number in the encoder
     property: str
     seed: int
     evidence: SpeakerSums
@@ -92,8 +91,9 @@ def run_probe(
     acoustics: dict[float, Acoustics] = {}
     found = []
     for variant, store in stores:
-        layers = store.spec.num_layers
-        for layer in range(layers):
+        (only,) = variant.recipe.upstreams
+        numbers = build.build_upstream(variant.recipe, only).layers
+        for layer, number in enumerate(numbers):
             places = {
                 (name, seed): _digest(probe, store, clips, layer, name, seed)
                 for name in probe.properties
@@ -102,13 +102,18 @@ def run_probe(
             todo = [place for place, digest in places.items() if digest not in known]
             for (name, seed), line in _probes(probe, store, clips, layer, todo, acoustics):
                 digest = places[name, seed]
-                known[digest] = {"encoder": variant.encoder, **line, "of": digest}
+                known[digest] = {
+                    "encoder": variant.encoder,
+                    **line,
+                    "layer": number,
+                    "of": digest,
+                }
                 _append(path, known[digest])
             for (name, seed), digest in places.items():
                 evidence = _evidence(known[digest])
-                found.append(Result(variant.encoder, layer, layers, name, seed, evidence))
+                found.append(Result(variant.encoder, number, name, seed, evidence))
             if progress:
-                progress(f"layers of {variant.encoder} probed", layer + 1, layers)
+                progress(f"layers of {variant.encoder} probed", layer + 1, len(numbers))
     return found
 
 
@@ -150,7 +155,6 @@ def _probes(
         yield (
             (name, seed),
             {
-                "layer": layer,
                 "property": name,
                 "seed": seed,
                 "metric": metric_of(name),
