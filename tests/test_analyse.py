@@ -126,6 +126,7 @@ def test_layers_of_a_subset_keep_their_numbers(encoder, tone_recipe, workspace):
 
 def test_dropping_state_0_of_a_subset_is_refused(encoder, tone_recipe):
     ssl = {"kind": "huggingface", "source": str(encoder("hubert")), "layers": [1, 3]}
-    asked = tone_recipe | {"upstreams": {"ssl": ssl}, "fusion": {"drop_state_0": True}}
+    fusion = tone_recipe["fusion"] | {"drop_state_0": True}
+    asked = tone_recipe | {"upstreams": {"ssl": ssl}, "fusion": fusion}
     with pytest.raises(RecipeError, match="leave 0 out of its layers"):
         build.read_recipe(asked)
