@@ -11,8 +11,10 @@ import torch
 
 import killing
 from speechfuse import extract as extraction
+from speechfuse import filling
 from speechfuse.build import read_recipe
 from speechfuse.cache import plans
+from speechfuse.clips import read_batch
 from speechfuse.errors import DataError
 from speechfuse.extract import extract, extraction_jobs, fill_stores
 from speechfuse.recipe import merged
@@ -196,6 +198,7 @@ def test_only_what_is_missing_is_computed(one_task, monkeypatch):
         return original(utterances, *rest)
 
     monkeypatch.setattr(extraction, "read_batch", watched)
+    monkeypatch.setattr(filling, "read_batch", watched)
     fill_stores(recipe, tasks)
     rest = {u.id for split in ("dev", "test") for u in tasks["emotion"].splits[split]}
     assert set(read) == rest
@@ -265,7 +268,34 @@ def test_a_batch_is_its_utterances_alone(one_task, encoder):
     extract(recipe, jobs)
     upstream, store = jobs[0].upstream, jobs[0].store
     for utterance in [*jobs[0].wanted.values()][:3]:
-        alone = upstream(extraction.read_batch([utterance], upstream))
+        alone = upstream(read_batch([utterance], upstream))
         found = store.read(utterance)
         for one, other in zip(alone.layers, found, strict=True):
             torch.testing.assert_close(one[0], other, atol=1e-5, rtol=1e-4)
+
+
+def test_the_command_prints_size_and_time_and_asks(one_task, tiny_corpus, workspace):
+    import yaml
+    from typer.testing import CliRunner
+
+    from speechfuse.cli import app
+    from speechfuse.errors import SpeechFuseError
+
+    (workspace / "r.yaml").write_text(yaml.safe_dump(one_task))
+    call = ["extract", "r.yaml"]
+    asked = CliRunner().invoke(app, [*call, "--limit-gb", "0"])
+    assert isinstance(asked.exception, SpeechFuseError)
+    assert "nothing was computed, add --yes to go on" in str(asked.exception)
+    assert "hours to compute" in asked.stdout
+    assert not list((workspace / "stores").glob("*/*.safetensors"))
+    done = CliRunner().invoke(app, [*call, "--limit-gb", "0", "--yes"])
+    assert done.exit_code == 0, done.output
+    assert "stored in stores/" in done.stdout
+    (shard,) = (workspace / "stores").glob("*/*.safetensors")
+    before = shard.read_bytes()
+    shard.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    again = CliRunner().invoke(app, [*call, "--verify", "store.dtype=float16"])
+    assert again.exit_code == 0, again.output
+    assert shard.read_bytes() == before
+    eight = CliRunner().invoke(app, [*call, "store.dtype=int8"])
+    assert "int8 of mel: off by 0." in eight.stdout

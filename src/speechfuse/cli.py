@@ -290,6 +290,45 @@ def train(
 
 
 @app.command()
+def extract(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    yes: Annotated[bool, typer.Option(help="Also past the limits.")] = False,
+    limit_gb: Annotated[float, typer.Option(min=0, help="Ask before more is written.")] = 10.0,
+    limit_hours: Annotated[float, typer.Option(min=0, help="Ask before it takes longer.")] = 1.0,
+    processes: Annotated[int, typer.Option(min=1, help="On this machine, one for a GPU.")] = 1,
+    verify: Annotated[bool, typer.Option(help="Read every shard, compare its checksum.")] = False,
+) -> None:
+    """Compute a recipe's frozen layers once; `train` would do so first.
+
+    Prints what is there, what is missing, its size and about how long it takes. The same command
+    on several machines that share the folder shares the work. It goes on where it was stopped.
+    """
+    from speechfuse.build import read_recipe
+
+    read = read_recipe(recipe, overrides or ())
+    from speechfuse.extract import duration, extract, extraction_jobs, extraction_table
+    from speechfuse.taskdata import load_tasks
+
+    with _progress() as progress:
+        jobs = extraction_jobs(read, load_tasks(read, progress=progress))
+    table, size, seconds = extraction_table(read, jobs)
+    _table(*table)
+    if (size > limit_gb * 1e9 or seconds > limit_hours * 3600) and not yes:
+        raise SpeechFuseError(
+            f"{size / 1e9:.1f} GB in about {duration(seconds)}, past --limit-gb {limit_gb:g} or "
+            f"--limit-hours {limit_hours:g}; nothing was computed, add --yes to go on"
+        )
+    with _progress() as progress:
+        extract(read, jobs, progress, processes=processes, verify=verify)
+    for job in jobs:
+        if job.store.error is not None:
+            typer.echo(f"int8 of {job.name}: off by {100 * job.store.error:.2f} %, relative rms")
+    for folder in dict.fromkeys(job.store.folder for job in jobs):
+        typer.echo(f"stored in {folder}")
+
+
+@app.command()
 def evaluate(run: RunFolder) -> None:
     """Score a run again from its weights; the numbers are those that training gave."""
     from speechfuse.evaluate import evaluate_again

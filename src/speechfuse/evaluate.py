@@ -14,7 +14,7 @@ from speechfuse.checkpoint import Run
 from speechfuse.contracts import Row, Task, Upstream
 from speechfuse.data.batching import by_duration
 from speechfuse.extract import BATCH_SECONDS as UPSTREAM_SECONDS
-from speechfuse.extract import best_device
+from speechfuse.filling import best_device
 from speechfuse.inputs import Inputs, find_inputs
 from speechfuse.metrics import Evidence, with_interval
 from speechfuse.model import FusionModel

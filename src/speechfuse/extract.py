@@ -3,63 +3,35 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
-from itertools import zip_longest
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from speechfuse import build
 from speechfuse.audio import SAMPLE_RATE
-from speechfuse.cache import shards
-from speechfuse.cache.claims import claimed, sweep_claims
+from speechfuse.cache.claims import sweep_claims
 from speechfuse.cache.plans import Shard, make_shards, read_plans, save_plan
 from speechfuse.cache.store import Store, evict, free_bytes
 from speechfuse.clips import read_batch
 from speechfuse.contracts import Upstream
 from speechfuse.data.batching import by_duration
 from speechfuse.errors import DataError
+from speechfuse.filling import Job, best_device, fill
 from speechfuse.launch import run_together
-from speechfuse.ops import moved
+from speechfuse.measure import product_rate
 from speechfuse.ranks import Rank
 from speechfuse.recipe import Recipe
 from speechfuse.taskdata import TaskData
-from speechfuse.types import Progress, Utterance, Waveforms
+from speechfuse.types import Progress, Table, Utterance
 
 VERSION = 3  # of what is stored; raise it when the same settings give other numbers
 BATCH_SECONDS = 60.0  # audio in one forward pass, padding counted
-WAIT = 0.2  # seconds between two looks at a shard that another process makes
+EFFICIENCY = 0.6  # of an encoder, whose smaller operations wait for memory
 SPLITS = ("train", "dev", "test")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One frozen upstream over all utterances that are to have its layers."""
-
-    name: str
-    noise_snr: float | None
-    upstream: Upstream
-    store: Store
-    wanted: Mapping[str, Utterance]  # by key
-
-    @property
-    def missing(self) -> dict[str, Utterance]:
-        return {key: u for key, u in self.wanted.items() if self.store.lacks(key)}
-
-    @property
-    def missing_bytes(self) -> float:
-        """What will be written."""
-        return sum(
-            self.store.bytes_for(u.duration or 0.0, len(self.store.lacks(key)))
-            for key, u in self.missing.items()
-        )
 
 
 def open_store(
@@ -161,9 +133,47 @@ def extract(
         run_together(_fill_in_process, (fresh,), processes, progress)
     else:
         for job, planned in work:
-            _fill(job, planned, best_device(), progress)
+            fill(job, planned, best_device(), progress)
     for job, _ in work:
         job.store.look()
+
+
+def extraction_table(recipe: Recipe, jobs: Sequence[Job]) -> tuple[Table, float, float]:
+    """What is there and what is missing, for reading; bytes and seconds that are missing.
+
+    Seconds: the upstream's multiply-adds at the rate of a large matrix product on this machine.
+    """
+    rate = product_rate(best_device())
+    rows, size, seconds = [], 0.0, 0.0
+    for job in jobs:
+        missing = sum(u.duration or 0.0 for u in job.missing.values())
+        takes = missing * job.upstream.plan.macs_per_second / (EFFICIENCY * rate)
+        noise = "" if job.noise_snr is None else f", noise at {job.noise_snr:g} dB"
+        rows.append(
+            [
+                f"{job.name}{noise}",
+                f"{job.store.spec.num_layers} x {job.store.spec.dim}",
+                f"{len(job.wanted):,}",
+                f"{sum(u.duration or 0.0 for u in job.wanted.values()) / 3600:.2f}",
+                f"{len(job.wanted) - len(job.missing):,}",
+                f"{missing / 3600:.2f}",
+                f"{job.missing_bytes / 1e9:.2f}",
+                duration(takes),
+            ]
+        )
+        size, seconds = size + job.missing_bytes, seconds + takes
+    columns = ["upstream", "layers x width", "utterances", "hours", "stored", "hours to compute"]
+    store = recipe.store
+    title = f"Layers in {store.folder} ({store.dtype}, budget {store.budget_gb:g} GB)"
+    return (title, [*columns, "GB", "about"], rows), size, seconds
+
+
+def duration(seconds: float) -> str:
+    """For reading, rounded as a guess is."""
+    for size, unit in ((3600.0, "h"), (60.0, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _plan(job: Job, *, equal: bool) -> list[Shard]:
@@ -209,146 +219,7 @@ def _fill_in_process(
     if device.type == "cuda":
         device = torch.device("cuda", rank.number % torch.cuda.device_count())
     for job, planned in work:
-        _fill(job, planned, device, progress, rank)
-
-
-def _fill(
-    job: Job,
-    planned: Sequence[Shard],
-    device: torch.device,
-    progress: Progress | None,
-    rank: Rank | None = None,
-) -> None:
-    """Make every shard that nobody else makes; ends when all are there."""
-    job.upstream.load()
-    job.upstream.to(device)
-    left, total = list(planned), sum(len(shard.keys) for shard in planned)
-
-    def report() -> None:
-        if progress:
-            there = (shard for shard in planned if job.store.path(shard).exists())
-            progress(f"layers of {job.name}", sum(len(shard.keys) for shard in there), total)
-
-    with _Maker(job, device) as maker:
-        while left:
-            for shard in left:
-                if rank and rank.asked():
-                    raise KeyboardInterrupt
-                if maker.make(shard):
-                    report()
-            maker.finish()
-            report()
-            left = [shard for shard in left if not job.store.path(shard).exists()]
-            if left:
-                time.sleep(WAIT)
-    job.upstream.to("cpu")
-
-
-class _Maker:
-    """Makes shards: one is computed while the next audio is read and the last shard is written."""
-
-    def __init__(self, job: Job, device: torch.device) -> None:
-        self._job, self._device = job, device
-        self._reader, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self._writing: tuple[Future[None], ExitStack] | None = None
-        self._wrong = self._size = 0.0  # squares of what int8 changed, and of all
-
-    def __enter__(self) -> _Maker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self.finish()
-        finally:
-            self._reader.shutdown(cancel_futures=True)
-            self._writer.shutdown()
-        if self._size:
-            self._job.store.error = (self._wrong / self._size) ** 0.5
-
-    def make(self, shard: Shard) -> bool:
-        """Compute a shard, to be written meanwhile; False if it is there or another has it.
-
-        Raises:
-            DataError: unreadable audio, or audio that is not what it was; a value that is not
-                finite in the stored type; a disk that is full.
-        """
-        path = self._job.store.path(shard)
-        with ExitStack() as held:
-            if path.exists() or not held.enter_context(claimed(path)) or path.exists():
-                return False
-            tensors = self._compute(shard)
-            self.finish()
-            write = self._writer.submit(shards.write_shard, path, tensors, shard.layers)
-            self._writing = (write, held.pop_all())
-        return True
-
-    def finish(self) -> None:
-        """Wait until the shard before is written."""
-        if self._writing:
-            (write, held), self._writing = self._writing, None
-            with held:
-                write.result()
-
-    def _compute(self, shard: Shard) -> dict[str, Tensor]:
-        """Tensors of a shard by name; its batches are the plan's."""
-        tensors: dict[str, Tensor] = {}
-        ahead = self._reader.submit(self._read, shard.batches[0])
-        for keys, after in zip_longest(shard.batches, shard.batches[1:]):
-            wav = ahead.result()
-            if after:
-                ahead = self._reader.submit(self._read, after)
-            for key, layers in zip(keys, self._layers(wav, shard.layers), strict=True):
-                self._check(key, layers)
-                kept = shards.stored(layers, self._job.store.dtype)
-                if shards.SCALE in kept:
-                    again = torch.empty_like(layers)
-                    shards.restored(kept[""], kept[shards.SCALE], again)
-                    self._wrong += float((again - layers).square().sum(dtype=torch.float64))
-                    self._size += float(layers.square().sum(dtype=torch.float64))
-                tensors |= {f"{key}{ending}": tensor for ending, tensor in kept.items()}
-        return tensors
-
-    def _read(self, keys: Sequence[str]) -> Waveforms:
-        """The audio of a batch, if it still is what the plan was made for."""
-        job = self._job
-        wav = read_batch([job.wanted[key] for key in keys], job.upstream, job.noise_snr)
-        for key in keys:
-            utterance = job.wanted[key]
-            if job.store.key(utterance) != key:
-                raise DataError(
-                    f"{utterance.audio} changed since the extraction began; run it again"
-                )
-        if self._device.type == "cuda":
-            return replace(wav, samples=wav.samples.pin_memory())
-        return wav
-
-    @torch.no_grad()
-    def _layers(self, wav: Waveforms, wanted: Sequence[int]) -> Iterator[Tensor]:
-        """Of each utterance those layers (L, T, D), in memory and no wider than they are stored."""
-        store = self._job.store
-        carried = torch.float32 if store.dtype == "int8" else shards.DTYPES[store.dtype]
-        lengths, states = self._job.upstream.stream(moved(wav, self._device))
-        kept: list[Tensor] = []
-        for layer, hidden in zip(store.layers, states, strict=False):
-            if layer in wanted:
-                kept.append(hidden.to(carried).cpu())
-            if len(kept) == len(wanted):  # blocks above are not computed
-                break
-        for row, frames in enumerate(lengths.tolist()):
-            yield torch.stack([hidden[row, :frames] for hidden in kept])
-
-    def _check(self, key: str, layers: Tensor) -> None:
-        if not torch.isfinite(layers).all():
-            name, dtype = self._job.wanted[key].id, self._job.store.dtype
-            raise DataError(
-                f"a layer of utterance {name} is not finite as {dtype}; with float16 try "
-                "store.dtype=bfloat16, else look at the clip"
-            )
-
-
-def best_device() -> torch.device:
-    """Where upstreams are run: on the GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        fill(job, planned, device, progress, rank)
 
 
 def drift(upstream: Upstream, utterances: Sequence[Utterance]) -> float:

@@ -42,6 +42,13 @@ def seconds_in_turns(
     return taken
 
 
+def product_rate(device: torch.device, size: int = 1024) -> float:
+    """Multiply-adds a second of a square float32 matrix product, the best of five."""
+    left, right = torch.randn(2, size, size, device=device)
+    times = seconds_in_turns({"product": lambda: left @ right}, 5)["product"]
+    return size**3 / min(times)
+
+
 def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
