@@ -208,6 +208,26 @@ def test_only_what_is_missing_is_computed(one_task, monkeypatch):
     assert read == []
 
 
+def test_a_subset_of_layers_hits_and_the_rest_is_added(one_task, encoder):
+    every = with_encoder(one_task, encoder("hubert"))
+    some = with_encoder(one_task, encoder("hubert"), layers=[1, 2])
+    recipe, jobs = jobs_of(some)
+    extract(recipe, jobs)
+    early = {path: path.read_bytes() for path in jobs[0].store.folder.glob("*.safetensors")}
+    recipe, jobs = jobs_of(every)
+    store, wanted = jobs[0].store, [*jobs[0].wanted.values()]
+    count = store.spec.num_layers
+    assert {store.lacks(key) for key in jobs[0].wanted} == {(0, *range(3, count))}
+    half = sum(store.bytes_for(u.duration, count - 2) for u in wanted)
+    assert jobs[0].missing_bytes == pytest.approx(half)
+    extract(recipe, jobs)
+    assert early.items() <= {p: p.read_bytes() for p in store.folder.glob("*.safetensors")}.items()
+    for layers in ([0], [2], [0, 2], [1, 2]):
+        _, (job,) = jobs_of(with_encoder(one_task, encoder("hubert"), layers=layers))
+        assert not job.missing
+        assert torch.equal(job.store.read(wanted[0]), store.read(wanted[0])[layers])
+
+
 def test_int8_tells_its_error(one_task):
     recipe, jobs = jobs_of(one_task, {"store": {"dtype": "int8"}})
     extract(recipe, jobs)

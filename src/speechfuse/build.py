@@ -79,7 +79,8 @@ def refuse_equal_weights(recipe: Recipe, known: Mapping[str, Mapping[str, str]])
             continue
         if content(known[name]) != content(known[other]):
             continue
-        if build_upstream(recipe, name).manner() == build_upstream(recipe, other).manner():
+        one, twin = build_upstream(recipe, name), build_upstream(recipe, other)
+        if one.manner() == twin.manner() and one.layers == twin.layers:
             sources = f"{known[name]['source']} and {known[other]['source']}"
             raise _repeated(name, other, f"equal configuration and weights in {sources}")
 

@@ -96,7 +96,7 @@ class Upstream(nn.Module, ABC):
         """Name, revision and content hash: what a run folder keeps instead of a copy."""
 
     def manner(self) -> Mapping[str, Any]:
-        """What else, beside the weights, decides the layers of a clip."""
+        """What else, beside the weights, decides what is in a layer of a clip."""
         return {}
 
 

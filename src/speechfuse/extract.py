@@ -50,7 +50,7 @@ def open_store(
         **build.layer_facts(recipe, name, upstream),
     }
     folder, dtype = Path(recipe.store.folder), recipe.store.dtype
-    return Store(folder, about, upstream.plan.spec, dtype)
+    return Store(folder, about, upstream.plan.spec, dtype, upstream.layers)
 
 
 def extraction_jobs(

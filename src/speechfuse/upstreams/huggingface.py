@@ -200,7 +200,7 @@ class HuggingFace(Upstream):
     def manner(self) -> dict[str, Any]:
         """Whisper has its silence and windows; batches masked or of one length are as exact."""
         kind = self.config["model_type"]
-        made: dict[str, Any] = {"preprocessor": self.preprocessor, "layers": self._layers}
+        made: dict[str, Any] = {"preprocessor": self.preprocessor}
         if kind == "whisper":
             return made | {"whisper_pad": self.whisper_pad, "long": self.long}
         return made | {"padded": kind != "wav2vec2-bert" and self.length_policy == "padded"}
