@@ -1,7 +1,9 @@
 import random
 import shutil
+import threading
 import time
 from collections import Counter
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from speechfuse import filling
 from speechfuse.build import read_recipe
 from speechfuse.cache import plans
 from speechfuse.clips import read_batch
-from speechfuse.errors import DataError
+from speechfuse.errors import DataError, RunError
 from speechfuse.extract import extract, extraction_jobs, fill_stores
 from speechfuse.recipe import merged
 from speechfuse.taskdata import load_tasks
@@ -273,13 +275,27 @@ def test_the_budget_evicts_the_oldest_and_refuses_what_cannot_fit(one_task, capl
 
 
 @pytest.mark.recipe
-def test_two_processes_write_what_one_does_and_a_lost_one_is_told(one_task, monkeypatch):
+def test_two_processes_write_what_one_does_and_a_lost_one_is_told(one_task):
     recipe, jobs = jobs_of(one_task, {"store": {"folder": "one"}})
     extract(recipe, jobs)
     again, more = jobs_of(one_task, {"store": {"folder": "two"}})
+    killer = threading.Thread(target=kill_one_of_two)
+    killer.start()
+    with pytest.raises(RunError, match=r"of 2 was ended by SIGKILL.*run it again"):
+        extract(again, more, processes=2)
+    killer.join()
     extract(again, more, processes=2)
     assert not more[0].missing
     assert contents(jobs[0].store.root) == contents(more[0].store.root)
+
+
+def kill_one_of_two():
+    """Once both have begun."""
+    for _ in range(600):
+        time.sleep(0.1)
+        if len(begun := active_children()) == 2:
+            begun[0].kill()
+            return
 
 
 def test_a_batch_is_its_utterances_alone(one_task, encoder):
