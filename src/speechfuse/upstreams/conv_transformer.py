@@ -20,11 +20,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from speechfuse.contracts import UpstreamPlan
 from speechfuse.ops import length_mask, zero_padding
 from speechfuse.types import StackSpec, Waveforms
 from speechfuse.upstreams.attention import ATTENTION_SECONDS, attention_mask
+from speechfuse.upstreams.blocks import (
+    Attend,
+    Block,
+    RelativeAttention,
+    attend,
+    linear,
+    narrow,
+)
+from speechfuse.upstreams.convolutions import activate, convolve, grouped, lay_out
+from speechfuse.upstreams.ragged import Ragged
 
 
 def plan(config: Mapping[str, Any], sample_rate: int) -> UpstreamPlan:
@@ -76,11 +87,17 @@ class ConvTransformer(nn.Module):
     """One loaded model of the family and how to read its hidden states."""
 
     def __init__(
-        self, model: nn.Module, preprocessor: Mapping[str, Any], length_policy: str
+        self,
+        model: nn.Module,
+        preprocessor: Mapping[str, Any],
+        length_policy: str,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.model: Any = model
         self.config: Any = model.config
+        self.dtype = dtype  # of the large products of a frozen one
+        self._fast: list[Block] | None = None
         self.do_normalize = bool(preprocessor.get("do_normalize", True))
         self.padded = length_policy == "padded"
         self.attends_padding = self.padded and not preprocessor.get("return_attention_mask", False)
@@ -91,8 +108,82 @@ class ConvTransformer(nn.Module):
             samples = (samples - kernel).div(stride, rounding_mode="floor") + 1
         return samples
 
-    def states(self, wav: Waveforms) -> Iterator[Tensor]:
-        """Every hidden state in order, (B, T, D); padding holds anything."""
+    def states(self, wav: Waveforms, *, frozen: bool = False) -> Iterator[Tensor]:
+        """Every hidden state in order, (B, T, D); padding holds anything.
+
+        frozen: no gradient is asked for, now or later.
+        """
+        return self._frozen(wav) if frozen and not self.padded else self._with_modules(wav)
+
+    def _frozen(self, wav: Waveforms) -> Iterator[Tensor]:
+        """The same without padding, and with what transformers' modules do put together."""
+        encoder, stable = (
+            self.model.encoder,
+            bool(getattr(self.config, "do_stable_layer_norm", False)),
+        )
+        blocks = self._prepared()
+        ragged = Ragged(self.frames(wav.lengths), together=wav.samples.is_cuda)
+        hidden = self._features(wav, ragged)
+        hidden = hidden + ragged.along_time(self._along_time, hidden)
+        hidden = hidden if stable else encoder.layer_norm(hidden)
+        yield ragged.padded(hidden)
+        if not blocks:
+            return
+        wavlm = self.config.model_type == "wavlm"
+        attending: Attend = attend
+        if wavlm:
+            attending = RelativeAttention(encoder.layers[0].attention, max(ragged.sizes))
+        last = self.config.num_hidden_layers - 1
+        for index, block in enumerate(blocks):
+            hidden = block(hidden, ragged, attending)
+            normed = encoder.layer_norm(hidden) if stable and index == last else hidden
+            yield ragged.padded(normed)
+
+    def _prepared(self) -> list[Block]:
+        """The blocks; weights are laid out as the products read them, once."""
+        if self._fast is None:
+            embed = self.model.encoder.pos_conv_embed
+            if not hasattr(embed, "layers"):
+                if is_parametrized(embed.conv):
+                    remove_parametrizations(embed.conv, "weight")
+                lay_out(embed.conv, self.dtype)
+            first, *upper = self.model.feature_extractor.conv_layers
+            lay_out(first.conv, torch.float32)
+            for layer in upper:
+                lay_out(layer.conv, self.dtype)
+            self._fast = [_block(layer, self.config) for layer in self.model.encoder.layers]
+            narrow(self._fast, self.dtype)
+        return self._fast
+
+    def _features(self, wav: Waveforms, ragged: Ragged) -> Tensor:
+        """What the positional convolution reads, (N, D)."""
+        samples, layers = self._normalized(wav), self.model.feature_extractor.conv_layers
+        if ragged.together:
+            features = ragged.rows(convolve(layers, samples, wav.lengths))
+        else:
+            clips = zip(samples, wav.lengths, strict=True)
+            features = torch.cat([convolve(layers, s[None, :n], n[None])[0] for s, n in clips])
+        projection = self.model.feature_projection
+        features = features.float()
+        if hasattr(projection, "layer_norm"):
+            features = projection.layer_norm(features)
+        return linear(projection.projection, features)
+
+    def _along_time(self, hidden: Tensor, valid: Tensor | None) -> Tensor:
+        """The positional convolution(s) of utterances side by side, (B, T, D)."""
+        embed = self.model.encoder.pos_conv_embed
+        if hasattr(embed, "layers"):
+            for layer in embed.layers:
+                hidden = layer(hidden.transpose(1, 2)).transpose(1, 2)
+                hidden = hidden if valid is None else hidden * valid[..., None]
+            return hidden
+        norm = getattr(embed, "batch_norm", None)
+        if norm is not None:
+            hidden = norm(hidden.transpose(1, 2)).transpose(1, 2)
+            hidden = hidden if valid is None else hidden * valid[..., None]
+        return activate(embed.activation, grouped(embed.conv, hidden))
+
+    def _with_modules(self, wav: Waveforms) -> Iterator[Tensor]:
         model, encoder = self.model, self.model.encoder
         lengths = self.frames(wav.lengths)
         features = self._convolve(self._normalized(wav), wav.lengths).transpose(1, 2)
@@ -183,6 +274,20 @@ class ConvTransformer(nn.Module):
                 )
                 hidden = layer.final_layer_norm(hidden + layer.feed_forward(hidden))
             yield hidden
+
+
+def _block(layer: Any, config: Any) -> Block:
+    forward = layer.feed_forward
+    return Block(
+        attention=layer.attention,
+        norm=layer.layer_norm,
+        up=forward.intermediate_dense,
+        activation=forward.intermediate_act_fn,
+        down=forward.output_dense,
+        final_norm=layer.final_layer_norm,
+        norm_first=bool(getattr(config, "do_stable_layer_norm", False)),
+        adapter=getattr(layer, "adapter_layer", None),
+    )
 
 
 def _masked_instance_norm(hidden: Tensor, lengths: Tensor, norm: nn.GroupNorm) -> Tensor:

@@ -52,12 +52,15 @@ def plan(config: Mapping[str, Any]) -> UpstreamPlan:
 class W2vBert(nn.Module):
     """One loaded model and how to read its hidden states."""
 
-    def __init__(self, model: nn.Module, preprocessor: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: nn.Module, preprocessor: Mapping[str, Any], dtype: torch.dtype = torch.float32
+    ) -> None:
         import transformers
 
         super().__init__()
         self.model: Any = model
         self.config: Any = model.config
+        self.dtype = dtype  # of the products of a frozen one's blocks
         known = {"feature_size", "num_mel_bins", "padding_value", "stride"}
         options = {key: value for key, value in preprocessor.items() if key in known}
         make: Any = transformers.SeamlessM4TFeatureExtractor
@@ -68,8 +71,11 @@ class W2vBert(nn.Module):
         mel = (samples - _WINDOW).div(_HOP, rounding_mode="floor") + 1
         return mel.div(_STRIDE, rounding_mode="floor")
 
-    def states(self, wav: Waveforms) -> Iterator[Tensor]:
-        """Every hidden state in order, (B, T, D); padding holds anything."""
+    def states(self, wav: Waveforms, *, frozen: bool = False) -> Iterator[Tensor]:
+        """Every hidden state in order, (B, T, D); padding holds anything.
+
+        frozen: no gradient is asked for, now or later.
+        """
         lengths = self.frames(wav.lengths)
         features = pad_frames(
             [
@@ -85,13 +91,15 @@ class W2vBert(nn.Module):
         embed = self.model.encoder.embed_positions
         relative = None if embed is None else embed(hidden)
         yield hidden
+        mixed, device = frozen and self.dtype != torch.float32, hidden.device.type
         for layer in self.model.encoder.layers:
-            hidden = layer(
-                hidden,
-                attention_mask=mask,
-                relative_position_embeddings=relative,
-                conv_attention_mask=valid,
-            )
+            with torch.autocast(device, self.dtype, enabled=mixed):
+                hidden = layer(
+                    hidden,
+                    attention_mask=mask,
+                    relative_position_embeddings=relative,
+                    conv_attention_mask=valid,
+                )
             yield hidden
 
     def _features(self, samples: Tensor) -> Tensor:

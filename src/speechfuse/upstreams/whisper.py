@@ -25,6 +25,8 @@ from speechfuse.errors import DataError
 from speechfuse.ops import length_mask, pad_frames, zero_padding
 from speechfuse.types import StackSpec, Waveforms
 from speechfuse.upstreams.attention import ATTENTION_SECONDS, attention_mask
+from speechfuse.upstreams.blocks import Block, attend, narrow
+from speechfuse.upstreams.ragged import Ragged
 
 Pad = float | Literal["30s"]
 
@@ -51,7 +53,12 @@ class WhisperStates(nn.Module):
     """One loaded Whisper encoder and how to read its hidden states."""
 
     def __init__(
-        self, encoder: nn.Module, preprocessor: Mapping[str, Any], pad: Pad, long: str
+        self,
+        encoder: nn.Module,
+        preprocessor: Mapping[str, Any],
+        pad: Pad,
+        long: str,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.model: Any = encoder
@@ -60,7 +67,8 @@ class WhisperStates(nn.Module):
         self.hop = int(preprocessor.get("hop_length", 160))
         self.stride = 2 * self.hop  # samples a frame
         self.sample_rate = int(preprocessor.get("sampling_rate", 16000))
-        self.pad, self.long = pad, long
+        self.pad, self.long, self.dtype = pad, long, dtype
+        self._fast: list[Block] | None = None
         positions = int(encoder.config.max_source_positions)  # type: ignore[union-attr, arg-type]
         self.limit = positions * self.stride  # samples, pad included
         silence = 0 if pad == "30s" else -(-round(pad * self.sample_rate) // self.stride)
@@ -72,11 +80,14 @@ class WhisperStates(nn.Module):
         """Exact number of frames for these numbers of samples."""
         return (samples + self.stride - 1).div(self.stride, rounding_mode="floor")
 
-    def states(self, wav: Waveforms) -> Iterator[Tensor]:
-        """Every hidden state in order, (B, T, D); padding holds anything."""
+    def states(self, wav: Waveforms, *, frozen: bool = False) -> Iterator[Tensor]:
+        """Every hidden state in order, (B, T, D); padding holds anything.
+
+        frozen: no gradient is asked for, now or later.
+        """
         room = self.limit - self.silence
         if int(wav.lengths.max()) <= room:
-            for hidden in self._encode(wav):
+            for hidden in self._encode(wav, frozen):
                 yield hidden[:, : int(self.frames(wav.lengths).max())]
             return
         if self.long == "refuse":
@@ -87,13 +98,13 @@ class WhisperStates(nn.Module):
             )
         owner, windows = _windows(wav, room)
         sizes = self.frames(windows.lengths).tolist()
-        for hidden in self._encode(windows):
+        for hidden in self._encode(windows, frozen):
             pieces: list[list[Tensor]] = [[] for _ in wav.lengths]
             for utterance, window, size in zip(owner, hidden, sizes, strict=True):
                 pieces[utterance].append(window[:size])
             yield pad_frames([torch.cat(clip) for clip in pieces])
 
-    def _encode(self, wav: Waveforms) -> Iterator[Tensor]:
+    def _encode(self, wav: Waveforms, frozen: bool) -> Iterator[Tensor]:
         encoder = self.model
         mel, lengths = self._log_mel(wav)
         hidden = _zero_channels(F.gelu(encoder.conv1(mel)), lengths)
@@ -101,12 +112,29 @@ class WhisperStates(nn.Module):
         hidden = F.gelu(encoder.conv2(hidden)).transpose(1, 2)
         hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
         hidden = zero_padding(hidden, lengths)
+        if frozen:
+            yield from self._frozen(hidden, lengths)
+            return
         mask = attention_mask(self.config, hidden, lengths)
         yield hidden
         last = self.config.encoder_layers - 1  # blocks above the last one needed are not here
         for index, layer in enumerate(encoder.layers):
             hidden = layer(hidden, mask)
             yield encoder.layer_norm(hidden) if index == last else hidden
+
+    def _frozen(self, hidden: Tensor, lengths: Tensor) -> Iterator[Tensor]:
+        """The blocks without padding."""
+        encoder = self.model
+        if self._fast is None:
+            self._fast = [_block(layer) for layer in encoder.layers]
+            narrow(self._fast, self.dtype)
+        ragged = Ragged(lengths, together=hidden.is_cuda)
+        yield hidden
+        rows = ragged.rows(hidden)
+        last = self.config.encoder_layers - 1
+        for index, block in enumerate(self._fast):
+            rows = block(rows, ragged, attend)
+            yield ragged.padded(encoder.layer_norm(rows) if index == last else rows)
 
     def _log_mel(self, wav: Waveforms) -> tuple[Tensor, Tensor]:
         """Whisper's spectrogram (B, M, T) of clip and silence, zero beyond; T of each clip."""
@@ -127,6 +155,18 @@ class WhisperStates(nn.Module):
         loudest = mel.amax(dim=(1, 2), keepdim=True)
         mel = (torch.maximum(mel, loudest - 8.0) + 4.0) / 4.0
         return _zero_channels(mel[..., : int(lengths.max())], lengths), lengths
+
+
+def _block(layer: Any) -> Block:
+    return Block(
+        attention=layer.self_attn,
+        norm=layer.self_attn_layer_norm,
+        up=layer.fc1,
+        activation=layer.activation_fn,
+        down=layer.fc2,
+        final_norm=layer.final_layer_norm,
+        norm_first=True,
+    )
 
 
 def _zero_channels(hidden: Tensor, lengths: Tensor) -> Tensor:
