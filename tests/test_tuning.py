@@ -112,9 +112,10 @@ class TestWhatMoves:
     @pytest.mark.parametrize("name", ["hubert", "whisper", "w2v-bert"])
     def test_adapters_change_nothing_at_first(self, encoder, name):
         part = tuned(encoder(name), lora=adapters(name))
-        with torch.no_grad():  # with gradients attention is computed by another kernel
+        with torch.no_grad():
             pairs = zip(part(wav()).layers, encoder_of(encoder(name))(wav()).layers, strict=True)
-        assert all(torch.equal(a, b) for a, b in pairs)
+        for a, b in pairs:  # a frozen one is computed in another order
+            torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
 
     def test_adapters_start_from_the_seed(self, encoder):
         def start(seed):
