@@ -127,6 +127,12 @@ def test_what_cannot_work_is_refused_as_it_is_read(override, message):
     assert message in line
 
 
+def test_a_trained_encoder_has_the_precision_of_training():
+    upstream = "upstreams.w={kind: huggingface, source: x, compute: bfloat16}"
+    (line,) = wrong([upstream, "training.train_upstream={w: all}"])
+    assert "use training.precision=bf16-mixed" in line
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [

@@ -13,6 +13,7 @@ from speechfuse import catalog
 from speechfuse.audio import pad_clips
 from speechfuse.errors import DataError, UpstreamError
 from speechfuse.plan import count_products
+from speechfuse.upstreams import huggingface
 from speechfuse.upstreams.huggingface import _DEFAULTS, HuggingFace
 
 CLIPS = (16000, 5000, 9001, 900)  # samples
@@ -199,6 +200,51 @@ class TestLayers:
     def test_what_is_not_there_is_refused(self, encoder, layers, message):
         with pytest.raises(UpstreamError, match=message):
             upstream(encoder("hubert"), layers=layers)
+
+
+class TestBfloat16:
+    @pytest.fixture(autouse=True)
+    def there(self, monkeypatch):
+        """Products are right where they are slow, too."""
+        monkeypatch.setattr(huggingface, "has_bfloat16", lambda: True)
+
+    @pytest.mark.parametrize("name", ARCHITECTURES)
+    def test_states_are_near_those_of_float32_and_no_padding_reaches_them(self, encoder, name):
+        exact, near = (upstream(encoder(name), compute=c) for c in ("float32", "bfloat16"))
+        wav = pad_clips(clips())
+        dirty = pad_clips(clips())
+        dirty.samples[1, 5000:] = 0.3
+        frames = exact(wav).lengths
+        layers = zip(exact(wav).layers, near(wav).layers, near(dirty).layers, strict=True)
+        for one, other, again in layers:
+            assert other.dtype == torch.float32
+            assert torch.equal(other, again)
+            valid = torch.arange(one.shape[1]) < frames[:, None]
+            drift = (one - other)[valid].norm() / one[valid].norm()
+            assert drift < 0.03
+        assert drift > 1e-4  # it is computed otherwise
+        assert exact.manner() != near.manner()
+
+    def test_a_machine_without_it_refuses(self, encoder, monkeypatch):
+        monkeypatch.setattr(huggingface, "has_bfloat16", lambda: False)
+        part = upstream(encoder("hubert"), compute="bfloat16")
+        with pytest.raises(UpstreamError, match="use float32"):
+            part.load()
+
+    def test_the_padded_policy_refuses(self, encoder):
+        with pytest.raises(UpstreamError, match="use masked"):
+            upstream(encoder("hubert"), compute="bfloat16", length_policy="padded")
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_utterances_side_by_side_are_those_one_by_one(name, encoder, monkeypatch):
+    """A GPU has them side by side along time, a CPU one by one."""
+    part, wav = upstream(encoder(name)), pad_clips(clips())
+    apart = part(wav)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    together = part(wav)
+    for one, other in zip(apart.layers, together.layers, strict=True):
+        torch.testing.assert_close(one, other, atol=3e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["hubert", "wavlm", "data2vec", "whisper"])

@@ -227,7 +227,13 @@ def tuned_upstreams(recipe: Recipe) -> dict[str, str]:
         if which == "none":
             continue
         if catalog.find("upstream", part.kind).blocks is not Upstream.blocks:
-            if upstream_options(recipe, name).get("length_policy") == "equal":
+            options = upstream_options(recipe, name)
+            if options.get("compute", "float32") != "float32":
+                raise RecipeError(
+                    f"upstream '{name}' cannot be trained with compute {options['compute']}, which "
+                    "is of frozen encoders; use training.precision=bf16-mixed"
+                )
+            if options.get("length_policy") == "equal":
                 raise RecipeError(
                     f"upstream '{name}' cannot be trained with length_policy equal, batches of "
                     "training mix lengths; use masked, which is as exact"

@@ -126,10 +126,16 @@ class HuggingFace(Upstream):
         """Read the weights.
 
         Raises:
-            UpstreamError: no safetensors, a broken file, or one of another model.
+            UpstreamError: no safetensors, a broken file, or one of another model; bfloat16 asked
+                of a machine that has none.
         """
         if self.states is not None:
             return
+        if self.compute == "bfloat16" and not has_bfloat16():
+            raise UpstreamError(
+                f"{self.source}: compute bfloat16, but neither a GPU is here nor a processor that "
+                "has it (AVX512-BF16, AMX or ARM's), and without it is slower; use float32"
+            )
         folder = model_folder(self.source, self.revision)
         dtype: torch.dtype = getattr(torch, self.compute)
         model = _load(folder, self.config, self.source, self.random_seed)
@@ -215,6 +221,14 @@ class HuggingFace(Upstream):
         if kind == "whisper":
             return made | {"whisper_pad": self.whisper_pad, "long": self.long}
         return made | {"padded": kind != "wav2vec2-bert" and self.length_policy == "padded"}
+
+
+def has_bfloat16() -> bool:
+    """Whether this machine computes products of bfloat16 faster than of float32."""
+    if torch.cuda.is_available():
+        return True
+    found = getattr(torch.cpu, "get_capabilities", dict)()  # older releases do not tell
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
 def model_folder(
