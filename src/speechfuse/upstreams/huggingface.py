@@ -227,7 +227,9 @@ def has_bfloat16() -> bool:
     """Whether this machine computes products of bfloat16 faster than of float32."""
     if torch.cuda.is_available():
         return True
-    found = getattr(torch.cpu, "get_capabilities", dict)()  # older releases do not tell
+    found: Mapping[str, Any] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # absent from old ones
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
