@@ -87,8 +87,7 @@ class Run:
             build.refuse_equal_weights(recipe, upstreams)
             return upstreams
         remedy = "choose another folder or delete this one"
-        theirs, mine = self.recipe().model_dump(mode="json"), recipe.model_dump(mode="json")
-        if changed := _changed(theirs, mine):
+        if changed := recipe_changes(self.recipe(), recipe):
             raise RunError(
                 f"{self.folder} holds a run of another recipe (differs in "
                 f"{', '.join(changed[:5])}); {remedy}"
@@ -121,6 +120,10 @@ class Run:
             )
         # Whether an encoder may be there twice was decided when the folder was made.
         return build.read_recipe(path, refuse_repeats=False)
+
+    def upstreams(self) -> dict[str, dict[str, str]]:
+        """The identities of its upstreams when it was begun."""
+        return self._read_json("upstreams.json")
 
     def check_data(self, marks: Mapping[str, Mapping[str, str]]) -> None:
         """Compare the data of each task and split with what the run was begun with, if it was.
@@ -242,6 +245,11 @@ def versions() -> str:
     if find_spec("peft"):  # an extra
         lines.append(f"peft {metadata.version('peft')}")
     return "\n".join([*lines, f"platform {platform.platform()}", ""])
+
+
+def recipe_changes(old: Recipe, new: Recipe) -> list[str]:
+    """Dotted names of the settings that differ, but for those that change no result."""
+    return _changed(old.model_dump(mode="json"), new.model_dump(mode="json"))
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -336,6 +337,33 @@ def evaluate(run: RunFolder) -> None:
     with _progress() as progress:
         metrics = evaluate_again(run, progress)
     _print_metrics(metrics)
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run folders, or folders with runs below them."),
+    ],
+    split: Annotated[Literal["test", "dev"], typer.Option(help="Scores of it.")] = "test",
+    as_json: Annotated[bool, typer.Option("--json", help="Print data, fractions of one.")] = False,
+) -> None:
+    """Which differences between runs are real: the first against each of the others, paired.
+
+    Runs that differ in nothing but their seed are averaged, folds of one recipe are pooled, so
+    that a row of a sweep is one folder: speechfuse compare out/weighted-sum out/hconv
+    """
+    from speechfuse.experiments import compare as comparing
+
+    systems = comparing.find_systems(runs)
+    found = comparing.compare(systems, split)
+    if as_json:
+        typer.echo(json.dumps(comparing.compare_json(systems, found, split), indent=2))
+        return
+    for table in comparing.compare_tables(systems, found, split):
+        _table(*table)
+    for line in [*comparing.about_systems(systems), comparing.caution(found)]:
+        typer.echo(line)
 
 
 @app.command()
