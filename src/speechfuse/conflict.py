@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from speechfuse.data.stream import Source
 from speechfuse.errors import RecipeError
 from speechfuse.model import FusionModel
-from speechfuse.ops import moved, seed_for
+from speechfuse.ops import at_rest, kept_random, moved, seed_for
 from speechfuse.types import Batch, Utterance
 
 HALVES = ("a", "b")
@@ -45,7 +45,7 @@ class LogConflict(Callback):
         if step % self._every or batch_idx % trainer.accumulate_grad_batches:
             return
         model: Any = pl_module.model
-        with torch.random.fork_rng(devices=[]):
+        with kept_random():
             found = self.cosines(model, step, pl_module.device)
         for logger in trainer.loggers:
             logger.log_metrics(found, step)
@@ -53,7 +53,7 @@ class LogConflict(Callback):
     def cosines(self, model: FusionModel, step: int, device: torch.device) -> dict[str, float]:
         """By the name in the log."""
         modes = {module: module.training for module in model.modules()}
-        model.eval()
+        at_rest(model)
         named = {
             (task, half): _gradients(model, self._batch(task, half, step, device))
             for task in self._sources

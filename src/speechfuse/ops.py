@@ -51,9 +51,28 @@ def _hashed(files: tuple[tuple[Path, int, int], ...]) -> str:
 @contextmanager
 def seeded(seed: int, *names: str) -> Iterator[None]:
     """What is drawn within is drawn from the seed of one part, and nothing else is changed."""
-    with torch.random.fork_rng(devices=[]):
+    with kept_random():
         torch.manual_seed(seed_for(seed, *names))
         yield
+
+
+@contextmanager
+def kept_random() -> Iterator[None]:
+    """What is drawn within changes nothing that is drawn afterwards, on GPUs in use either."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
+    with torch.random.fork_rng(devices=range(gpus)):
+        yield
+
+
+def at_rest(model: nn.Module) -> None:
+    """Evaluation mode in which gradients can be taken: cuDNN has those of an LSTM in training only.
+
+    The LSTMs here drop nothing, so both modes give the same.
+    """
+    for module in model.eval().modules():
+        if isinstance(module, nn.RNNBase):
+            assert not module.dropout, "an LSTM with dropout of its own"
+            module.train()
 
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:
@@ -215,9 +234,12 @@ def attend(
 
 
 def moved(item: Any, device: torch.device) -> Any:
-    """Tensors on `device`, inside tuples, lists and dataclasses too; anything else as it is."""
+    """Tensors on `device`, inside tuples, lists and dataclasses too; anything else as it is.
+
+    Only to a GPU without waiting: on the way back they could be read before they are there.
+    """
     if isinstance(item, Tensor):
-        return item.to(device, non_blocking=True)
+        return item.to(device, non_blocking=device.type != "cpu")
     if isinstance(item, tuple | list):
         return type(item)(moved(one, device) for one in item)
     if is_dataclass(item) and not isinstance(item, type):

@@ -18,7 +18,7 @@ from torch import nn
 
 from speechfuse.contracts import Upstream
 from speechfuse.errors import RecipeError, did_you_mean
-from speechfuse.ops import seed_for
+from speechfuse.ops import kept_random, seed_for
 from speechfuse.recipe import LoraRecipe, TrainingRecipe
 
 
@@ -35,7 +35,7 @@ def tune(upstreams: Mapping[str, Upstream], training: TrainingRecipe, seed: int)
         _check_targets(asked, training.lora)
     for name, upstream in upstreams.items():
         if training.lora:
-            with torch.random.fork_rng(devices=[]):
+            with kept_random():
                 torch.manual_seed(seed_for(seed, "lora", name))
                 _add_adapters(upstream, asked[name], training.lora)
         elif training.blocks_of(name) == "all":

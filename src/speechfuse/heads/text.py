@@ -88,5 +88,6 @@ class Text(Head):
 
     def predict(self, frames: Frames) -> list[list[int]]:
         """The most likely next token after each last position."""
-        last = frames.hidden[torch.arange(len(frames.lengths)), frames.lengths - 1]
+        rows = torch.arange(len(frames.lengths), device=frames.lengths.device)
+        last = frames.hidden[rows, frames.lengths - 1]
         return [[token] for token in self.logits(last).argmax(-1).tolist()]

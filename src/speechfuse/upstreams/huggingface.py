@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from speechfuse.audio import SAMPLE_RATE
 from speechfuse.contracts import Upstream, UpstreamPlan
 from speechfuse.errors import DataError, UpstreamError, did_you_mean
-from speechfuse.ops import file_hash, length_mask, zero_padding
+from speechfuse.ops import file_hash, kept_random, length_mask, zero_padding
 from speechfuse.resources import resource
 from speechfuse.types import LayerStack, Waveforms
 from speechfuse.upstreams import conv_transformer, w2v_bert, whisper
@@ -366,7 +366,7 @@ def _load(folder: Path, config: Mapping[str, Any], source: str, seed: int | None
     full = transformers.AutoConfig.from_pretrained(folder)
     full.layerdrop = full.encoder_layerdrop = 0.0  # every block, always
     if seed is not None or torch.get_default_device().type == "meta":
-        with torch.random.fork_rng(devices=[]):
+        with kept_random():
             torch.manual_seed(seed or 0)
             random: nn.Module = (
                 WhisperEncoder(full) if whisper_like else model_class.from_config(full)
