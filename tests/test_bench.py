@@ -1,9 +1,11 @@
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from speechfuse import cli
 from speechfuse.bench.fusion import _convolved, bench_fusion
 from speechfuse.interfaces.hconv import HConv
-from speechfuse.measure import median_ratio, median_seconds, peak_bytes
+from speechfuse.measure import devices, median_ratio, median_seconds, peak_bytes
 
 
 def test_every_shape_and_precision_is_timed():
@@ -12,6 +14,13 @@ def test_every_shape_and_precision_is_timed():
     assert len({(r.interface, r.shape, r.dtype, r.backward) for r in cpu}) == len(cpu) == 16
     assert all(min(r.ours, r.reference, r.ceiling, r.memory) > 0 for r in rows)
     assert all((r.streamed is not None) == (not r.backward and r.shape == "5 x 8") for r in rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named():
+    assert devices("all") == devices("cpu") == ["cpu"]
+    found = CliRunner().invoke(cli.app, ["bench", "fusion", "--device", "cuda"])
+    assert "no CUDA GPU" in str(found.exception)
 
 
 def test_the_reference_is_the_same_method(stack):

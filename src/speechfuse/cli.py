@@ -475,6 +475,9 @@ def bench(
     ] = "small",
     repeats: Annotated[int, typer.Option(min=1, help="Medians of so many.")] = 20,
     threads: Annotated[int, typer.Option(min=1, help="Of torch on the CPU.")] = 1,
+    device: Annotated[
+        Literal["all", "cpu", "cuda"], typer.Option(help="all: the CPU, and a GPU if there is one.")
+    ] = "all",
 ) -> None:
     """Time a method against plain references, side by side in one run.
 
@@ -491,11 +494,11 @@ def bench(
     if what == "fusion":
         from speechfuse.bench.fusion import bench_table
 
-        _table(*bench_table(frames, repeats))
+        _table(*bench_table(frames, repeats, device))
     else:
         from speechfuse.bench.harmonifuse import Sizes, harmonifuse_tables
 
-        for table in harmonifuse_tables(Sizes(preset, tokens=tokens), repeats):
+        for table in harmonifuse_tables(Sizes(preset, tokens=tokens), repeats, device):
             _table(*table)
 
 

@@ -6,14 +6,29 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from speechfuse.errors import SpeechFuseError
+
 Call = Callable[[], object]
+Device = Literal["all", "cpu", "cuda"]
+
+
+def devices(asked: Device) -> list[str]:
+    """Those to measure on; all: the CPU, and a GPU if there is one.
+
+    Raises:
+        SpeechFuseError: there is no GPU and it is asked for.
+    """
+    there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    if asked != "all" and asked not in there:
+        raise SpeechFuseError("no CUDA GPU that torch can use here; measure with --device cpu")
+    return there if asked == "all" else [asked]
 
 
 def median_seconds(calls: Mapping[str, Call], repeats: int) -> dict[str, float]:

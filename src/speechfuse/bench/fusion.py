@@ -21,7 +21,7 @@ from speechfuse.fusion import MergeFirst
 from speechfuse.interfaces.hconv import HConv
 from speechfuse.interfaces.weighted_sum import WeightedSum
 from speechfuse.layer_conv import windows
-from speechfuse.measure import Call, median_seconds, peak_bytes
+from speechfuse.measure import Call, Device, devices, median_seconds, peak_bytes
 from speechfuse.merging.add import Add
 from speechfuse.types import Frames, LayerStack, StackSpec, Table
 
@@ -47,7 +47,7 @@ class Timing:
     streamed: int | None  # bytes, layers coming one by one; only forward of one model
 
 
-def bench_table(frames: int, repeats: int) -> Table:
+def bench_table(frames: int, repeats: int, device: Device = "all") -> Table:
     """What `bench_fusion` measures, for reading."""
     threads = torch.get_num_threads()
     title = f"{frames} frames, {threads} thread{'s' * (threads > 1)}, medians of {repeats}"
@@ -65,19 +65,22 @@ def bench_table(frames: int, repeats: int) -> Table:
             f"{t.reference_memory / 1e6:.1f}",
             "" if t.streamed is None else f"{t.streamed / 1e6:.1f}",
         ]
-        for t in bench_fusion(frames, repeats)
+        for t in bench_fusion(frames, repeats, device=device)
     ]
     return title, [*columns, "reference MB", "streamed MB"], rows
 
 
 def bench_fusion(
-    frames: int, repeats: int, shapes: Sequence[tuple[int, int, int]] = SHAPES
+    frames: int,
+    repeats: int,
+    shapes: Sequence[tuple[int, int, int]] = SHAPES,
+    device: Device = "all",
 ) -> Iterator[Timing]:
-    """Every shape, interface, precision, forward and with backward, on every device there is."""
-    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+    """Every shape, interface, precision, forward and with backward, on the devices asked for."""
+    for name in devices(device):
         for models, layers, dim in shapes:
             for dtype in DTYPES:
-                case = _Case(device, models, layers, dim, dtype, frames)
+                case = _Case(name, models, layers, dim, dtype, frames)
                 for kind in (HConv, WeightedSum):
                     for backward in (False, True):
                         yield case.timing(kind, backward, repeats)

@@ -24,7 +24,14 @@ from speechfuse.decoding import driven, generate
 from speechfuse.heads.text import END, Text
 from speechfuse.interfaces.prompt_adaptive import PromptAdaptiveFusion
 from speechfuse.interfaces.single_layer import SingleLayer
-from speechfuse.measure import Call, median_ratio, peak_bytes, seconds_in_turns
+from speechfuse.measure import (
+    Call,
+    Device,
+    devices,
+    median_ratio,
+    peak_bytes,
+    seconds_in_turns,
+)
 from speechfuse.types import Frames, Generated, Table, Tokens
 
 TASK = "bench"
@@ -73,7 +80,7 @@ class Training:
     last_layer_memory: int
 
 
-def harmonifuse_tables(sizes: Sizes, repeats: int) -> Iterator[Table]:
+def harmonifuse_tables(sizes: Sizes, repeats: int, device: Device = "all") -> Iterator[Table]:
     """What `bench_writing` and `bench_training` measure, for reading."""
     threads = torch.get_num_threads()
     setting = (
@@ -81,7 +88,7 @@ def harmonifuse_tables(sizes: Sizes, repeats: int) -> Iterator[Table]:
         f"{threads} thread{'s' * (threads > 1)}, medians of {repeats}"
     )
     rows = []
-    for one in bench_writing(sizes, repeats):
+    for one in bench_writing(sizes, repeats, device=device):
         each = [f"{one.batch * sizes.tokens / s:.0f}" for s in (one.fused, one.bare, one.uncached)]
         factor = one.fused / (one.batch * sizes.seconds)
         ratios = [f"{one.cost_of_fusion:.2f}", f"{one.gain_of_cache:.1f}"]
@@ -90,7 +97,7 @@ def harmonifuse_tables(sizes: Sizes, repeats: int) -> Iterator[Table]:
     columns += ["real-time factor", "time / bare", "uncached time / time"]
     yield f"Writing: {setting}", columns, rows
     rows = []
-    for step in bench_training(sizes, repeats):
+    for step in bench_training(sizes, repeats, device):
         times = [f"{1000 * s:.0f}" for s in (step.fused, step.last_layer)]
         shares = [f"{100 * step.share:.1f} %"]
         shares.append("" if step.profiled is None else f"{100 * step.profiled:.1f} %")
@@ -101,32 +108,28 @@ def harmonifuse_tables(sizes: Sizes, repeats: int) -> Iterator[Table]:
 
 
 def bench_writing(
-    sizes: Sizes, repeats: int, batches: Sequence[int] = BATCHES
+    sizes: Sizes, repeats: int, batches: Sequence[int] = BATCHES, device: Device = "all"
 ) -> Iterator[Writing]:
-    """Every number of utterances on every device there is."""
-    for device in _devices():
+    """Every number of utterances on the devices asked for."""
+    for name in devices(device):
         for batch in batches:
-            yield _writing(sizes, repeats, batch, device)
+            yield _writing(sizes, repeats, batch, name)
 
 
-def bench_training(sizes: Sizes, repeats: int) -> Iterator[Training]:
-    """A step on every device there is."""
-    for device in _devices():
-        fused, last = (_Step(sizes, kind, device) for kind in (PromptAdaptiveFusion, SingleLayer))
+def bench_training(sizes: Sizes, repeats: int, device: Device = "all") -> Iterator[Training]:
+    """A step on the devices asked for."""
+    for name in devices(device):
+        fused, last = (_Step(sizes, kind, name) for kind in (PromptAdaptiveFusion, SingleLayer))
         taken = seconds_in_turns({"fused": fused, "last": last}, repeats)
         yield Training(
-            device=device,
+            device=name,
             fused=median(taken["fused"]),
             last_layer=median(taken["last"]),
             share=1 - median_ratio(taken["last"], taken["fused"]),
-            profiled=median(fused.profiled() for _ in range(PROFILED)) if device == "cpu" else None,
+            profiled=median(fused.profiled() for _ in range(PROFILED)) if name == "cpu" else None,
             memory=peak_bytes(fused),
             last_layer_memory=peak_bytes(last),
         )
-
-
-def _devices() -> list[str]:
-    return ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def _writing(sizes: Sizes, repeats: int, batch: int, device: str) -> Writing:
