@@ -9,11 +9,8 @@ from speechfuse.errors import RecipeError
 from speechfuse.experiments.layers import layer_figure, run_layer_use
 from speechfuse.extract import fill_stores
 from speechfuse.model import FusionModel
-from speechfuse.predict import _lines
 from speechfuse.taskdata import load_tasks
-from speechfuse.tasks.verification import Verification
 from speechfuse.train import train_run
-from speechfuse.types import Utterance
 
 
 @pytest.fixture
@@ -101,15 +98,6 @@ def test_sizes_are_of_the_layers_that_the_interface_reads(trained, order):
     for use in (u for u in layer_use(model, tasks, stores, names) if u.weights):
         # All layers have one size, so the shares are the weights.
         assert use.scaled == pytest.approx(use.weights, abs=1e-4)
-
-
-def test_a_cosine_that_is_not_that_of_the_trials_says_so(tmp_path):
-    files = [Utterance(id=name, audio=tmp_path / name) for name in ("a.wav", "b.wav")]
-    vectors = [torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])]
-    (plain,) = _lines(Verification(), "sv", files, vectors)
-    assert plain == "a.wav\tb.wav\tsv\t0.707"
-    (marked,) = _lines(Verification(standardize=True), "sv", files, vectors)
-    assert marked == f"{plain}\tnot standardised, unlike the trials"
 
 
 def test_layers_of_a_subset_keep_their_numbers(encoder, tone_recipe, workspace):

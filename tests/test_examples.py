@@ -26,7 +26,8 @@ def test_an_interface_of_ones_own_trains(workspace, tone_recipe, monkeypatch):
 
 def test_the_readme_shows_the_example():
     readme = (EXAMPLES.parent / "README.md").read_text()
-    shown = readme.split("```python\n")[1].split("```")[0]
+    blocks = [part.split("```")[0] for part in readme.split("```python\n")[1:]]
+    (shown,) = [block for block in blocks if "MeanOfLayers" in block]
     assert shown in (EXAMPLES / "mean_of_layers.py").read_text()
 
 

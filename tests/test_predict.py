@@ -1,50 +1,166 @@
-"""Answers for files: layers are fused as they are made, where the interface can."""
-
-import weakref
+import csv
+import io
+import json
+import shutil
 
 import pytest
+from typer.testing import CliRunner
 
-from speechfuse import predict
 from speechfuse.build import read_recipe
-from speechfuse.predict import predict_files
+from speechfuse.cli import app
+from speechfuse.errors import DataError, RunError, SpeechFuseError
+from speechfuse.pipeline.answers import Answer, Label, Speakers, Transcript, Word
+from speechfuse.predict import csv_lines, find_audio, json_lines, subtitles
 from speechfuse.train import train_run
-from speechfuse.upstreams.huggingface import HuggingFace
+from speechfuse.turns import Turn
 
 
-@pytest.mark.parametrize(
-    ("fusion", "streams"),
-    [
-        ({"interface": {"kind": "weighted_sum"}}, True),
-        ({"interface": {"kind": "hconv"}, "normalize": "layer_norm", "per_task": False}, True),
-        ({"interface": {"kind": "frame_gating"}}, False),
-        ({"interface": {"kind": "weighted_sum"}, "order": "layers_first"}, False),
-    ],
-)
-def test_layers_are_not_held_and_the_answers_are_those_of_whole_stacks(
-    workspace, tone_recipe, tiny_corpus, encoder, monkeypatch, fusion, streams
-):
-    tone_recipe["upstreams"] = {"ssl": {"kind": "huggingface", "source": str(encoder("hubert"))}}
-    tone_recipe["tasks"] = {n: tone_recipe["tasks"][n] for n in ("asr", "verification")}
-    tone_recipe["training"]["steps"] = 2
-    train_run(read_recipe(tone_recipe | {"fusion": fusion}), workspace / "run")
-    files = [tiny_corpus.parent / f"s{i}-0.wav" for i in (7, 3)]
-    made, held = [], []
-    whole = HuggingFace.stream
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_corpus):
+    """A run of a few steps, beside a folder of clips."""
+    folder = tmp_path_factory.mktemp("trained")
+    corpus = str(tiny_corpus)
+    heads = {
+        "asr": {"kind": "ctc", "project": 16, "lstm_dim": 16},
+        "emotion": {"kind": "classifier"},
+        "verification": {"kind": "speaker", "embedding_dim": 8},
+    }
+    recipe = {
+        "upstreams": {"mel": {"kind": "filterbank", "num_mels": 24}},
+        "fusion": {"interface": {"kind": "weighted_sum"}},
+        "tasks": {name: {"corpus": corpus, "head": head} for name, head in heads.items()},
+        "training": {"steps": 4, "batch_seconds": 4},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train_run(read_recipe(recipe), folder / "run")
+    (folder / "clips" / "more").mkdir(parents=True)
+    for place, name in (("", "s6-0"), ("", "s6-1"), ("more", "s7-0")):
+        shutil.copy(tiny_corpus.parent / f"{name}.wav", folder / "clips" / place)
+    (folder / "clips" / "notes.txt").write_text("no sound")
+    return folder
 
-    def watched(self, wav):
-        lengths, layers = whole(self, wav)
 
-        def watch():
-            for hidden in layers:
-                held.append(sum(ref() is not None for ref in made))
-                made.append(weakref.ref(hidden))
-                yield hidden
+@pytest.fixture
+def run(trained, monkeypatch):
+    monkeypatch.chdir(trained)
 
-        return lengths, watch()
+    def call(*arguments):
+        return CliRunner().invoke(app, ["predict", "run", *map(str, arguments)])
 
-    monkeypatch.setattr(HuggingFace, "stream", watched)
-    found = list(predict_files(workspace / "run", files))
-    assert len(made) >= 2 * 3
-    assert (max(held) <= 1) == streams
-    monkeypatch.setattr(predict, "_streamed", lambda *_: {})
-    assert list(predict_files(workspace / "run", files)) == found
+    return call
+
+
+def test_files_folders_and_patterns_are_found_once(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    names = [path.name for path in find_audio(["clips", "clips/*.wav", "clips/s6-1.wav"])]
+    assert names == ["s7-0.wav", "s6-0.wav", "s6-1.wav"]
+    assert len(find_audio(["clips/**/*.wav"])) == 3
+    for empty in ("clips/*.flac", "run/checkpoints"):
+        with pytest.raises(DataError, match="holds no audio"):
+            find_audio([empty])
+
+
+def test_a_line_for_each_file_and_task_and_pairs_at_the_end(run):
+    done = run("clips")
+    assert done.exit_code == 0, done.output
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [row[1] for row in rows[:6]] == ["asr", "emotion"] * 3
+    assert len(rows) == 6 + 3
+    assert all(-1 <= float(row[3]) <= 1 for row in rows[6:])
+    alone = run("clips/s6-0.wav", "--task", "verification")
+    assert isinstance(alone.exception, RunError)
+    assert "give two or more" in str(alone.exception)
+
+
+def test_json_holds_everything(run):
+    done = run("clips/s6-0.wav", "--format", "json", "--layers")
+    read = json.loads(done.stdout)
+    assert read["audio"] == "clips/s6-0.wav"
+    assert set(read["results"]) == {"asr", "emotion", "verification"}
+    assert sum(read["results"]["emotion"]["scores"].values()) == pytest.approx(1, abs=1e-3)
+    assert len(read["results"]["verification"]["vector"]) == 8
+    assert read["layers"]["asr"][0]["weights"] == [1.0]
+
+
+def test_csv_is_a_table(run):
+    rows = list(csv.DictReader(io.StringIO(run("clips", "--format", "csv").stdout)))
+    assert [row["task"] for row in rows] == ["asr", "emotion", "verification"] * 3
+    assert all(0 < float(row["score"]) <= 1 for row in rows if row["task"] == "emotion")
+    assert {row["end"] for row in rows} == {"0.400"}
+
+
+@pytest.mark.parametrize("form", ["text", "json", "csv"])
+def test_a_file_that_was_broken_off_is_gone_on_with(run, trained, form, tmp_path):
+    out = tmp_path / "out"
+    asked = ["--format", form, "--out", out, "--task", "asr", "--task", "emotion"]
+    assert run("clips", *asked).exit_code == 0
+    whole = out.read_text()
+    lines = whole.splitlines(keepends=True)
+    out.write_text("".join(lines[:-1]) + lines[-1][:-3])
+    assert run("clips", *asked).exit_code == 0
+    assert sorted(out.read_text().splitlines()) == sorted(whole.splitlines())
+    assert run("clips", *asked).exit_code == 0
+    assert sorted(out.read_text().splitlines()) == sorted(whole.splitlines())
+    out.write_text("header\nsomething else\n")
+    other = run("clips", *asked)
+    assert isinstance(other.exception, SpeechFuseError)
+    assert out.read_text() == "header\nsomething else\n"
+
+
+def test_errors_of_a_file_spare_the_rest(run, tmp_path):
+    (tmp_path / "bad.wav").write_text("no sound")
+    out = tmp_path / "out.jsonl"
+    done = run("clips", tmp_path / "bad.wav", "--format", "json", "--out", out)
+    assert done.exit_code == 1
+    assert "bad.wav\terror\tcannot decode" in done.stdout
+    read = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [("error" in one) for one in read] == [False, False, False, True]
+    shutil.copy("clips/s6-0.wav", tmp_path / "bad.wav")
+    assert run("clips", tmp_path / "bad.wav", "--format", "json", "--out", out).exit_code == 0
+    read = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [("error" in one) for one in read] == [False] * 4
+    printed = run("clips/notes.txt", "clips/s6-0.wav", "--task", "asr")
+    assert printed.exit_code == 1
+    assert "notes.txt\terror\t" in printed.stdout
+    assert "s6-0.wav\tasr\t" in printed.stdout
+
+
+def test_subtitles_end_at_pauses_and_stay_short():
+    words = [Word(f"word{i}", i * 0.5, i * 0.5 + 0.4, 1.0) for i in range(9)]
+    words += [Word("late", 3661.0, 3661.5, 1.0)]
+    blocks = subtitles(words).split("\n\n")
+    assert blocks[0].splitlines() == [
+        "1",
+        "00:00:00,000 --> 00:00:03,400",
+        "word0 word1 word2 word3 word4 word5 word6",
+    ]
+    assert blocks[-1].splitlines()[1:] == ["01:01:01,000 --> 01:01:01,500", "late"]
+    assert len(blocks) == 3
+    assert subtitles([]) == ""
+
+
+def test_subtitles_are_written_for_each_file(run, tmp_path):
+    out = tmp_path / "subs"
+    assert run("clips", "--format", "srt", "--out", out).exit_code == 0
+    assert {path.name for path in out.iterdir()} == {"s6-0.srt", "s6-1.srt", "s7-0.srt"}
+    none = run("clips", "--format", "srt", "--task", "emotion")
+    assert isinstance(none.exception, RunError)
+    assert "tells no times of words for emotion" in str(none.exception)
+
+
+def test_answers_as_text_in_every_form():
+    answer = Answer(
+        "a.wav",
+        2.0,
+        {
+            "asr": Transcript("hello", None),
+            "emotion": Label("sad", {"sad": 0.75, "happy": 0.25}),
+            "who": Speakers([Turn("speaker 1", 0.0, 1.0), Turn("speaker 2", 0.5, 2.0)]),
+        },
+    )
+    (line,) = json_lines([answer])
+    assert json.loads(line)["results"]["asr"] == {"text": "hello", "words": None, "cut": False}
+    rows = list(csv.reader(csv_lines([answer])))
+    assert rows[2] == ["a.wav", "emotion", "sad", "0.7500", "0.000", "2.000"]
+    assert rows[4] == ["a.wav", "who", "speaker 2", "", "0.500", "2.000"]

@@ -369,17 +369,48 @@ def compare(
 @app.command()
 def predict(
     run: RunFolder,
-    audio: Annotated[list[Path], typer.Argument(help="Audio files.")],
+    audio: Annotated[list[str], typer.Argument(help="Audio files, folders of them, patterns.")],
     task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
     prompt: Annotated[
         str | None, typer.Option(help="In words, for a task that was trained with such.")
     ] = None,
+    format: Annotated[
+        Literal["text", "json", "csv", "srt"], typer.Option(help="Of the answers.")
+    ] = "text",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write, or to go on with; for srt a folder of NAME.srt."),
+    ] = None,
+    layers: Annotated[bool, typer.Option(help="With the weights of layers (json).")] = False,
 ) -> None:
-    """Transcribe, name the emotion, compare speakers: one line for each file and task."""
-    from speechfuse.predict import predict_files
+    """Transcribe, name the emotion, compare speakers: one line for each file and task.
 
-    for line in predict_files(run, audio, task, prompt):
-        typer.echo(line)
+    Long recordings are read in stretches that end at pauses. A file that cannot be read has a line
+    that says why, and the exit code is 1 then; the others are answered.
+    """
+    from speechfuse.predict import find_audio, predict_into
+
+    files = find_audio(audio)
+    from speechfuse.pipeline.speech_model import SpeechModel
+
+    model = SpeechModel(run, tasks=task)
+    failed: list[str] = []
+    with _progress() as progress:
+        lines = predict_into(
+            model,
+            files,
+            model.checked(task),
+            format,
+            out,
+            prompt=prompt,
+            layers=layers,
+            progress=progress if out else None,
+            failed=failed,
+        )
+        for line in lines:
+            typer.echo(line)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

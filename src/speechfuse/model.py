@@ -106,7 +106,11 @@ class FusionModel(nn.Module):
         prompts: Sequence[str] | None = None,
     ) -> list[Any]:
         """prompts: in words, one for each utterance, for a context that was trained with such."""
-        frames, head = self.fuse(inputs, task), self.head_of(task)
+        return self.answer(self.fuse(inputs, task), task, prompts)
+
+    def answer(self, frames: Frames, task: str, prompts: Sequence[str] | None = None) -> list[Any]:
+        """The same of what `fuse` gave."""
+        head = self.head_of(task)
         if self.reader is not None and isinstance(head, Text):
             from speechfuse.decoding import generate  # transformers takes seconds to import
 

@@ -1,120 +1,320 @@
-"""Answer for audio files: run the upstreams, then every task's head on one pass over them."""
+"""Answers for audio files as text, JSON, CSV or subtitles."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import torch
-
-from speechfuse import build
-from speechfuse.checkpoint import Run
-from speechfuse.clips import read_batch
-from speechfuse.contracts import Task, Upstream
-from speechfuse.errors import RunError, ShapeError, did_you_mean
-from speechfuse.evaluate import load_model
-from speechfuse.model import FusionModel
-from speechfuse.recipe import Recipe
+from speechfuse.checkpoint import write_text
+from speechfuse.errors import DataError, RunError
+from speechfuse.pipeline.answers import Answer, Label, Speakers, Transcript, Voice, Word
+from speechfuse.pipeline.speech_model import SpeechModel
 from speechfuse.tasks.verification import Verification
-from speechfuse.types import Frames, LayerStack, Utterance, Waveforms
+from speechfuse.turns import format_turns
+from speechfuse.types import Progress
+
+Format = Literal["text", "json", "csv", "srt"]
+SOUNDS = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf"}
+COLUMNS = ("audio", "task", "prediction", "score", "start", "end")
+CAPTION = (42, 6.0, 0.8)  # most characters and seconds of a caption, and the pause that ends one
 
 
-@torch.no_grad()
+def find_audio(given: Iterable[str | Path]) -> list[Path]:
+    """Files by name, in folders (those with the name of a sound format), and of patterns.
+
+    Raises:
+        DataError: a folder or pattern that holds none.
+    """
+    found: list[Path] = []
+    for one in given:
+        path = Path(one)
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SOUNDS)
+        elif not path.exists() and any(sign in str(one) for sign in "*?["):
+            inside = sorted(Path(name) for name in glob(str(one), recursive=True))  # noqa: PTH207
+        else:
+            inside = [path]
+        if not inside:
+            raise DataError(f"{one} holds no audio ({', '.join(sorted(SOUNDS))}); check the path")
+        found += inside
+    return list(dict.fromkeys(found))
+
+
+def check_asked(
+    model: SpeechModel, files: Sequence[Path], tasks: Sequence[str], format: Format
+) -> None:
+    """Refuse before anything is read.
+
+    Raises:
+        RunError: one file alone where there is something to compare only, or subtitles without
+            times of words.
+    """
+    alone = len(files) == 1 and format == "text"
+    if alone and all(model.tasks[name].reads == "vector" for name in tasks):
+        raise RunError(f"{' and '.join(tasks)} compares files; give two or more, found {files[0]}")
+    if format != "srt":
+        return
+    if not set(tasks) & set(model.times_words):
+        raise RunError(
+            f"{model.folder} tells no times of words for {' or '.join(tasks)}: subtitles need a "
+            "head with CTC, like {kind: ctc}, or {kind: text, ctc: 0.3}; use --format text"
+        )
+
+
 def predict_files(
     folder: Path,
     files: Sequence[Path],
     only: Sequence[str] | None = None,
     prompt: str | None = None,
 ) -> Iterator[str]:
-    """One line for each file and task; verification compares every pair of files.
-
-    prompt: in words, for a run that was trained with such. A few files cannot be standardised as
-    the many of the trials are: such a cosine is marked, and so is a text that was cut at its limit.
+    """Lines of text for each file and task, see `text_lines`.
 
     Raises:
         RunError: no trained run, other weights of an upstream, no such task, or one file alone
             where there is something to compare only.
-        DataError: a file that cannot be read, before anything is answered.
+        DataError: a file that cannot be read.
     """
-    run = Run(folder)
-    recipe = run.recipe()
-    for name in only or ():
-        if name not in recipe.tasks:
-            raise RunError(f"{folder} has no task '{name}'; {did_you_mean(name, recipe.tasks)}")
-    tasks: dict[str, Task] = {}
-    for name, state in run.tasks().items():
-        tasks[name] = build.build_task(name, recipe.tasks[name])
-        tasks[name].load_state(state)
-    wanted = list(only or tasks)
-    if len(files) == 1 and all(tasks[name].reads == "vector" for name in wanted):
-        raise RunError(f"{' and '.join(wanted)} compares files; give two or more, found {files[0]}")
-    if prompt is not None:
-        _check_prompt(recipe, wanted)
-    run.check(recipe)
-    model = load_model(run, recipe, tasks)
-    upstreams = [build.build_upstream(recipe, name) for name in recipe.upstreams]
-    tuned = build.tuned_upstreams(recipe)
-    own = [name in tuned for name in recipe.upstreams]  # the model's own, it runs them itself
-    utterances = [Utterance(id=str(path), audio=path) for path in files]
-    read = [[read_batch([u], upstream) for upstream in upstreams] for u in utterances]
-    answers: dict[str, list[Any]] = {name: [] for name in wanted}
-    for clips in read:
-        given: Mapping[str, Sequence[LayerStack] | Frames] = {}
-        if own == [False]:
-            given = _streamed(model, upstreams[0], clips[0], wanted)
-        if not given:
-            inputs = [
-                clip if mine else upstream(clip)
-                for upstream, clip, mine in zip(upstreams, clips, own, strict=True)
-            ]
-            given = dict.fromkeys(wanted, model.stacks(inputs))
-        for name, found in answers.items():
-            found += model.predict(given[name], name, None if prompt is None else [prompt])
-    for name, found in answers.items():
-        yield from _lines(tasks[name], name, utterances, found)
+    model = SpeechModel(folder, tasks=only)
+    tasks = model.checked(only)
+    check_asked(model, files, tasks, "text")
+    answers = model(iter(files), tasks, prompt=prompt)
+    yield from text_lines(model, answers)
 
 
-def _check_prompt(recipe: Recipe, wanted: Sequence[str]) -> None:
-    """Refuse words for several tasks, or for one that has learned none."""
-    worded = [name for name, entry in recipe.tasks.items() if entry.prompts]
-    if len(wanted) != 1 or wanted[0] not in worded:
-        raise RunError(
-            f"a prompt in words asks one task that was trained with some, found "
-            f"{' and '.join(wanted)}; choose with --task from: {', '.join(worded) or 'none'}"
-        )
+def text_lines(model: SpeechModel, answers: Iterable[Answer]) -> Iterator[str]:
+    """One line for each file and task; verification compares every pair of files, at the end.
 
-
-def _streamed(
-    model: FusionModel, upstream: Upstream, clip: Waveforms, tasks: Sequence[str]
-) -> dict[str, Frames]:
-    """What each task's fusion makes of one frozen encoder while that makes its layers.
-
-    So they are never held together. Empty if an interface needs them to be.
+    A few files cannot be standardised as the many of the trials are: such a cosine is marked, and
+    so is a text that was cut at its limit.
     """
-    try:
-        streams = {name: model.fusion_of(name).stream(name) for name in tasks}
-    except ShapeError:
-        return {}
-    lengths, layers = upstream.stream(clip)
-    for index, hidden in enumerate(layers):
-        for stream in streams.values():
-            stream.accumulate(index, hidden)
-    rate = upstream.plan.spec.frame_rate
-    return {name: stream.result(lengths, rate) for name, stream in streams.items()}
-
-
-def _lines(
-    task: Task, name: str, utterances: Sequence[Utterance], found: Sequence[Any]
-) -> Iterator[str]:
-    if isinstance(found[0], torch.Tensor):
-        raw = isinstance(task, Verification) and task.standardize
+    voices: dict[str, list[tuple[str, Voice]]] = {}
+    for answer in answers:
+        if answer.error is not None:
+            yield f"{answer.name}\terror\t{answer.error}"
+        for task, result in answer.results.items():
+            if isinstance(result, Voice):
+                voices.setdefault(task, []).append((answer.name, result))
+            else:
+                cut = isinstance(result, Transcript) and result.cut
+                yield f"{answer.name}\t{task}\t{_text(result)}" + "\tcut at its limit" * cut
+    for task, found in voices.items():
+        kind = model.tasks[task]
+        raw = isinstance(kind, Verification) and kind.standardize
         note = "\tnot standardised, unlike the trials" if raw else ""
-        for i, one in enumerate(utterances):
-            for j in range(i + 1, len(utterances)):
-                score = torch.cosine_similarity(found[i], found[j], dim=0)
-                yield f"{one.id}\t{utterances[j].id}\t{name}\t{float(score):.3f}{note}"
+        for i, (name, one) in enumerate(found):
+            for other_name, other in found[i + 1 :]:
+                yield f"{name}\t{other_name}\t{task}\t{one.similarity(other):.3f}{note}"
+
+
+def json_lines(answers: Iterable[Answer]) -> Iterator[str]:
+    """One object for each file."""
+    for answer in answers:
+        yield json.dumps(answer.to_dict(), ensure_ascii=False)
+
+
+def csv_lines(answers: Iterable[Answer], *, header: bool = True) -> Iterator[str]:
+    """One row for each file and task, one for each turn of a speaker."""
+    if header:
+        yield _row(COLUMNS)
+    for answer in answers:
+        if answer.error is not None:
+            yield _row((answer.name, "error", answer.error, "", "", ""))
+        whole = ("0.000", f"{answer.duration:.3f}")
+        for task, result in answer.results.items():
+            if isinstance(result, Speakers):
+                for turn in result.turns:
+                    times = (f"{turn.start:.3f}", f"{turn.end:.3f}")
+                    yield _row((answer.name, task, turn.speaker, "", *times))
+                continue
+            score = ""
+            if isinstance(result, Label) and result.scores:
+                score = f"{result.scores[result.label]:.4f}"
+            yield _row((answer.name, task, _text(result), score, *whole))
+
+
+def subtitles(words: Sequence[Word]) -> str:
+    """SubRip: captions of a line that end at pauses."""
+    captions: list[list[Word]] = []
+    most, longest, pause = CAPTION
+    for word in words:
+        last = captions[-1] if captions else None
+        if (
+            last is None
+            or len(" ".join(w.text for w in [*last, word])) > most
+            or word.end - last[0].start > longest
+            or word.start - last[-1].end > pause
+        ):
+            captions.append([word])
+        else:
+            last.append(word)
+    blocks = [
+        f"{number}\n{_clock(one[0].start)} --> {_clock(one[-1].end)}\n"
+        + " ".join(word.text for word in one)
+        + "\n"
+        for number, one in enumerate(captions, 1)
+    ]
+    return "\n".join(blocks)
+
+
+def predict_into(
+    model: SpeechModel,
+    files: Sequence[Path],
+    tasks: Sequence[str],
+    format: Format,
+    out: Path | None,
+    *,
+    prompt: str | None = None,
+    layers: bool = False,
+    progress: Progress | None = None,
+    failed: list[str] | None = None,
+) -> Iterator[str]:
+    """Lines to print, or none of them if they go into `out`, which is gone on with.
+
+    out: a file, or a folder of NAME.srt for subtitles. A file that cannot be read has a line that
+    says why, the others have theirs; the next call tries it again. failed: gets their names.
+
+    Raises:
+        DataError: `out` cannot be written, or was made for something else.
+    """
+    check_asked(model, files, tasks, format)
+    left = list(files)
+    if out is not None and format == "srt":
+        left = [path for path in files if not _subtitle_file(out, path, files).exists()]
+    elif (
+        out is not None
+        and format == "text"
+        and any(model.tasks[name].reads == "vector" for name in tasks)
+    ):
+        raise DataError(
+            "pairs of files are printed when all are read; use --format json with --out"
+        )
+    elif out is not None and out.exists():
+        done = _done(out, format, tasks)
+        left = [path for path in files if str(path) not in done]
+    heard = model(iter(left), tasks, prompt=prompt, layers=layers, errors="keep", progress=progress)
+    answers = _noted(heard, [] if failed is None else failed)
+    if format == "srt":
+        yield from _write_subtitles(model, answers, tasks, out, files)
         return
-    for row in task.table(utterances, found, []):
-        note = "\tcut at its limit" if row.get("cut") else ""
-        yield f"{row['id']}\t{name}\t{row['prediction']}{note}"
+    if out is None:
+        lines = {"text": lambda: text_lines(model, answers), "json": lambda: json_lines(answers)}
+        yield from lines.get(format, lambda: csv_lines(answers))()
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("a", encoding="utf-8") as file:
+        if format == "csv" and file.tell() == 0:
+            file.write(_row(COLUMNS) + "\n")
+        for answer in answers:
+            one = [answer]
+            lines_of = (
+                json_lines(one)
+                if format == "json"
+                else csv_lines(one, header=False)
+                if format == "csv"
+                else text_lines(model, one)
+            )
+            file.write("".join(f"{line}\n" for line in lines_of))  # all of a file at once
+            file.flush()
+            if answer.error is not None:
+                yield f"{answer.name}\terror\t{answer.error}"
+
+
+def _noted(answers: Iterable[Answer], failed: list[str]) -> Iterator[Answer]:
+    for answer in answers:
+        if answer.error is not None:
+            failed.append(answer.name)
+        yield answer
+
+
+def _done(out: Path, format: Format, tasks: Sequence[str]) -> set[str]:
+    """Files that have all their answers there; lines of others are taken out, they come anew.
+
+    Raises:
+        DataError: the file holds something else.
+    """
+    text = out.read_text(encoding="utf-8")
+    lines = text.split("\n")[:-1]  # what was broken off has no end
+    header = lines[:1] if format == "csv" else []
+    found: dict[str, set[str]] = {}
+    names = []
+    for line in lines[len(header) :]:
+        try:
+            name, answered = _read_line(line, format)
+        except (ValueError, KeyError, IndexError, TypeError, StopIteration) as error:
+            raise DataError(
+                f"{out} holds a line that is no {format} of ours ({line[:60]!r}); choose another "
+                "file for --out"
+            ) from error
+        names.append(name)
+        found.setdefault(name, set()).update(answered)
+    done = {name for name, answered in found.items() if answered >= {*tasks}}
+    kept = [line for name, line in zip(names, lines[len(header) :], strict=True) if name in done]
+    write_text(out, "".join(f"{line}\n" for line in [*header, *kept]))
+    return done
+
+
+def _read_line(line: str, format: Format) -> tuple[str, set[str]]:
+    """Of which file a line is, and which tasks it answers."""
+    if format == "json":
+        read = json.loads(line)
+        return str(read["audio"]), {*read.get("results", ())}
+    name, task, _, *_ = next(csv.reader([line])) if format == "csv" else line.split("\t")
+    return name, {task}
+
+
+def _write_subtitles(
+    model: SpeechModel,
+    answers: Iterable[Answer],
+    tasks: Sequence[str],
+    out: Path | None,
+    files: Sequence[Path],
+) -> Iterator[str]:
+    task = next(name for name in tasks if name in model.times_words)
+    for answer in answers:
+        if answer.error is not None:
+            yield f"{answer.name}\terror\t{answer.error}"
+            continue
+        result = answer[task]
+        assert isinstance(result, Transcript)
+        text = subtitles(result.words or [])
+        if out is None:
+            yield text
+            continue
+        path = _subtitle_file(out, Path(answer.name), files)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+
+
+def _subtitle_file(out: Path, path: Path, files: Sequence[Path]) -> Path:
+    """NAME.srt; with the name's ending where two files differ in nothing else."""
+    twins = sum(one.stem == path.stem for one in files) > 1
+    return out / f"{path.name if twins else path.stem}.srt"
+
+
+def _text(result: Transcript | Label | Voice | Speakers) -> str:
+    if isinstance(result, Transcript):
+        return result.text
+    if isinstance(result, Label):
+        return result.label
+    if isinstance(result, Speakers):
+        return format_turns(result.turns)
+    return " ".join(f"{x:.6f}" for x in result.vector)
+
+
+def _row(cells: Sequence[str]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(cells)
+    return line.getvalue()
+
+
+def _clock(seconds: float) -> str:
+    """Of SubRip: 00:01:02,345."""
+    whole = round(1000 * seconds)
+    hours, rest = divmod(whole, 3_600_000)
+    minutes, rest = divmod(rest, 60_000)
+    return f"{hours:02}:{minutes:02}:{rest // 1000:02},{rest % 1000:03}"

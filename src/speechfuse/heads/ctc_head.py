@@ -72,7 +72,10 @@ class CTCHead(Head):
 
     def predict(self, frames: Frames) -> list[list[int]]:
         """Token ids without blanks and repetitions."""
-        log_probs, lengths = self.log_probs(frames)
+        return self.searched(*self.log_probs(frames))
+
+    def searched(self, log_probs: Tensor, lengths: Tensor) -> list[list[int]]:
+        """The same of log-probabilities."""
         rows = [row[:n].cpu() for row, n in zip(log_probs, lengths.tolist(), strict=True)]
         if self._flashlight is not None:
             return [self._flashlight(row) for row in rows]

@@ -70,9 +70,8 @@ class Text(Head):
 
     def with_ctc(self, loss: LossSum, speech: Frames, targets: Tokens) -> LossSum:
         """The same with CTC's share; a text that the speech positions are too few for adds none."""
-        assert self.branch is not None
         total = F.ctc_loss(
-            self.branch(speech.hidden).float().log_softmax(-1).transpose(0, 1),
+            self.ctc_log_probs(speech).transpose(0, 1),
             targets.ids,
             speech.lengths,
             targets.lengths,
@@ -80,6 +79,12 @@ class Text(Head):
             zero_infinity=True,
         )
         return LossSum((1 - self.ctc) * loss.total + self.ctc * total, loss.count)
+
+    def ctc_log_probs(self, speech: Frames) -> Tensor:
+        """Of the tokens at the speech positions, in float32, (B, T, C)."""
+        assert self.branch is not None, "made without ctc"
+        scores: Tensor = self.branch(speech.hidden).float()
+        return scores.log_softmax(-1)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token in float32, (..., D) -> (..., C)."""

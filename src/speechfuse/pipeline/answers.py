@@ -1,0 +1,146 @@
+"""What a model says of a recording: a result for each task, with times and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy import float32
+from numpy.typing import NDArray
+
+from speechfuse.errors import DataError
+from speechfuse.turns import Turn
+
+
+class Word(NamedTuple):
+    """A word where CTC aligns it."""
+
+    text: str
+    start: float  # seconds
+    end: float
+    score: float  # mean probability of its tokens where they stand, 0 to 1
+
+
+class Scores(NamedTuple):
+    """Probabilities of the classes of one stretch."""
+
+    start: float  # seconds
+    end: float
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was said."""
+
+    text: str
+    words: Sequence[Word] | None  # None: nothing in the model tells times
+    cut: bool = False  # a stretch reached the limit of what is written
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        words = None if self.words is None else [_rounded(word._asdict()) for word in self.words]
+        return {"text": self.text, "words": words, "cut": self.cut}
+
+
+@dataclass(frozen=True)
+class Label:
+    """One class, or one for each slot as `a | b`."""
+
+    label: str
+    scores: Mapping[str, float] | None  # of all classes; None: the head has no logits
+    stretches: Sequence[Scores] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        stretches = [
+            {**_rounded({"start": s.start, "end": s.end}), "scores": _rounded(s.scores)}
+            for s in self.stretches
+        ]
+        scores = None if self.scores is None else _rounded(self.scores)
+        return {"label": self.label, "scores": scores, "stretches": stretches}
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A speaker's vector of unit length."""
+
+    vector: NDArray[float32]
+
+    def similarity(self, other: Voice) -> float:
+        """Cosine, -1 to 1."""
+        return float(self.vector @ other.vector)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"vector": [round(float(x), 6) for x in self.vector]}
+
+
+@dataclass(frozen=True)
+class Speakers:
+    """Who speaks when; speakers are numbered in each stretch that was read at once."""
+
+    turns: Sequence[Turn]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"turns": [_rounded(turn._asdict()) for turn in self.turns]}
+
+
+Result = Transcript | Label | Voice | Speakers
+
+
+class Layers(NamedTuple):
+    """Weights of one model's layers in one stretch."""
+
+    start: float  # seconds
+    end: float
+    model: str
+    numbers: Sequence[int]
+    weights: NDArray[float32]  # (L,), or (L, T) where frames differ
+    texts: Sequence[str] | None = None  # what stands at the T positions, if they are no frames
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Everything that was asked of one recording."""
+
+    name: str
+    duration: float  # seconds
+    results: Mapping[str, Result] = field(default_factory=dict)  # by task
+    layers: Mapping[str, Sequence[Layers]] = field(default_factory=dict)  # by task, if asked for
+    error: str | None = None  # why there are no results
+
+    def __getitem__(self, task: str) -> Result:
+        """Raises DataError if the recording could not be read."""
+        if self.error is not None:
+            raise DataError(f"{self.name}: {self.error}")
+        return self.results[task]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        found: dict[str, Any] = {"audio": self.name, "duration": round(self.duration, 3)}
+        if self.error is not None:
+            return found | {"error": self.error}
+        found["results"] = {task: result.to_dict() for task, result in self.results.items()}
+        if self.layers:
+            found["layers"] = {
+                task: [_layers(one) for one in given] for task, given in self.layers.items()
+            }
+        return found
+
+
+def _layers(one: Layers) -> dict[str, Any]:
+    return {
+        **_rounded({"start": one.start, "end": one.end}),
+        "model": one.model,
+        "layers": [*one.numbers],
+        "weights": np.round(one.weights.astype(float), 4).tolist(),
+        "texts": None if one.texts is None else [*one.texts],
+    }
+
+
+def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()}

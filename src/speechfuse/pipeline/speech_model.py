@@ -1,0 +1,477 @@
+"""One line for people: `speechfuse.load("runs/a")("call.wav")`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speechfuse import build
+from speechfuse.audio import SAMPLE_RATE, pad_clips
+from speechfuse.checkpoint import Run
+from speechfuse.contracts import ScoresClasses, ShowsLayers, Task, Upstream
+from speechfuse.errors import DataError, RunError, ShapeError, did_you_mean
+from speechfuse.evaluate import load_model
+from speechfuse.filling import best_device
+from speechfuse.heads.ctc_align import align
+from speechfuse.heads.ctc_head import CTCHead
+from speechfuse.heads.text import Text
+from speechfuse.ops import moved
+from speechfuse.pipeline.answers import (
+    Answer,
+    Label,
+    Layers,
+    Result,
+    Scores,
+    Speakers,
+    Transcript,
+    Voice,
+    Word,
+)
+from speechfuse.pipeline.recordings import Recording, Samples
+from speechfuse.tasks.classification import Classification
+from speechfuse.tasks.rows import ids_of, padded
+from speechfuse.turns import Turn
+from speechfuse.types import Frames, Generated, LayerStack, Progress, Utterance, Waveforms
+
+STRETCH_SECONDS = 20.0  # of a long recording that are read at once
+BATCH_SECONDS = 60.0  # audio in one pass, padding counted
+
+
+@dataclass
+class _Heard:
+    """What is known of a recording so far."""
+
+    recording: Recording
+    duration: float = 0.0
+    open: bool = True  # more of it is to come
+    waiting: int = 0  # stretches that are read and not answered
+    parts: dict[str, dict[float, tuple[float, Result]]] = field(default_factory=dict)
+    layers: dict[str, list[Layers]] = field(default_factory=dict)
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    of: _Heard
+    start: float  # seconds
+    samples: Samples
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / SAMPLE_RATE
+
+
+class SpeechModel:
+    """A trained run, ready to answer.
+
+    Example:
+        model = speechfuse.load("runs/a")
+        answer = model("call.wav", tasks=["asr", "emotion"])
+        print(answer["asr"].text, answer["emotion"].scores)
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        device: str | None = None,
+        stretch: float = STRETCH_SECONDS,
+        tasks: Sequence[str] | None = None,
+    ) -> None:
+        """device: cpu, cuda, cuda:1; a GPU if there is one, if left out.
+
+        stretch: seconds of a long recording that are read at once. tasks: those that will be asked.
+
+        Raises:
+            RunError: no trained run, or other weights of an upstream.
+            UpstreamError: an upstream that cannot be found.
+        """
+        run = Run(folder)
+        self.folder, self.recipe, self.stretch = folder, run.recipe(), stretch
+        self.tasks: dict[str, Task] = {}
+        for name, state in run.tasks().items():
+            self.tasks[name] = build.build_task(name, self.recipe.tasks[name])
+            self.tasks[name].load_state(state)
+        self.checked(tasks)
+        run.check(self.recipe)
+        self.device = best_device() if device is None else torch.device(device)
+        self.model = load_model(run, self.recipe, self.tasks).to(self.device)
+        tuned = build.tuned_upstreams(self.recipe)
+        upstreams = {n: build.build_upstream(self.recipe, n) for n in self.recipe.upstreams}
+        self._shortest = max(one.plan.min_samples for one in upstreams.values())
+        self._frozen: dict[str, Upstream | None] = {}  # None: the model runs it itself
+        for name, upstream in upstreams.items():
+            self._frozen[name] = None if name in tuned else upstream
+            if name not in tuned:
+                upstream.load()
+                upstream.to(self.device)
+
+    def checked(self, tasks: Sequence[str] | None) -> list[str]:
+        """The tasks that are asked; all, if none is named.
+
+        Raises:
+            RunError: it has no such task.
+        """
+        for name in tasks or ():
+            if name not in self.tasks:
+                hint = did_you_mean(name, self.tasks)
+                raise RunError(f"{self.folder} has no task '{name}'; {hint}")
+        return list(dict.fromkeys(tasks)) if tasks else [*self.tasks]
+
+    def __call__(
+        self,
+        audio: Any,
+        tasks: Sequence[str] | None = None,
+        *,
+        prompt: str | None = None,
+        layers: bool = False,
+        errors: Literal["raise", "keep"] = "raise",
+        progress: Progress | None = None,
+    ) -> Any:
+        """An `Answer` for one recording, a list for a list, an iterator for an iterator.
+
+        audio: a path, an open file, (samples, rate), what datasets gives, or several of them.
+        prompt: in words, for a run that was trained with such. layers: with the weights of layers.
+        errors: keep gives an answer with `error` for what cannot be read. progress: is told
+        ("recordings", done, total).
+
+        Raises:
+            DataError: audio that cannot be read.
+            RunError: no such task, or a prompt where none was learned.
+        """
+        one = not isinstance(audio, list) and not _is_lazy(audio)
+        many: Iterable[Any] = [audio] if one else audio
+        wanted = self.checked(tasks)
+        if prompt is not None:
+            self._check_prompt(wanted)
+        found = self._answers(many, wanted, prompt, layers, errors, progress)
+        if one:
+            return next(found)
+        return list(found) if isinstance(audio, list) else found
+
+    @property
+    def times_words(self) -> list[str]:
+        """Tasks whose words have times."""
+        heads = {name: self.model.head_of(name) for name in self.tasks}
+        return [
+            name
+            for name, head in heads.items()
+            if isinstance(head, CTCHead) or (isinstance(head, Text) and head.branch is not None)
+        ]
+
+    def _answers(
+        self,
+        many: Iterable[Any],
+        tasks: Sequence[str],
+        prompt: str | None,
+        layers: bool,
+        errors: str,
+        progress: Progress | None,
+    ) -> Iterator[Answer]:
+        """In the order that they came; no more is held than fills a batch."""
+        total = len(many) if isinstance(many, list) else 0
+        queue: list[_Heard] = []
+        waiting: list[_Stretch] = []
+        done = 0
+
+        def ready() -> Iterator[Answer]:
+            nonlocal done
+            while queue and not queue[0].open and not queue[0].waiting:
+                yield self._joined(queue.pop(0), tasks)
+                done += 1
+                if progress:
+                    progress("recordings", done, max(total, done))
+
+        for number, given in enumerate(many, 1):
+            recording = given if isinstance(given, Recording) else Recording(given, number)
+            heard = _Heard(recording)
+            queue.append(heard)
+            try:
+                for start, samples in recording.stretches(self.stretch):
+                    heard.duration = start + len(samples) / SAMPLE_RATE
+                    if len(samples) < self._shortest:
+                        if not start:
+                            raise DataError(
+                                f"{recording.name} has {len(samples)} samples at {SAMPLE_RATE} Hz, "
+                                f"the encoders need {self._shortest} for one frame; leave it out"
+                            )
+                        continue  # a breath at the end
+                    heard.waiting += 1
+                    waiting.append(_Stretch(heard, start, samples))
+                    if sum(one.seconds for one in waiting) >= BATCH_SECONDS:
+                        self._hear(waiting, tasks, prompt, layers)
+                        waiting = []
+            except DataError as error:
+                if errors == "raise":
+                    raise
+                heard.error = str(error)
+            heard.open = False
+            yield from ready()
+        self._hear(waiting, tasks, prompt, layers)
+        yield from ready()
+
+    @torch.no_grad()
+    def _hear(
+        self, stretches: Sequence[_Stretch], tasks: Sequence[str], prompt: str | None, layers: bool
+    ) -> None:
+        """Answer stretches, those of similar length together."""
+        for batch in _batches(stretches):
+            clips = [torch.from_numpy(one.samples) for one in batch]
+            wav = moved(pad_clips(clips), self.device)
+            given: dict[str, Sequence[LayerStack] | Frames] = {}
+            if not layers:
+                given = dict(self._streamed(wav, tasks))
+            if not given:
+                inputs = [wav if up is None else up(wav) for up in self._frozen.values()]
+                given = dict.fromkeys(tasks, self.model.stacks(inputs))
+            for name in tasks:
+                prompts = None if prompt is None else [prompt] * len(batch)
+                frames = self.model.fuse(given[name], name)
+                found = self.model.answer(frames, name, prompts)
+                results = self._results(name, frames, found, prompts)
+                for one, result in zip(batch, results, strict=True):
+                    parts = one.of.parts.setdefault(name, {})
+                    parts[one.start] = (one.seconds, result)
+                if layers:
+                    self._note_layers(name, given[name], found, batch)
+            for one in batch:
+                one.of.waiting -= 1
+
+    def _streamed(self, wav: Waveforms, tasks: Sequence[str]) -> dict[str, Frames]:
+        """What each task's fusion makes of one frozen encoder while that makes its layers.
+
+        So they are never held together. Empty if an interface needs them to be.
+        """
+        (only, *others) = self._frozen.values()
+        if only is None or others:
+            return {}
+        try:
+            streams = {name: self.model.fusion_of(name).stream(name) for name in tasks}
+        except ShapeError:
+            return {}
+        lengths, made = only.stream(wav)
+        for index, hidden in enumerate(made):
+            for stream in streams.values():
+                stream.accumulate(index, hidden)
+        rate = only.plan.spec.frame_rate
+        return {name: stream.result(lengths, rate) for name, stream in streams.items()}
+
+    def _results(
+        self, name: str, frames: Frames, found: Sequence[Any], prompts: Sequence[str] | None
+    ) -> list[Result]:
+        """Predictions of the head, with scores and times."""
+        task, head = self.tasks[name], self.model.head_of(name)
+        if task.reads == "vector":
+            units = torch.nn.functional.normalize(torch.stack([*found]).float(), dim=1, eps=1e-12)
+            return [Voice(unit.cpu().numpy()) for unit in units]
+        if task.reads == "turns":
+            return [
+                Speakers([Turn(f"speaker {i + 1}", begin, end) for i, begin, end in turns])
+                for turns in found
+            ]
+        texts = self._texts(task, found)
+        if task.reads == "tokens":
+            timed = self._words(name, frames, found, prompts)
+            return [
+                Transcript(text, words, isinstance(one, Generated) and one.cut)
+                for text, words, one in zip(texts, timed, found, strict=True)
+            ]
+        if not isinstance(task, Classification) or not isinstance(head, ScoresClasses):
+            return [Label(text, None) for text in texts]
+        read = self.model.read(frames, name, prompts)
+        shares = head.logits(read).double().softmax(-1).cpu().tolist()
+        return [
+            Label(text, dict(zip(task.labels, row, strict=True)))
+            for text, row in zip(texts, shares, strict=True)
+        ]
+
+    def _words(
+        self, name: str, frames: Frames, found: Sequence[Any], prompts: Sequence[str] | None
+    ) -> list[list[Word] | None]:
+        """Of each text, its words where CTC aligns them; None without CTC."""
+        head, reader = self.model.head_of(name), self.model.reader
+        if isinstance(head, CTCHead):
+            read = self.model.read(frames, name, prompts)
+            log_probs, lengths = head.log_probs(read)
+            rate = read.frame_rate / head.join
+        elif isinstance(head, Text) and head.branch is not None:
+            assert reader is not None  # a text head is nothing without it
+            speech = reader(frames, name, ["speech"], prompts=prompts)[0]
+            log_probs = head.ctc_log_probs(speech)
+            lengths, rate = speech.lengths, speech.frame_rate
+        else:
+            return [None] * len(found)
+        rows = zip(log_probs, lengths.tolist(), found, strict=True)
+        return [self._aligned(name, row[:size], ids_of(one), rate) for row, size, one in rows]
+
+    def _aligned(
+        self, name: str, log_probs: Tensor, ids: Sequence[int], rate: float
+    ) -> list[Word] | None:
+        """Words with their times, each from its first token to its last; None if they do not fit.
+
+        Which word a token belongs to is how many words there are with it.
+        """
+        stands = align(log_probs, ids)
+        if not stands:
+            return None if stands is None else []
+        texts = self._texts(self.tasks[name], [list(ids[: i + 1]) for i in range(len(ids))])
+        placed = [
+            (len(text.split()) - 1, stand)
+            for text, before, stand in zip(texts, ["", *texts], stands, strict=False)
+            if text != before
+        ]
+        words = texts[-1].split()
+        found = []
+        for index, group in groupby(placed, key=lambda pair: pair[0]):
+            members = [stand for _, stand in group]
+            score = sum(one.score for one in members) / len(members)
+            begin, end = members[0].begin / rate, members[-1].end / rate
+            found.append(Word(words[index], begin, end, score))
+        return found
+
+    def _texts(self, task: Task, found: Sequence[Any]) -> list[str]:
+        """Predictions as the task writes them down."""
+        nobody = [Utterance(id=str(i), audio=Path()) for i in range(len(found))]
+        return [row["prediction"] for row in task.table(nobody, found, [])]
+
+    def _note_layers(
+        self,
+        name: str,
+        given: Sequence[LayerStack] | Frames,
+        found: Sequence[Any],
+        batch: Sequence[_Stretch],
+    ) -> None:
+        """Weights of the interfaces that have some, by frame where frames differ."""
+        assert not isinstance(given, Frames)
+        fusion = self.model.fusion_of(name)
+        read = fusion.readings(given)
+        names = [*self._frozen] if len(read) == len(self._frozen) else [" + ".join(self._frozen)]
+        numbers = [up.layers if up else None for up in self._frozen.values()]
+        for model, own, (interface, stack) in zip(names, numbers, read, strict=False):
+            if isinstance(interface, ShowsLayers):
+                for kind, weights in interface.layer_weights(stack, name).items():
+                    label = f"{model}, {kind}" if kind else model
+                    _spread(name, label, own, weights, stack.lengths, batch)
+        reader = self.model.reader
+        if reader is None or not isinstance(reader.interface, ShowsLayers):
+            return
+        texts = None
+        targets = padded([0] for _ in batch)
+        if isinstance(self.model.head_of(name), Text):
+            ids = [ids_of(one) for one in found]
+            targets = padded(ids)
+            texts = [[*self._texts(self.tasks[name], [[i] for i in row]), "end"] for row in ids]
+        on_device = moved(targets, self.device)
+        weighing, positions = self.model.context_reading(given, name, on_device)
+        assert isinstance(weighing, ShowsLayers)
+        for kind, weights in weighing.layer_weights(positions, name).items():
+            label = f"prompted transformer, {kind}" if kind else "prompted transformer"
+            _spread(name, label, None, weights, positions.lengths, batch, texts)
+
+    def _joined(self, heard: _Heard, tasks: Sequence[str]) -> Answer:
+        """The answers of stretches as one."""
+        name = heard.recording.name
+        if heard.error is not None:
+            return Answer(name, heard.duration, error=heard.error)
+        results = {}
+        for task in tasks:
+            parts = sorted(heard.parts[task].items())
+            results[task] = _join([(start, size, result) for start, (size, result) in parts])
+        return Answer(name, heard.duration, results, heard.layers)
+
+    def _check_prompt(self, wanted: Sequence[str]) -> None:
+        """Refuse words for several tasks, or for one that has learned none."""
+        worded = [name for name, entry in self.recipe.tasks.items() if entry.prompts]
+        if len(wanted) != 1 or wanted[0] not in worded:
+            raise RunError(
+                f"a prompt in words asks one task that was trained with some, found "
+                f"{' and '.join(wanted)}; choose from: {', '.join(worded) or 'none'}"
+            )
+
+
+def load(source: str | Path, **options: Any) -> SpeechModel:
+    """A trained run, from its folder. options: those of `SpeechModel`."""
+    return SpeechModel(Path(source), **options)
+
+
+def _is_lazy(audio: Any) -> bool:
+    return isinstance(audio, Iterator) and not hasattr(audio, "read")
+
+
+def _batches(stretches: Sequence[_Stretch]) -> Iterator[list[_Stretch]]:
+    """By falling length, so much audio at once."""
+    batch: list[_Stretch] = []
+    for one in sorted(stretches, key=lambda one: -len(one.samples)):
+        if batch and batch[0].seconds * (len(batch) + 1) > BATCH_SECONDS:
+            yield batch
+            batch = []
+        batch.append(one)
+    if batch:
+        yield batch
+
+
+def _spread(
+    task: str,
+    model: str,
+    numbers: Sequence[int] | None,
+    weights: Tensor,
+    lengths: Tensor,
+    batch: Sequence[_Stretch],
+    texts: Sequence[Sequence[str]] | None = None,
+) -> None:
+    """Note weights (L,) or (L, B, T) for every stretch of a batch."""
+    for row, one in enumerate(batch):
+        own = weights if weights.dim() == 1 else weights[:, row, : int(lengths[row])]
+        values = own.float().cpu().numpy()
+        if values.ndim == 2 and values.shape[1] == 1:
+            values = values[:, 0]
+        shown = numbers if numbers and len(numbers) == len(values) else range(len(values))
+        note = Layers(one.start, one.start + one.seconds, model, shown, values)
+        if texts is not None and values.ndim == 2:
+            note = note._replace(texts=texts[row])
+        one.of.layers.setdefault(task, []).append(note)
+
+
+def _join(parts: Sequence[tuple[float, float, Any]]) -> Result:
+    """Results of stretches as (start, seconds, result) in one, times from the beginning."""
+    first = parts[0][2]
+    if isinstance(first, Transcript):
+        text = " ".join(result.text for _, _, result in parts if result.text)
+        cut = any(result.cut for _, _, result in parts)
+        words: list[Word] = []
+        for start, _, result in parts:
+            if result.words is None:
+                return Transcript(text, None, cut)
+            words += [w._replace(start=w.start + start, end=w.end + start) for w in result.words]
+        return Transcript(text, words, cut)
+    if isinstance(first, Speakers):
+        many = len(parts) > 1
+        return Speakers(
+            [
+                Turn(f"{name}, stretch {i}" if many else name, begin + start, end + start)
+                for i, (start, _, result) in enumerate(parts, 1)
+                for name, begin, end in result.turns
+            ]
+        )
+    seconds = np.array([size for _, size, _ in parts])
+    if isinstance(first, Voice):
+        vectors = np.stack([result.vector for _, _, result in parts])
+        mean = (vectors * seconds[:, None]).sum(0)
+        return Voice((mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32))
+    if first.scores is None:
+        longest = max(parts, key=lambda part: part[1])[2]
+        return Label(longest.label, None)
+    stretches = [Scores(start, start + size, r.scores) for start, size, r in parts]
+    if len(parts) == 1:
+        return Label(first.label, first.scores, stretches)
+    shares = np.array([[*one.scores.values()] for one in stretches])
+    mean = (shares * seconds[:, None]).sum(0) / seconds.sum()
+    names = [*first.scores]
+    return Label(names[int(mean.argmax())], dict(zip(names, mean.tolist(), strict=True)), stretches)

@@ -1,0 +1,235 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import speechfuse
+from speechfuse.build import read_recipe
+from speechfuse.checkpoint import Run
+from speechfuse.errors import DataError, RunError
+from speechfuse.pipeline import speech_model
+from speechfuse.pipeline.answers import Label, Transcript, Voice
+from speechfuse.train import train_run
+
+pytestmark = pytest.mark.recipe  # words are learned for this, in some seconds
+
+HARMONIFUSE = {
+    "fusion": {
+        "interface": {"kind": "gated_encoder"},
+        "merge": {"kind": "gated"},
+        "normalize": "layer_norm",
+        "per_task": False,
+    },
+    "context": {
+        "preset": "tiny",
+        "dim": 32,
+        "layers": 2,
+        "heads": 2,
+        "interface": {"kind": "prompt_adaptive"},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_corpus):
+    """A run with a head for each task, and one with a prompted transformer, trained for real."""
+    folder = tmp_path_factory.mktemp("runs")
+    corpus = str(tiny_corpus)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        base = {
+            "seed": 1,
+            "upstreams": {"mel": {"kind": "filterbank", "num_mels": 24}},
+            "fusion": {"interface": {"kind": "weighted_sum"}},
+            "tasks": {
+                "asr": {
+                    "corpus": corpus,
+                    "head": {"kind": "ctc", "project": 16, "lstm_dim": 16, "dropout": 0.0},
+                },
+                "emotion": {"corpus": corpus, "head": {"kind": "classifier"}},
+                "verification": {
+                    "corpus": corpus,
+                    "head": {"kind": "speaker", "embedding_dim": 8},
+                },
+            },
+            "training": {
+                "steps": 500,
+                "batch_seconds": 4,
+                "learning_rate": 1e-2,
+                "evaluate_every": 500,
+                "interleave": {"asr": 8, "emotion": 1, "verification": 1},
+            },
+        }
+        train_run(read_recipe(base), folder / "heads")
+        tasks = {
+            "asr": {"corpus": corpus, "units": "bpe", "head": {"kind": "text", "ctc": 0.3}},
+            "emotion": {"corpus": corpus, "head": {"kind": "classifier"}},
+        }
+        short = {"steps": 10, "batch_seconds": 4, "learning_rate": 1e-2}
+        recipe = {**base, **HARMONIFUSE, "tasks": tasks, "training": short}
+        train_run(read_recipe(recipe), folder / "prompted")
+    return folder
+
+
+@pytest.fixture
+def model(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    return speechfuse.load("heads")
+
+
+@pytest.fixture
+def clips(tiny_corpus):
+    return [tiny_corpus.parent / f"s{s}-{i}.wav" for s in (6, 7) for i in range(4)]
+
+
+def same(one, other):
+    assert one["asr"].text == other["asr"].text
+    assert one["emotion"].label == other["emotion"].label
+    assert one["emotion"].scores == pytest.approx(other["emotion"].scores, abs=1e-5)
+    assert one["verification"].similarity(other["verification"]) > 0.9999
+
+
+def test_answers_are_those_that_were_scored(model, clips, runs):
+    answers = model(clips)
+    for task in ("asr", "emotion"):
+        kept = {r["id"]: r["prediction"] for r in Run(runs / "heads").table("test", task)}
+        for path, answer in zip(clips, answers, strict=True):
+            result = answer[task]
+            found = result.text if isinstance(result, Transcript) else result.label
+            assert found == kept[path.stem]
+    assert len({answer["asr"].text for answer in answers}) > 1
+
+
+def test_the_readme_shows_how(runs, clips, tmp_path, monkeypatch, capsys):
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    blocks = [part.split("```")[0] for part in readme.split("```python\n")[1:]]
+    (shown,) = [block for block in blocks if "speechfuse.load" in block]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "a").symlink_to(runs / "heads")
+    (tmp_path / "call.wav").write_bytes(clips[2].read_bytes())
+    monkeypatch.chdir(tmp_path)
+    exec(shown, {})
+    assert "Word(text=" in capsys.readouterr().out
+
+
+def test_one_or_many_in_any_form_have_one_answer(model, clips):
+    samples, rate = soundfile.read(clips[0], dtype="float32")
+    alone = model(clips[0])
+    assert alone.name == str(clips[0])
+    assert alone.duration == pytest.approx(len(samples) / rate)
+    assert isinstance(alone["verification"], Voice)
+    for form in (
+        str(clips[0]),
+        io.BytesIO(clips[0].read_bytes()),
+        (samples, rate),
+        {"array": samples, "sampling_rate": rate},
+    ):
+        same(alone, model(form))
+    with clips[0].open("rb") as file:
+        same(alone, model(file))
+    same(alone, model(clips)[0])
+    (only,) = model([clips[0]], tasks=["emotion"])
+    assert list(only.results) == ["emotion"]
+    assert isinstance(only["emotion"], Label)
+
+
+def test_a_generator_is_read_as_far_as_a_batch_needs(model, clips, monkeypatch):
+    monkeypatch.setattr(speech_model, "BATCH_SECONDS", 2.0)
+    read = []
+
+    def given():
+        for number in range(1000):
+            read.append(number)
+            yield clips[number % len(clips)]
+
+    answers = model(given(), tasks=["emotion"])
+    assert read == []
+    first = [next(answers) for _ in range(3)]
+    assert [answer.name for answer in first] == [str(clip) for clip in clips[:3]]
+    assert len(read) <= 8
+
+
+def test_long_recordings_are_cut_at_pauses_and_joined(runs, clips, monkeypatch):
+    """Words and pauses: what the clips say, one after another, with times that go on."""
+    monkeypatch.chdir(runs)
+    model = speechfuse.load("heads", stretch=1.5)
+    pieces = [soundfile.read(clip, dtype="float32")[0] for clip in clips]
+    pause = np.zeros(8000, np.float32)
+    long = np.concatenate([part for piece in pieces for part in (piece, pause)])
+    answer = model((long, 16000))
+    assert answer.duration == pytest.approx(len(long) / 16000)
+    transcript = answer["asr"]
+    assert transcript.text == " ".join(word.text for word in transcript.words)
+    begins = [word.start for word in transcript.words]
+    assert begins == sorted(begins)
+    assert all(0 <= w.start < w.end <= answer.duration + 0.1 for w in transcript.words)
+    assert begins[-1] > 0.8 * answer.duration
+    stretches = answer["emotion"].stretches
+    assert len(stretches) >= 5
+    assert [s.start for s in stretches][1:] == pytest.approx([s.end for s in stretches][:-1])
+    weights = np.array([s.end - s.start for s in stretches])
+    mean = sum(w * s.scores["loud"] for w, s in zip(weights, stretches, strict=True))
+    assert answer["emotion"].scores["loud"] == pytest.approx(mean / weights.sum())
+    assert np.linalg.norm(answer["verification"].vector) == pytest.approx(1, abs=1e-5)
+
+
+def test_words_stand_where_they_are_said(model, clips):
+    """Each word of the tones is 0.15 s long and 0.05 s apart from the next."""
+    right = 0
+    for answer in model(clips, tasks=["asr"]):
+        words = answer["asr"].words
+        assert " ".join(w.text for w in words) == answer["asr"].text
+        assert all(0 < w.score <= 1 for w in words)
+        if len(words) == 2:
+            right += words[0].start < 0.2 and words[1].end > 0.2 and words[1].start >= words[0].end
+    assert right >= 3
+
+
+def test_a_recording_that_cannot_be_read_spares_the_others(model, clips, tmp_path):
+    (tmp_path / "bad.wav").write_text("no sound")
+    short = (np.zeros(10, np.float32), 16000)
+    many = [clips[0], tmp_path / "bad.wav", clips[1], short]
+    with pytest.raises(DataError, match="cannot decode"):
+        model(many)
+    answers = model(many, errors="keep")
+    assert [bool(answer.error) for answer in answers] == [False, True, False, True]
+    assert "has 10 samples" in answers[3].error
+    same(answers[2], model(clips[1]))
+    with pytest.raises(DataError, match="cannot decode"):
+        answers[1]["asr"]
+    assert set(answers[1].to_dict()) == {"audio", "duration", "error"}
+
+
+def test_layers_are_shown_when_asked_for(runs, clips, monkeypatch):
+    monkeypatch.chdir(runs)
+    plain = speechfuse.load("heads")(clips[0], tasks=["asr"])
+    assert not plain.layers
+    model = speechfuse.load("prompted")
+    answer = model(clips[:2], layers=True)[1]
+    first, second = answer.layers["asr"]
+    assert first.model.startswith("mel")
+    assert second.model.startswith("prompted transformer")
+    assert second.texts[-1] == "end"
+    assert second.weights.shape == (2, len(second.texts))
+    np.testing.assert_allclose(second.weights.sum(0), 1, atol=1e-5)
+    assert answer.to_dict()["layers"]["asr"][1]["texts"] == list(second.texts)
+    assert answer["asr"].text == model(clips[1], tasks=["asr"])["asr"].text
+
+
+def test_unknown_tasks_and_folders_are_named(runs, model, clips):
+    with pytest.raises(RunError, match=r"has no task 'emotio'.*emotion"):
+        model(clips[0], tasks=["emotio"])
+    with pytest.raises(RunError, match="is no run folder"):
+        speechfuse.load(runs)
+    with pytest.raises(RunError, match="no task 'x'"):
+        speechfuse.load("heads", tasks=["x"])
+    with pytest.raises(RunError, match="a prompt in words asks one task"):
+        model(clips[0], prompt="what")
+
+
+def test_progress_tells_how_many_are_done(model, clips):
+    seen = []
+    model(clips, tasks=["emotion"], progress=lambda *done: seen.append(done))
+    assert seen[-1] == ("recordings", len(clips), len(clips))
