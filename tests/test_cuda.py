@@ -122,14 +122,15 @@ class TestEncoder:
         part, wav = catalog.UPSTREAMS["filterbank"](), clips()
         assert_close(part(moved(wav, CUDA)).layers[0], part(wav).layers[0])
 
-    @pytest.mark.parametrize("name", ["hubert", "wavlm", "whisper", "w2v-bert"])
+    @pytest.mark.parametrize("name", ARCHITECTURES)
     def test_bfloat16_is_near(self, encoder, name):
-        part, wav = encoder_of(encoder(name)), clips()
-        expected = part(wav).layers[-1]
-        with torch.autocast("cuda", torch.bfloat16):
-            found = part.to(CUDA)(moved(wav, CUDA)).layers[-1].float().cpu()
-        assert torch.isfinite(found).all()
-        assert (found - expected).norm() / expected.norm() < 0.1
+        expected = encoder_of(encoder(name))(clips())
+        part = encoder_of(encoder(name), compute="bfloat16").to(CUDA)
+        found = part(moved(clips(), CUDA))
+        for one, other in zip(found.layers, expected.layers, strict=True):
+            ours = one.float().cpu()
+            assert torch.isfinite(ours).all()
+            assert (ours - other).norm() / other.norm() < 0.05
 
 
 def test_aligned_stacks(stack):
