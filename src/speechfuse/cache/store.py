@@ -32,6 +32,7 @@ from speechfuse.cache import shards
 from speechfuse.cache.memo import Memo, absolute, audio_hashes, file_sha256
 from speechfuse.cache.plans import Shard, read_plans
 from speechfuse.errors import DataError
+from speechfuse.memory import BATCHES
 from speechfuse.types import LayerStack, StackSpec, Utterance
 
 log = logging.getLogger(__name__)
@@ -176,14 +177,14 @@ class Store:
     def read(self, utterance: Utterance, span: slice = slice(None)) -> Tensor:
         """The wanted layers of one utterance, or of a span of its frames: (L, T, D) float32."""
         key = self.key(utterance)
-        out = torch.empty(len(self.layers), self._size(key, span), self.spec.dim)
+        out = BATCHES.empty(len(self.layers), self._size(key, span), self.spec.dim)
         self._read(key, span, out)
         return out
 
     def layer(self, utterance: Utterance, index: int) -> Tensor:
         """The index-th wanted layer of one utterance, no other is read: (T, D) float32."""
         key = self.key(utterance)
-        out = torch.empty(1, self._size(key, slice(None)), self.spec.dim)
+        out = BATCHES.empty(1, self._size(key, slice(None)), self.spec.dim)
         self._read_layers(key, (self.layers[index],), slice(None), out)
         return out[0]
 
@@ -201,7 +202,7 @@ class Store:
         keys = [self.key(u) for u in utterances]
         wanted = spans or [slice(None)] * len(keys)
         sizes = [self._size(key, span) for key, span in zip(keys, wanted, strict=True)]
-        padded = torch.empty(len(self.layers), len(keys), max(sizes), self.spec.dim)
+        padded = BATCHES.empty(len(self.layers), len(keys), max(sizes), self.spec.dim)
         for row, (key, span, size) in enumerate(zip(keys, wanted, sizes, strict=True)):
             padded[:, row, size:] = 0
             self._read(key, span, padded[:, row, :size])
