@@ -534,6 +534,45 @@ def bench(
 
 
 @app.command()
+def doctor(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A recipe, whose encoders and store are looked at.")
+    ] = None,
+    overrides: Overrides = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="One encoder instead: a folder or a name on the hub.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Look for what would go wrong: libraries, cores, GPU, disk, and an encoder by measuring it.
+
+    Ends with exit code 1 if there is a problem; a warning is none.
+    """
+    from speechfuse.doctor.finding import to_json
+    from speechfuse.doctor.report import examine
+
+    if recipe and encoder:
+        raise SpeechFuseError("doctor looks at a recipe or at one --encoder; give one of them")
+    read = None
+    if recipe:
+        from speechfuse.build import read_recipe
+
+        read = read_recipe(recipe, overrides or ())
+    found = []
+    for one in examine(read, encoder):
+        found.append(one)
+        if not as_json:
+            _finding(one.status, one.about, one.found, one.remedy)
+    if as_json:
+        typer.echo(to_json(found))
+    else:
+        counts = {s: sum(one.status == s for one in found) for s in ("problem", "warning", "ok")}
+        typer.echo(", ".join(f"{s}: {n}" for s, n in counts.items()))
+    if any(one.status == "problem" for one in found):
+        raise typer.Exit(1)
+
+
+@app.command()
 def parts(
     role: Annotated[str | None, typer.Argument(help="upstream, interface, ...")] = None,
 ) -> None:
@@ -636,6 +675,23 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 150).print(table)
+
+
+def _finding(status: str, about: str, found: str, remedy: str) -> None:
+    """One line or some, as soon as it is known; checks take seconds."""
+    from rich.console import Console
+    from rich.table import Table
+
+    line = Table.grid(padding=(0, 2))
+    line.add_column(
+        width=7, style={"problem": "bold red", "warning": "yellow"}.get(status, "green")
+    )
+    line.add_column(width=18, overflow="fold")
+    line.add_column(overflow="fold")
+    line.add_row(status, about, found)
+    if remedy:
+        line.add_row("", "", f"-> {remedy}")
+    Console(width=None if sys.stdout.isatty() else 150, markup=False, highlight=False).print(line)
 
 
 @contextmanager
