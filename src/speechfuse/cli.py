@@ -202,6 +202,51 @@ def prepare(
 
 
 @app.command()
+def audit(
+    corpus: Annotated[str, typer.Argument(help="A prepared corpus by name or folder, a manifest.")],
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="asr, emotion, ... or a column of classes; may be repeated."),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(help="A check that is never serious here, like speakers; may be repeated."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=0, help="Processes; 0: a core each, at most 4.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print data.")] = False,
+) -> None:
+    """What is wrong with a corpus: leaks between splits, copies, odd labels, bad audio.
+
+    Speakers, texts and recordings that are in two splits, files that are copies byte for byte,
+    sample by sample or by a fingerprint (another format, level, cut or noise), labels by split,
+    and clipped, silent, band-limited, cut or unreadable audio. Exit code 1 if something is serious:
+    a leak into the test split, or audio that cannot be used.
+    """
+    from speechfuse.audit.run import audit_corpus, audit_json, audit_tables
+    from speechfuse.taskdata import find_corpus
+
+    with _progress() as progress:
+        found = audit_corpus(
+            find_corpus(corpus, progress),
+            task or (),
+            jobs=jobs or min(4, os.cpu_count() or 1),
+            allow=allow or (),
+            progress=progress,
+        )
+    if as_json:
+        typer.echo(json.dumps(audit_json(found), indent=2, ensure_ascii=False))
+    else:
+        findings, *labels = audit_tables(found)
+        _table(*findings, left=True)
+        for table in labels:
+            _table(*table)
+        if not found.findings:
+            typer.echo("nothing found")
+    if found.serious:
+        raise typer.Exit(1)
+
+
+@app.command()
 def pseudo_label(
     corpus: Annotated[str, typer.Argument(help="A prepared corpus by name, or a manifest.")],
     teacher: Annotated[
@@ -665,13 +710,14 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
         typer.echo(f"{task}: {count} training texts are longer than their frames, CTC skips them")
 
 
-def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+def _table(title: str, columns: list[str], rows: list[list[str]], *, left: bool = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title or None, title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        justify: Any = "left" if left or index == 0 else "right"
+        table.add_column(column, justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 150).print(table)
