@@ -13,6 +13,7 @@ from speechfuse import ranks
 from speechfuse.build import read_recipe
 from speechfuse.checkpoint import Run
 from speechfuse.errors import DataError, RunError
+from speechfuse.group import joined
 from speechfuse.heads.standardize import Standardize
 from speechfuse.launch import run_together
 from speechfuse.recipe import merged
@@ -40,7 +41,7 @@ def weights(folder):
 
 
 def train(recipe, folder, processes, progress=None):
-    changed = merged(recipe, {"training": {"processes": processes}})
+    changed = merged(recipe, {"training": {"devices": processes}})
     return train_run(read_recipe(changed), folder, progress)
 
 
@@ -113,7 +114,7 @@ class TestTogether:
         steps = []
         train(recipe, workspace / "parts", 1, lambda w, d, n: steps.append((w, d)))
         assert min(d for w, d in steps if w == "training steps") > 4
-        assert Run(workspace / "parts").recipe().training.processes == 1
+        assert Run(workspace / "parts").recipe().training.devices == 1
         whole, parts = weights(workspace / "whole"), weights(workspace / "parts")
         for name, weight in whole.items():
             torch.testing.assert_close(parts[name], weight, atol=2e-5, rtol=1e-4)
@@ -121,12 +122,11 @@ class TestTogether:
     def test_a_process_that_hangs_is_not_waited_for_for_ever(
         self, workspace, tone_recipe, monkeypatch
     ):
-        monkeypatch.setattr(ranks, "TIMEOUT", 10.0)
+        monkeypatch.setattr(ranks, "SILENCE", 5.0)
         tone_recipe["training"]["steps"] = 10000
         hang = at_step(3, lambda: os.kill(second_process(), signal.SIGSTOP))
-        with pytest.raises(
-            RunError, match=r"process 1 of 2 waits for another in vain \(.*; run it"
-        ):
+        message = "process 2 of 2 has given no sign of life for 5 s, .* run it again to go on"
+        with pytest.raises(RunError, match=message):
             train(tone_recipe, workspace / "run", 2, hang)
         assert not multiprocessing.active_children()
 
@@ -172,25 +172,20 @@ def standardised(norm, rows, part):
     return found.detach(), own.grad
 
 
-def join(rank):
-    address = f"tcp://{rank.main_address}:{rank.main_port}"
-    distributed.init_process_group("gloo", address, rank=rank.number, world_size=rank.count)
-
-
 def standardise(rows, folder, progress, rank):
-    join(rank)
     norm: nn.Module = Standardize(4).double()
     norm.parts = rank.count
-    found = standardised(norm, rows, rank.part(len(rows)))
+    with joined(rank):
+        found = standardised(norm, rows, rank.part(len(rows)))
     torch.save((*found, dict(norm.state_dict())), folder / f"{rank.number}.pt")
 
 
 def failing(error, progress, rank):
     """The last process fails, the others wait for it."""
-    join(rank)
-    if rank.number == rank.count - 1:
-        raise error
-    distributed.barrier()
+    with joined(rank):
+        if rank.number == rank.count - 1:
+            raise error
+        distributed.barrier()
 
 
 def sleeping(progress, rank):

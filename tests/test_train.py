@@ -330,7 +330,7 @@ def test_a_run_folder_of_another_recipe_is_refused(workspace, tone_recipe):
         train_run(other, workspace / "run")
     after = weights(workspace / "run")
     assert all(torch.equal(before[k], after[k]) for k in before)
-    moved = read_recipe(tone_recipe, ["store.folder=elsewhere", "training.processes=2"])
+    moved = read_recipe(tone_recipe, ["store.folder=elsewhere", "training.devices=2"])
     train_run(moved, workspace / "run")  # where layers are kept does not matter, nor who trains
 
 

@@ -24,14 +24,15 @@ class StepSeed(Callback):
     """Dropout repeats after a resume: each batch is seeded from its number."""
 
     def __init__(self, seed: int, accumulate: int = 1, rank: int = 0) -> None:
-        """accumulate: batches in one step. rank: of this process, which drops out for itself."""
-        self._first, self._accumulate = (seed << 32) + (rank << 24), accumulate
+        """accumulate: batches in one step. rank: of this process; parts of a batch differ in it."""
+        self._first, self._accumulate, self._rank = seed << 32, accumulate, rank
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         number = trainer.global_step * self._accumulate + batch_idx % self._accumulate
-        torch.manual_seed(self._first + number)
+        part = self._rank if batch.parts > 1 else 0  # what all compute is dropped out alike
+        torch.manual_seed(self._first + (part << 24) + number)
 
 
 class Stop(Callback):
@@ -40,9 +41,15 @@ class Stop(Callback):
     In the midst of a step the weights may be half updated, and a batch drawn but not learned from.
     """
 
-    def __init__(self, checkpoint: Path, told: Callable[[], bool]) -> None:
-        """told: whether this process is asked in another way than by a signal."""
-        self._checkpoint, self._told = checkpoint, told
+    def __init__(
+        self, checkpoint: Path, told: Callable[[], bool], *, launched: bool = False
+    ) -> None:
+        """told: whether this process is asked in another way than by a signal.
+
+        launched: by torchrun or srun, who pass on the signal that a terminal sends to all, and end
+        what takes too long.
+        """
+        self._checkpoint, self._told, self._launched = checkpoint, told, launched
         self._signalled = False
 
     @property
@@ -77,6 +84,9 @@ class Stop(Callback):
         return self._trainer.strategy.reduce_boolean_decision(self.asked, all=False)
 
     def _ask(self, *_: Any) -> None:
+        if self._launched:
+            self._signalled = True
+            return
         if self._signalled:
             raise KeyboardInterrupt
         self._signalled = True

@@ -32,7 +32,7 @@ from speechfuse.data.teachers import Seen, seen_from
 from speechfuse.errors import RunError
 from speechfuse.model import FusionModel
 from speechfuse.ops import file_hash
-from speechfuse.recipe import Recipe
+from speechfuse.recipe import Recipe, read_yaml
 
 _LIBRARIES = (
     "torch",
@@ -47,7 +47,14 @@ _LIBRARIES = (
     "jiwer",
 )
 # Settings that may differ when a run goes on.
-_FREE = ("store.folder", "store.budget_gb", "fusion.allow_repeats", "training.processes")
+_FREE = (
+    "store.folder",
+    "store.budget_gb",
+    "fusion.allow_repeats",
+    "training.devices",
+    "training.num_nodes",
+    "training.strategy",
+)
 
 
 class Run:
@@ -70,6 +77,14 @@ class Run:
         write_text(self.folder / "versions.txt", versions())
         mine = recipe.model_dump(mode="json")  # last: it makes the folder a run's
         write_text(self.folder / "recipe.yaml", yaml.safe_dump(mine, sort_keys=False))
+
+    def check_shared(self) -> None:
+        """Raises RunError if another process began the folder and it is not seen from here."""
+        if not (self.folder / "recipe.yaml").is_file():
+            raise RunError(
+                f"{self.folder} was begun by the first training process and is not seen on this "
+                "machine; choose a folder that all machines share"
+            )
 
     def check(self, recipe: Recipe) -> dict[str, dict[str, str]]:
         """The identities of the recipe's upstreams, if this folder may hold a run of it.
@@ -118,8 +133,11 @@ class Run:
                 f"{self.folder} is no run folder (no recipe.yaml); "
                 "make one with: speechfuse train RECIPE --out FOLDER"
             )
+        asked = read_yaml(path)
+        if "processes" in asked.get("training", {}):  # what older versions called devices
+            asked["training"]["devices"] = asked["training"].pop("processes")
         # Whether an encoder may be there twice was decided when the folder was made.
-        return build.read_recipe(path, refuse_repeats=False)
+        return build.read_recipe(asked, refuse_repeats=False)
 
     def upstreams(self) -> dict[str, dict[str, str]]:
         """The identities of its upstreams when it was begun."""

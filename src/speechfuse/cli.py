@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -322,17 +322,35 @@ def train(
     recipe: RecipePath,
     out: Annotated[Path, typer.Option(help="Run folder to write, or to go on in.")],
     overrides: Overrides = None,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="Processes on each machine, a GPU each, or the CPU.")
+    ] = None,
+    num_nodes: Annotated[
+        int | None, typer.Option(min=1, help="Machines, on which torchrun or srun begin this.")
+    ] = None,
+    strategy: Annotated[
+        Literal["ddp", "fsdp"] | None, typer.Option(help="All weights in each process, or a part.")
+    ] = None,
 ) -> None:
-    """Extract layers, train, evaluate; goes on where an earlier call stopped."""
+    """Extract layers, train, evaluate; goes on where an earlier call stopped.
+
+    Under torchrun and srun it takes its place among the others, whom they count. The options are
+    training.devices, training.num_nodes and training.strategy of the recipe.
+    """
     from speechfuse.build import read_recipe
 
-    read = read_recipe(recipe, overrides or ())
+    options = {"devices": devices, "num_nodes": num_nodes, "strategy": strategy}
+    given = [f"training.{name}={value}" for name, value in options.items() if value is not None]
+    read = read_recipe(recipe, [*(overrides or ()), *given])
+    from speechfuse.group import launched_rank
     from speechfuse.train import train_run
 
-    with _progress() as progress:
-        metrics = train_run(read, out, progress)
-    _print_metrics(metrics)
-    typer.echo(f"run: {out}")
+    rank = launched_rank()
+    with _progress(rank is None or rank.number == 0) as progress:
+        metrics = train_run(read, out, progress, rank)
+    if metrics:
+        _print_metrics(metrics)
+        typer.echo(f"run: {out}")
 
 
 @app.command()
@@ -741,13 +759,17 @@ def _finding(status: str, about: str, found: str, remedy: str) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Bars on a terminal; elsewhere a line when something begins and when it is done."""
+def _progress(first: bool = True) -> Iterator[Callable[[str, int, int], None] | None]:
+    """Bars on a terminal; elsewhere a line when something begins and when it is done.
+
+    first: of several processes, the others say nothing.
+    """
     try:
-        with _shown() as show:
+        with _shown() if first else nullcontext() as show:
             yield show
     except KeyboardInterrupt:
-        print("\nstopped, what is done is kept; the same command goes on", file=sys.stderr)
+        if first:
+            print("\nstopped, what is done is kept; the same command goes on", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from speechfuse.checkpoint import Run
 from speechfuse.conflict import LogConflict
 from speechfuse.data.schedule import make_schedule
 from speechfuse.data.stream import Source, Stream, draw_batches
+from speechfuse.group import joined
 from speechfuse.launch import run_together
 from speechfuse.model import FusionModel
 from speechfuse.ops import seed_for
@@ -65,7 +67,8 @@ def fit(
     schedule = make_schedule(training.interleave, sizes, recipe.seed)
     taught = {name: sources[name] for name in schedule.tasks}
     resume = run.folder / "checkpoints" / "last.ckpt"
-    stop, log = Stop(resume, rank.asked), LongCSV(run.folder / "log.csv")
+    stop = Stop(resume, rank.asked, launched=rank.launched)
+    log = LongCSV(run.folder / "log.csv")
     stream = Stream(
         lambda: stop.between(
             draw_batches(taught, schedule.turns(), recipe.seed), training.accumulate
@@ -109,7 +112,7 @@ def fit(
         callbacks.append(ShowProgress(progress))
     with quiet():
         trainer = Trainer(
-            **rank.trainer_options(),
+            **rank.trainer_options(training.strategy),
             max_steps=training.steps,
             val_check_interval=every * training.accumulate,
             accumulate_grad_batches=training.accumulate,
@@ -125,7 +128,8 @@ def fit(
             use_distributed_sampler=False,
             inference_mode=False,  # positions that an encoder remembers are in later gradients
         )
-        module = FusionTraining(recipe, model, tasks, schedule)
+        sharded = training.strategy == "fsdp" and rank.count > 1
+        module = FusionTraining(recipe, deepcopy(model) if sharded else model, tasks, schedule)
         try:
             trainer.fit(
                 module,
@@ -138,8 +142,14 @@ def fit(
         if stop.asked:  # while the last step was taken or scored
             raise KeyboardInterrupt
         if training.keep == "best" and best.best_model_path:
-            module.load_state_dict(averaged([Path(path) for path in best.best_k_models]))
+            kept = averaged([Path(path) for path in best.best_k_models])
+        elif sharded:
+            kept = trainer.strategy.lightning_module_state_dict()  # of the first process alone
+        else:
+            kept = {}
     model.cpu()
+    if kept:
+        model.load_state_dict({name.removeprefix("model."): t for name, t in kept.items()})
 
 
 def fit_together(
@@ -152,7 +162,7 @@ def fit_together(
 ) -> None:
     """The same in as many processes as the recipe asks for."""
     arguments = (recipe, model.state_dict(), tasks, inputs, run)
-    run_together(_fit_part, arguments, recipe.training.processes, progress)
+    run_together(_fit_part, arguments, recipe.training.devices or 1, progress)
     run.load_model(model)
 
 
@@ -169,7 +179,8 @@ def _fit_part(
     names = {name: data.task for name, data in tasks.items()}
     model = build.build_model(recipe, build.stack_specs(recipe), names)
     model.load_state_dict(weights)
-    fit(recipe, model, tasks, inputs, run, progress, rank)
+    with joined(rank):
+        fit(recipe, model, tasks, inputs, run, progress, rank)
     if rank.number == 0:
         run.save_model(model)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import re
 import signal
 import socket
 import sys
@@ -18,15 +17,13 @@ from multiprocessing import connection, get_context, parent_process
 from typing import Any
 
 import torch
-from torch import distributed
 
 from speechfuse.errors import RunError, SpeechFuseError
 from speechfuse.ranks import Rank
 from speechfuse.types import Progress
+from speechfuse.watch import AGAIN
 
 GRACE = 3.0  # seconds in which the others may end by themselves when one has failed
-_LOST = re.compile("gloo|nccl|time(d )?out|connection|peer", re.IGNORECASE)  # in torch's words
-_AGAIN = "run it again to go on from the last score"
 
 
 @dataclass
@@ -105,7 +102,7 @@ def _raise_what_failed(children: Sequence[_Child]) -> None:
             name = signal.Signals(-child.process.exitcode).name
             raise RunError(
                 f"training process {number + 1} of {len(children)} was ended by {name}, perhaps "
-                f"for want of memory; {_AGAIN}"
+                f"for want of memory; {AGAIN}"
             )
     errors = [child.error for child in children if child.error is not None]
     errors.sort(key=lambda error: isinstance(error, RunError))  # a lost connection follows others
@@ -115,7 +112,7 @@ def _raise_what_failed(children: Sequence[_Child]) -> None:
         if child.process.exitcode:
             raise RunError(
                 f"training process {number + 1} of {len(children)} ended with exit code "
-                f"{child.process.exitcode}; {_AGAIN}"
+                f"{child.process.exitcode}; {AGAIN}"
             )
 
 
@@ -125,26 +122,31 @@ def _begin(rank: Rank, packed: bytes, say: Any, threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)  # Lightning would take another number
     torch.set_num_threads(threads)
 
-    def progress(*done: Any) -> None:
-        say.send(done)
+    one_at_a_time = threading.Lock()
 
+    def tell(message: Any) -> None:
+        with one_at_a_time:
+            say.send(message)
+
+    def lost(why: str) -> None:
+        tell(RunError(why))
+        os._exit(1)
+
+    def progress(*done: Any) -> None:
+        tell(done)
+
+    rank.lost = lost
     try:
         work, *arguments = pickle.loads(packed)
         work(*arguments, progress, rank)
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
     except KeyboardInterrupt as error:
-        say.send(error)
+        tell(error)
     except SpeechFuseError as error:
-        say.send(error)
+        tell(error)
         sys.exit(1)
-    except Exception as error:
+    except Exception:
         where = f"training process {rank.number + 1} of {rank.count}"
-        if isinstance(error, RuntimeError) and _LOST.search(str(error)):
-            what = str(error).strip().splitlines()[0]
-            say.send(RunError(f"{where} waits for another in vain ({what}); {_AGAIN}"))
-        else:
-            say.send(RuntimeError(f"{where} failed:\n{traceback.format_exc()}"))
+        tell(RuntimeError(f"{where} failed:\n{traceback.format_exc()}"))
         sys.exit(1)
 
 

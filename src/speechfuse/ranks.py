@@ -1,7 +1,12 @@
-"""The place of a process among those on this machine that train together."""
+"""The place of a process among those that train together."""
 
 from __future__ import annotations
 
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import zip_longest
 from typing import Any, TypeVar
@@ -12,19 +17,42 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
 
 from speechfuse.errors import RecipeError
+from speechfuse.sharding import Sharded
+from speechfuse.watch import SILENCE
 
 T = TypeVar("T")
 TIMEOUT = 600.0  # seconds that a process waits for another before it gives up
+LEAVE = 10.0  # seconds for which one that leaves is waited for
+LOOK = 0.2  # seconds between two looks whether the others are here
 
 
 class Rank(ClusterEnvironment):
     """The place of this process among those that train together; Lightning asks it for theirs."""
 
-    def __init__(self, number: int = 0, count: int = 1, port: int = 0, asked: Any = None) -> None:
-        """number: from 0. count: of processes. asked: an event, that all end after this step."""
+    def __init__(
+        self,
+        number: int = 0,
+        count: int = 1,
+        port: int = 0,
+        asked: Any = None,
+        *,
+        address: str = "127.0.0.1",
+        node: int = 0,
+        local: int | None = None,
+    ) -> None:
+        """number: from 0. count: of processes. asked: an event, that all end after this step.
+
+        address, port: where the first one is met. node, local: which machine, and which process of
+        it, as torchrun or srun say; left out, they were begun by another process on one machine.
+        """
         super().__init__()
         self.number, self.count, self._port, self._asked = number, count, port, asked
-        self._timeout = TIMEOUT
+        self.node, self.local, self._address = node, number if local is None else local, address
+        self.launched = local is not None
+        self.per_node = count  # of several machines it is known once they are joined
+        self.lost: Callable[[str], None] = _end  # called beside all else when another is lost
+        self.store: Any = None  # what joined processes tell each other
+        self.timeout, self.silence, self._waits = TIMEOUT, SILENCE, 0
 
     def part(self, utterances: int) -> slice:
         """Which utterances of a batch are its own; a batch of too few is computed by all."""
@@ -38,18 +66,56 @@ class Rank(ClusterEnvironment):
         """Whether the user wants an end."""
         return self._asked is not None and self._asked.is_set()
 
-    def trainer_options(self) -> dict[str, Any]:
+    def wait_for_all(self) -> None:
+        """Until all have come here, however long it takes; Ctrl-C is heard."""
+        if self.count == 1:
+            return
+        self._waits += 1
+        everyone = f"speechfuse/here/{self._waits}"
+        if self.store.add(f"{everyone}/count", 1) == self.count:
+            self.store.set(everyone, "yes")
+        while not self.store.check([everyone]):
+            time.sleep(LOOK)
+
+    def leave(self) -> None:
+        """The first process, which may keep what all share, leaves when the others have left."""
+        left, until = "speechfuse/left", time.monotonic() + LEAVE
+        with suppress(RuntimeError):
+            if self.number > 0:
+                self.store.add(left, 1)
+            while self.number == 0 and self.store.add(left, 0) < self.count - 1:
+                if time.monotonic() > until:
+                    break
+                time.sleep(LOOK)
+
+    @contextmanager
+    def first(self, leads: bool) -> Iterator[None]:
+        """Those that lead go first; the others when all of them are done."""
+        if not leads:
+            self.wait_for_all()
+        yield
+        if leads:
+            self.wait_for_all()
+
+    def trainer_options(self, strategy: str = "ddp") -> dict[str, Any]:
         """How Lightning places the work; only gradients travel, buffers are alike or rank 0's."""
         if self.count == 1:
             return {"accelerator": "auto", "devices": 1}
-        strategy = DDPStrategy(
-            cluster_environment=self,
-            timeout=timedelta(seconds=self._timeout),
-            find_unused_parameters=True,  # those of the other tasks
-            broadcast_buffers=False,
-        )
-        kind = "cuda" if torch.cuda.is_available() else "cpu"
-        return {"accelerator": kind, "devices": self.count, "strategy": strategy}
+        options: dict[str, Any] = {
+            "cluster_environment": self,
+            "timeout": timedelta(seconds=self.timeout),
+        }
+        if strategy == "fsdp":
+            chosen: Any = Sharded(**options)
+        else:
+            options["find_unused_parameters"] = True  # those of the other tasks
+            chosen = DDPStrategy(**options, broadcast_buffers=False)
+        return {
+            "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
+            "devices": self.per_node,
+            "num_nodes": self.count // self.per_node,
+            "strategy": chosen,
+        }
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -57,7 +123,7 @@ class Rank(ClusterEnvironment):
 
     @property
     def main_address(self) -> str:
-        return "127.0.0.1"
+        return self._address
 
     @property
     def main_port(self) -> int:
@@ -80,10 +146,16 @@ class Rank(ClusterEnvironment):
         assert rank == self.number, f"Lightning calls process {self.number} {rank}"
 
     def local_rank(self) -> int:
-        return self.number
+        return self.local
 
     def node_rank(self) -> int:
-        return 0
+        return self.node
+
+
+def _end(why: str) -> None:
+    """The main thread may wait in vain for the other, and cannot be told."""
+    logging.getLogger(__name__).error(why)
+    os._exit(1)
 
 
 def in_turns(own: list[T], count: int) -> list[T]:
@@ -100,6 +172,7 @@ def check_devices(count: int) -> None:
     gpus = torch.cuda.device_count()
     if 0 < gpus < count:
         raise RecipeError(
-            f"training.processes is {count}, each needs a GPU and this machine has {gpus}; use so "
-            "many, or train on the CPU with CUDA_VISIBLE_DEVICES= before the command"
+            f"{count} processes on a machine need a GPU each, and this one has {gpus}; use so "
+            "many, let each see all of them (srun with --gpus-per-node), or train on the CPU with "
+            "CUDA_VISIBLE_DEVICES= before the command"
         )

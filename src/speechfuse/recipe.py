@@ -220,7 +220,11 @@ class TrainingRecipe(_Strict):
     log_conflict: int | None = Field(None, gt=0)  # steps between cosines of tasks' gradients
     keep: Literal["best", "last"] = "best"  # which checkpoint is the run's, best on development
     average: int = Field(1, gt=0)  # weights are the mean of so many best ones
-    processes: int = Field(1, gt=0)  # that train together, each with a part of every batch
+    # Processes on each machine that train together, each on its own device with a part of every
+    # batch; and machines. Left out, one alone, or as many as torchrun or srun begin.
+    devices: int | None = Field(None, gt=0)
+    num_nodes: int | None = Field(None, gt=0)
+    strategy: Literal["ddp", "fsdp"] = "ddp"  # each keeps all weights, or a part of what is trained
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     # Blocks of each upstream that has any, or by its name: none, all (with the convolutions and
     # all else below the blocks), top_2 for the upper two. `all` is meant if only lora is given.

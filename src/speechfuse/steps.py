@@ -21,6 +21,7 @@ from speechfuse.ops import moved
 from speechfuse.optim import make_optimizer, make_rates
 from speechfuse.ranks import Rank, in_turns
 from speechfuse.recipe import Recipe
+from speechfuse.sharding import Sharded
 from speechfuse.taskdata import TaskData
 from speechfuse.types import Batch, Utterance
 
@@ -67,9 +68,11 @@ class FusionTraining(LightningModule):
         self.recipe, self.model, self.tasks, self.schedule = recipe, model, tasks, schedule
         self._norms = [part for part in model.modules() if isinstance(part, Standardize)]
         self._found: list[tuple[str, Sequence[Utterance], list[Any]]] = []
+        self._turns: set[str] = set()  # tasks in the step that is taken
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         assert batch.targets is not None
+        self._turns.add(batch.task)
         for norm in self._norms:
             norm.parts = batch.parts
         loss = self.model.loss(batch.inputs, batch.task, batch.targets)
@@ -104,6 +107,23 @@ class FusionTraining(LightningModule):
             errors.append(1 - primary if data.task.higher_is_better else primary)
         self._found.clear()
         self.log("dev/error", sum(errors) / len(errors))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Of the whole gradient; where it is sharded, without those of absent tasks, all zeros."""
+        turns, self._turns = self._turns, set()
+        if not isinstance(self.trainer.strategy, Sharded):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        for name, parameter in self.model.named_parameters():
+            if (set(self.tasks) - turns) & set(name.split(".")):
+                parameter.grad = None
+        whole: Any = self.trainer.strategy.model
+        whole.clip_grad_norm_(gradient_clip_val)
 
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.recipe.training, self.model)

@@ -17,52 +17,75 @@ from speechfuse.errors import DataError, RecipeError, ShapeError
 from speechfuse.evaluate import evaluate_run, passes
 from speechfuse.fit import fit, fit_together
 from speechfuse.fusion import fit_interfaces
+from speechfuse.group import check_places, joined
 from speechfuse.heads.ctc_head import CTCHead, frames_needed
 from speechfuse.heads.text import Text
 from speechfuse.inputs import Inputs, find_inputs
 from speechfuse.model import SHARED, FusionModel
-from speechfuse.ranks import check_devices
+from speechfuse.ranks import Rank
 from speechfuse.recipe import Recipe
 from speechfuse.steps import AllInputs
 from speechfuse.taskdata import TaskData, load_tasks
 from speechfuse.types import LayerStack, Progress
 
 
-def train_run(recipe: Recipe, folder: Path, progress: Progress | None = None) -> dict[str, Any]:
+def train_run(
+    recipe: Recipe, folder: Path, progress: Progress | None = None, rank: Rank | None = None
+) -> dict[str, Any]:
     """Prepare, extract, train and evaluate; goes on where an earlier call stopped.
 
-    Returns the metrics that are in the run folder.
+    rank: of this process among those that torchrun or srun began. The first one writes the folder
+    and returns its metrics, the others none.
 
     Raises:
         SpeechFuseError: whatever is wrong with recipe, data or upstreams, before any training.
         KeyboardInterrupt: Ctrl-C or SIGTERM; training ends its step first and keeps it.
     """
-    run = Run(folder)
+    run, rank = Run(folder), rank or Rank()
     run.check(recipe)
     if run.finished:
         return run.metrics()
-    check_devices(recipe.training.processes)
-    tasks = load_tasks(recipe, progress=progress)
+    check_places(recipe.training, rank)
+    with joined(rank):
+        model, tasks, inputs, about = _trained(recipe, run, progress, rank)
+    if rank.number > 0:
+        return {}
+    return evaluate_run(run, model=model, tasks=tasks, inputs=inputs, about=about)
+
+
+def _trained(
+    recipe: Recipe, run: Run, progress: Progress | None, rank: Rank
+) -> tuple[FusionModel, dict[str, TaskData], dict[str, list[Inputs]], dict[str, Any]]:
+    """A model with the weights that are kept, its tasks, what it reads of them, and a summary."""
+    with rank.first(rank.number == 0):  # a corpus is made once
+        tasks = load_tasks(recipe, progress=progress)
     marks = {name: data.marks() for name, data in tasks.items()}
     run.check_data(marks)
     model = build.build_model(
         recipe, build.stack_specs(recipe), {name: data.task for name, data in tasks.items()}
     )
     _check_trained(recipe, model)
-    inputs = find_inputs(recipe, tasks, progress)
+    with rank.first(rank.local == 0):  # layers are stored once on each machine
+        inputs = find_inputs(recipe, tasks, progress)
     for data in tasks.values():
         _check_aligned(recipe, data, inputs[data.name])
     short = {name: _check_targets(name, model, tasks[name], inputs[name]) for name in tasks}
-    run.begin(recipe)
-    run.save_tasks({name: data.task.state() for name, data in tasks.items()}, marks)
-    run.save_seen(one for data in tasks.values() for one in data.seen)
+    with rank.first(rank.number == 0):
+        if rank.number == 0:
+            run.begin(recipe)
+            run.save_tasks({name: data.task.state() for name, data in tasks.items()}, marks)
+            run.save_seen(one for data in tasks.values() for one in data.seen)
+        run.check_shared()
     began = time.monotonic()
     if not (run.folder / "checkpoints" / "last.ckpt").is_file():  # that holds what was fitted
         _fit_interfaces(model, tasks, inputs)
     if any(p.requires_grad for p in model.parameters()):
-        start = fit if recipe.training.processes == 1 else fit_together
-        start(recipe, model, tasks, inputs, run, progress)
-    run.save_model(model)
+        if rank.count == 1 and (recipe.training.devices or 1) > 1:
+            fit_together(recipe, model, tasks, inputs, run, progress)
+        else:
+            fit(recipe, model, tasks, inputs, run, progress, rank)
+    if rank.number == 0:
+        run.save_model(model)
     about = {
         "seed": recipe.seed,
         "seconds": round(time.monotonic() - began, 1),
@@ -75,7 +98,7 @@ def train_run(recipe: Recipe, folder: Path, progress: Progress | None = None) ->
             if data.origins
         },
     }
-    return evaluate_run(run, model=model, tasks=tasks, inputs=inputs, about=about)
+    return model, tasks, inputs, about
 
 
 def _check_trained(recipe: Recipe, model: FusionModel) -> None:
