@@ -53,6 +53,10 @@ def launched_rank() -> Rank | None:
 def check_places(training: TrainingRecipe, rank: Rank) -> None:
     """Raises RecipeError if there are other processes than asked for, or too few GPUs."""
     devices, nodes = training.devices, training.num_nodes
+    if training.strategy == "fsdp" and not torch.cuda.is_available():
+        raise RecipeError(
+            "training.strategy is fsdp, which needs GPUs, and this machine shows none; use ddp"
+        )
     if rank.launched:
         check_devices(rank.local + 1)
         asked = (devices or 1) * (nodes or 1)

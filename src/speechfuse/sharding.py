@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lightning.pytorch.strategies import FSDPStrategy
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn import Module
 
 
@@ -18,8 +17,15 @@ class Sharded(FSDPStrategy):
     """
 
     def _setup_model(self, model: Module) -> Module:
-        model = model.to(self.root_device)
-        resting = [p for p in model.parameters() if not p.requires_grad]
-        options: dict[str, Any] = {"ignored_states": resting, "sync_module_states": True}
-        self.kwargs |= options
-        return super()._setup_model(model)
+        """Lightning would shard what rests, too."""
+        device, precision = self.root_device, self.precision_plugin
+        setattr(precision, "convert_input", lambda batch: batch)  # noqa: B010 (our frozen classes)
+        model = model.to(device)
+        return FullyShardedDataParallel(
+            model,
+            ignored_states=[p for p in model.parameters() if not p.requires_grad],
+            mixed_precision=self.mixed_precision_config,
+            device_id=device,
+            sync_module_states=True,
+            use_orig_params=True,
+        )

@@ -1,0 +1,297 @@
+"""Two processes on the CPU that train together: begun here, by torchrun, or by srun."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from safetensors.torch import load_file
+
+from speechfuse import build, fit, inputs
+from speechfuse.build import read_recipe
+from speechfuse.checkpoint import Run
+from speechfuse.errors import RecipeError, RunError
+from speechfuse.group import check_places, joined, launched_rank
+from speechfuse.launch import run_together
+from speechfuse.ranks import Rank
+from speechfuse.recipe import TrainingRecipe, merged
+from speechfuse.steps import load_batch
+from speechfuse.taskdata import load_tasks
+from speechfuse.train import train_run
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def train(recipe, folder, rank=None, stop_at=None, seen=None):
+    """The steps of a recipe in this process, alone or as one of several; asked to stop at one."""
+    tasks = load_tasks(recipe)
+    read = inputs.find_inputs(recipe, tasks)
+    run, names = Run(folder), {name: data.task for name, data in tasks.items()}
+    model = build.build_model(recipe, build.stack_specs(recipe), names)
+    rank = rank or Rank()
+    rank._asked = threading.Event()
+
+    def progress(what, done, total):
+        if done == stop_at:
+            rank._asked.set()
+
+    def noted(data, *arguments, targets, **options):
+        batch = load_batch(data, *arguments, targets=targets, **options)
+        if targets and seen is not None:
+            seen.append([batch.task, [u.id for u in batch.utterances], batch.parts])
+        return batch
+
+    fit.load_batch = noted
+    try:
+        fit.fit(recipe, model, tasks, read, run, progress, rank)
+    except KeyboardInterrupt:
+        return False
+    finally:
+        fit.load_batch = load_batch
+    if rank.number == 0:
+        folder.mkdir(exist_ok=True)
+        (folder / "tasks.json").write_text("{}")
+        run.save_model(model)
+    return True
+
+
+def as_two(recipe, folder, progress, rank):
+    """Everything that two processes do in this file, since to begin them takes seconds."""
+    seen = []
+    with joined(rank):
+        train(recipe, folder / "whole", rank, seen=seen)
+        stopped = not train(recipe, folder / "parts", rank, stop_at=6)
+        train(recipe, folder / "parts", rank)
+        train(recipe, folder / "one, then two", rank)
+        train(recipe, folder / "two, then one", rank, stop_at=6)
+    assert stopped
+    (folder / f"{rank.number}.json").write_text(json.dumps(seen))
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_corpus, tmp_path_factory):
+    """A folder of runs by one process and by two, some stopped in the midst of an epoch."""
+    folder, corpus = tmp_path_factory.mktemp("pair"), str(tiny_corpus)
+    head = {"kind": "ctc", "project": 8, "lstm_dim": 8, "dropout": 0.0}
+    classifier = {"kind": "classifier", "standardize": False}
+    recipe = read_recipe(
+        {
+            "upstreams": {"mel": {"kind": "filterbank", "num_mels": 24}},
+            "fusion": {"interface": {"kind": "weighted_sum"}},
+            "tasks": {
+                "asr": {"corpus": corpus, "head": head},
+                "emotion": {"corpus": corpus, "head": classifier},
+            },
+            "training": {
+                "steps": 10,
+                "accumulate": 2,
+                "batch_utterances": 5,
+                "evaluate_every": 4,
+                "keep": "last",
+                "interleave": {"loss_aware": 2},
+            },
+        }
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        seen = []
+        train(recipe, folder / "one", seen=seen)
+        assert not train(recipe, folder / "one, then two", stop_at=6)
+        run_together(as_two, (recipe, folder), 2, None)
+        train(recipe, folder / "two, then one")
+    (folder / "one.json").write_text(json.dumps(seen))
+    return folder
+
+
+class TestPair:
+    def test_both_have_one_task_and_each_utterance_once(self, pair):
+        one, first, second = (
+            json.loads((pair / f"{name}.json").read_text()) for name in ("one", "0", "1")
+        )
+        assert len(one) == len(first) == len(second) == 20
+        for (task, whole, _), (mine, own, parts), (theirs, rest, _) in zip(
+            one, first, second, strict=True
+        ):
+            assert mine == theirs == task
+            assert parts == 2
+            assert sorted(own + rest) == sorted(whole)
+
+    def test_a_stop_in_the_midst_of_an_epoch_leaves_no_trace(self, pair):
+        whole, parts = weights(pair / "whole"), weights(pair / "parts")
+        assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+    @pytest.mark.parametrize("name", ["whole", "one, then two", "two, then one"])
+    def test_any_number_of_processes_gives_the_same_weights(self, pair, name):
+        one, found = weights(pair / "one"), weights(pair / name)
+        for name, weight in one.items():
+            torch.testing.assert_close(found[name], weight, atol=1e-5, rtol=0)
+
+
+TORCHRUN_SAYS = {"TORCHELASTIC_RUN_ID": "x", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+TORCHRUN_SAYS |= {"GROUP_RANK": "1", "MASTER_ADDR": "a1", "MASTER_PORT": "29500"}
+SLURM_SAYS = {"SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4", "SLURM_PROCID": "5"}
+SLURM_SAYS |= {"SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_NODELIST": "a[1-2]"}
+SLURM_SAYS |= {"SLURM_JOB_ID": "14500", "SLURM_JOB_NAME": "train"}
+
+
+class TestPlaces:
+    @pytest.fixture(autouse=True)
+    def _away_from_clusters(self, monkeypatch):
+        for name in [*TORCHRUN_SAYS, *SLURM_SAYS]:
+            monkeypatch.setenv(name, "")  # so that what is set meanwhile is undone, too
+            monkeypatch.delenv(name)
+
+    @pytest.mark.parametrize(("said", "port"), [(TORCHRUN_SAYS, 29500), (SLURM_SAYS, 19500)])
+    def test_a_place_is_that_of_torchrun_or_srun(self, monkeypatch, said, port):
+        assert launched_rank() is None
+        for name, value in said.items():
+            monkeypatch.setenv(name, value)
+        rank = launched_rank()
+        assert (rank.number, rank.count, rank.node, rank.local) == (5, 8, 1, 1)
+        assert (rank.main_address, rank.main_port) == ("a1", port)
+
+    def test_an_allocation_without_srun_is_one_process(self, monkeypatch):
+        monkeypatch.setenv("SLURM_NTASKS", "1")
+        assert launched_rank() is None
+
+    def test_a_number_of_tasks_without_that_on_each_machine_is_refused(self, monkeypatch):
+        monkeypatch.setenv("SLURM_NTASKS", "8")
+        with pytest.raises(RunError, match="ntasks-per-node"):
+            launched_rank()
+
+    def test_what_is_asked_for_has_to_be_what_was_begun(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+        place = Rank(5, 8, node=1, local=1)
+        for asked in ({}, {"devices": 4}, {"num_nodes": 2}, {"devices": 4, "num_nodes": 2}):
+            check_places(TrainingRecipe(**asked), place)
+        for asked in ({"devices": 3}, {"devices": 4, "num_nodes": 1}):
+            with pytest.raises(RecipeError, match="began 8 processes; leave both out"):
+                check_places(TrainingRecipe(**asked), place)
+        with pytest.raises(RecipeError, match="num_nodes is 2, and nothing began this command on"):
+            check_places(TrainingRecipe(num_nodes=2), Rank())
+
+    def test_shards_of_weights_need_a_gpu(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(RecipeError, match="fsdp, which needs GPUs"):
+            check_places(TrainingRecipe(strategy="fsdp"), Rank())
+
+    def test_one_strategy_keeps_all_weights_and_the_other_a_part(self):
+        kinds = {name: Rank(0, 2).trainer_options(name)["strategy"] for name in ("ddp", "fsdp")}
+        assert type(kinds["ddp"]) is DDPStrategy
+        assert isinstance(kinds["fsdp"], FSDPStrategy)
+
+
+@pytest.fixture(scope="module")
+def toned(tiny_corpus, tmp_path_factory):
+    """A folder in which a recipe with dropout was trained by two processes that we began."""
+    folder = tmp_path_factory.mktemp("toned")
+    head = {"kind": "ctc", "project": 8, "lstm_dim": 8, "dropout": 0.3}
+    recipe = {
+        "upstreams": {"mel": {"kind": "filterbank", "num_mels": 24}},
+        "fusion": {"interface": {"kind": "weighted_sum"}},
+        "tasks": {
+            "asr": {"corpus": str(tiny_corpus), "head": head},
+            "emotion": {"corpus": str(tiny_corpus), "head": {"kind": "classifier"}},
+        },
+        "training": {"steps": 300, "evaluate_every": 10, "batch_seconds": 4, "keep": "last"},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train_run(read_recipe(merged(recipe, {"training": {"devices": 2}})), folder / "whole")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+TRAIN = ("-m", "speechfuse.cli", "train", "recipe.yaml", "--out")
+
+
+def begin(folder, *command, **environment):
+    """In a group of its own, as a terminal has it."""
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_step(run, step, process):
+    until = time.monotonic() + 300
+    while not any(taken >= step for taken, *_ in Run(run).log()):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def training_processes(process):
+    """Of torchrun's children those that train, by rank."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    found = {}
+    for child in children:
+        pairs = Path(f"/proc/{child}/environ").read_bytes().decode().split("\0")
+        found |= {int(pair[5:]): int(child) for pair in pairs if pair.startswith("RANK=")}
+    return found
+
+
+@pytest.mark.recipe
+@pytest.mark.timeout(900)
+class TestLaunched:
+    def test_torchrun_names_who_is_killed_keeps_the_step_at_ctrl_c_and_goes_on(self, toned):
+        """In the end to the weights of the undisturbed run, bit for bit, with dropout."""
+        run = toned / "torchrun"
+        command = (*TORCHRUN, *TRAIN, "torchrun")
+        with begin(toned, *command) as killed:
+            wait_for_step(run, 30, killed)
+            os.kill(training_processes(killed)[1], signal.SIGKILL)
+            began = time.monotonic()
+            said, _ = killed.communicate()
+        assert killed.returncode
+        assert time.monotonic() - began < 60
+        assert "rank      : 1" in said
+        assert "SIGKILL" in said
+        with begin(toned, *command) as stopped:
+            wait_for_step(run, 150, stopped)
+            os.killpg(stopped.pid, signal.SIGINT)
+            said, _ = stopped.communicate()
+        assert said.count("stopped, what is done is kept; the same command goes on") == 1
+        kept = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+        assert 150 <= kept < 300
+        with begin(toned, *command) as ended:
+            said, _ = ended.communicate()
+        assert ended.returncode == 0, said
+        assert said.count("run: torchrun") == 1
+        whole, parts = weights(toned / "whole"), weights(run)
+        assert all(torch.equal(whole[name], parts[name]) for name in whole)
+        assert Run(run).metrics()["test"] == Run(toned / "whole").metrics()["test"]
+
+    def test_srun_gives_the_same_weights(self, toned):
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+        common = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0"}
+        common |= {"SLURM_JOB_ID": "7", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": str(port)}
+        began = [
+            begin(toned, sys.executable, *TRAIN, "srun", SLURM_PROCID=n, SLURM_LOCALID=n, **common)
+            for n in "01"
+        ]
+        said = [process.communicate()[0] for process in began]
+        assert [process.returncode for process in began] == [0, 0], said
+        whole, found = weights(toned / "whole"), weights(toned / "srun")
+        assert all(torch.equal(whole[name], found[name]) for name in whole)
+        assert "run: srun" in said[0]
+        assert said[1] == ""
