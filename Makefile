@@ -1,6 +1,6 @@
 # make quickstart   environment, synthetic speech, two encoders, three tasks: a table and a report
 # make test         environment, all checks and tests
-# make bench        the fusion and HarmoniFuse's writing against plain references
+# make bench        fusion, HarmoniFuse's writing and the cache against plain references
 # All work alone on a fresh machine with Python 3.11 or newer; PYTHON=python3.12 chooses another.
 
 PYTHON ?= python3
@@ -20,6 +20,7 @@ test: check
 bench: $(VENV)/.installed
 	$(BIN)/speechfuse bench fusion
 	$(BIN)/speechfuse bench harmonifuse --repeats 9
+	$(BIN)/speechfuse bench cache --repeats 9
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -560,13 +560,17 @@ def cost(
 @app.command()
 def bench(
     what: Annotated[
-        Literal["fusion", "harmonifuse"], typer.Argument(help="What is measured.")
+        Literal["fusion", "harmonifuse", "cache"], typer.Argument(help="What is measured.")
     ] = "fusion",
     frames: Annotated[int, typer.Option(min=2, help="In a batch, for fusion.")] = 1024,
     tokens: Annotated[int, typer.Option(min=2, help="Of a text, for harmonifuse.")] = 100,
     preset: Annotated[
         Literal["paper", "small", "tiny"], typer.Option(help="For harmonifuse.")
     ] = "small",
+    seconds: Annotated[float, typer.Option(min=1, help="Of speech, for cache.")] = 30,
+    folder: Annotated[
+        Path | None, typer.Option(help="On the disk that is meant, for cache; a temporary one.")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Medians of so many.")] = 20,
     threads: Annotated[int, typer.Option(min=1, help="Of torch on the CPU.")] = 1,
     device: Annotated[
@@ -581,6 +585,9 @@ def bench(
 
     harmonifuse: writing against the same model without a cache and against the bare decoder
     without fusion; a training step against one that reads the last layer alone.
+
+    cache: writing shards against the same bytes written plainly, reading them against a copy from
+    memory; layers apart, as they are stored, against the layers of a frame side by side.
     """
     import torch
 
@@ -589,6 +596,11 @@ def bench(
         from speechfuse.bench.fusion import bench_table
 
         _table(*bench_table(frames, repeats, device))
+    elif what == "cache":
+        from speechfuse.bench.cache import cache_tables
+
+        for table in cache_tables(seconds, repeats, folder):
+            _table(*table)
     else:
         from speechfuse.bench.harmonifuse import Sizes, harmonifuse_tables
 
