@@ -49,17 +49,16 @@ def align(stacks: Sequence[LayerStack]) -> list[LayerStack]:
     Raises:
         ShapeError: the stacks cannot be of the same audio, they differ by more than the edges.
     """
+    if len(stacks) == 1:
+        return [*stacks]
     depth = max(len(stack.layers) for stack in stacks)
     rate = max(stack.frame_rate for stack in stacks)
     lengths = common_lengths(
         [stack.lengths for stack in stacks], [stack.frame_rate for stack in stacks]
     )
+    frames = int(lengths.max())  # once: a GPU has to be waited for
     return [
-        LayerStack(
-            spread_layers([_on_grid(layer, stack, rate, lengths) for layer in stack.layers], depth),
-            lengths,
-            rate,
-        )
+        LayerStack(spread_layers(_on_grid(stack, rate, lengths, frames), depth), lengths, rate)
         for stack in stacks
     ]
 
@@ -98,17 +97,18 @@ def spread_layers(layers: Sequence[Tensor], depth: int) -> tuple[Tensor, ...]:
     return tuple(spread)
 
 
-def _on_grid(hidden: Tensor, stack: LayerStack, rate: float, lengths: Tensor) -> Tensor:
-    """One layer (B, T, D) at the times of the common grid; beyond `lengths` it holds anything."""
-    frames = int(lengths.max())
+def _on_grid(stack: LayerStack, rate: float, lengths: Tensor, frames: int) -> list[Tensor]:
+    """Layers (B, T, D) at the times of the common grid; beyond `lengths` they hold anything."""
     if stack.frame_rate == rate:
-        return hidden[:, :frames]
-    times = torch.arange(frames, dtype=torch.float64, device=hidden.device) + 0.5
+        return [hidden[:, :frames] for hidden in stack.layers]
+    device, dtype = stack.layers[0].device, stack.layers[0].dtype
+    times = torch.arange(frames, dtype=torch.float64, device=device) + 0.5
     position = times * (stack.frame_rate / rate) - 0.5  # in frames of this stack
     position = torch.minimum(position.clamp_min(0)[None], (stack.lengths - 1)[:, None].double())
-    low = position.floor()
-    share = (position - low)[..., None].to(hidden.dtype)
-    utterance = torch.arange(len(hidden), device=hidden.device)[:, None]
-    lower = hidden[utterance, low.long()]
-    upper = hidden[utterance, position.ceil().long()]
-    return torch.lerp(lower, upper, share)
+    low, high = position.floor().long(), position.ceil().long()
+    share = (position - low)[..., None].to(dtype)
+    utterance = torch.arange(len(lengths), device=device)[:, None]
+    return [
+        torch.lerp(hidden[utterance, low], hidden[utterance, high], share)
+        for hidden in stack.layers
+    ]

@@ -4,6 +4,11 @@
 
 over the layers that really exist. Under gradients, products are accumulated in place, a tap's
 gradient is written where it belongs, and frozen layers get none.
+
+Layers one by one need no copy. Where they lie side by side for each frame, (N, L, D), a window of
+them is one matrix, and so are its taps: one product for an output in place of one for a tap. That
+pays where a product is short for its overhead, on a GPU, and below single precision, where a sum in
+place would round after every tap.
 """
 
 from __future__ import annotations
@@ -45,41 +50,32 @@ def taps_of(weight: Tensor) -> Tensor:
 
 
 def layer_conv(layers: Sequence[Tensor], weight: Tensor, bias: Tensor, stride: int) -> list[Tensor]:
-    """Layers (N, D), weights (D', D, kernel), bias (D',): outputs (N, D')."""
-    device = layers[0].device.type
-    if torch.is_autocast_enabled(device):
-        low = torch.get_autocast_dtype(device)
-        layers = [layer.to(low) for layer in layers]
-        weight, bias = weight.to(low), bias.to(low)
+    """Layers (N, D), weights (D', D, kernel), bias (D',): outputs (N, D'), in single precision."""
     if torch.is_grad_enabled():
         return list(_LayerConv.apply(stride, weight, bias, *layers))  # type: ignore[no-untyped-call]
     return _products(layers, taps_of(weight), bias, stride)
 
 
+def stacked_conv(stacked: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
+    """The same of layers side by side, (N, L, D), which gives outputs side by side, (N, O, D')."""
+    device = stacked.device.type
+    if torch.is_autocast_enabled(device):
+        low = torch.get_autocast_dtype(device)
+        stacked, weight, bias = stacked.to(low), weight.to(low), bias.to(low)
+    if torch.is_grad_enabled():
+        out: Tensor = _StackedConv.apply(stride, weight, bias, stacked)  # type: ignore[no-untyped-call]
+        return out
+    return _Windows(stacked, weight, stride).products(bias)
+
+
 def _products(layers: Sequence[Tensor], taps: Tensor, bias: Tensor, stride: int) -> list[Tensor]:
-    """Below single precision a sum in place would round after every tap, so there the layers of a
-    window lie side by side and one product reads them all.
-    """
     outputs = []
-    for window in windows(len(layers), len(taps), stride):
-        (tap, layer), *others = window
-        if bias.itemsize < 4:
-            rows = torch.cat([layers[layer] for _, layer in window], dim=1)
-            total = torch.addmm(bias, rows, torch.cat([taps[tap] for tap, _ in window], dim=1).T)
-        else:
-            total = torch.addmm(bias, layers[layer], taps[tap].T)
-            for tap, layer in others:
-                total.addmm_(layers[layer], taps[tap].T)
+    for (tap, layer), *others in windows(len(layers), len(taps), stride):
+        total = torch.addmm(bias, layers[layer], taps[tap].T)
+        for tap, layer in others:
+            total.addmm_(layers[layer], taps[tap].T)
         outputs.append(F.relu(total, inplace=True))
     return outputs
-
-
-def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
-    """total += one @ other, in the precision of `total`."""
-    if total.dtype == one.dtype:
-        total.addmm_(one, other)
-    else:
-        total += one @ other
 
 
 class _LayerConv(torch.autograd.Function):
@@ -99,18 +95,17 @@ class _LayerConv(torch.autograd.Function):
         layers, outputs = saved[: ctx.count], saved[ctx.count :]
         _, for_weight, for_bias, *for_layers = ctx.needs_input_grad
         taps = taps_of(weight) if any(for_layers) else None
-        exact = torch.promote_types(weight.dtype, torch.float32)  # of sums over outputs
-        by_tap = weight.new_zeros((weight.shape[2], *weight.shape[:2]), dtype=exact)
+        by_tap = weight.new_zeros((weight.shape[2], *weight.shape[:2]))
         by_layer: list[Tensor | None] = [None] * ctx.count
-        by_bias = weight.new_zeros(len(weight), dtype=exact)
+        by_bias = weight.new_zeros(len(weight))
         for grad, output, window in zip(
             grads, outputs, windows(ctx.count, weight.shape[2], ctx.stride), strict=True
         ):
             passed = torch.ops.aten.threshold_backward(grad.contiguous(), output, 0)
-            by_bias += passed.sum(0, dtype=exact)
+            by_bias += passed.sum(0)
             for tap, layer in window:
                 if for_weight:
-                    _add_product(by_tap[tap], passed.T, layers[layer])
+                    by_tap[tap].addmm_(passed.T, layers[layer])
                 if not for_layers[layer]:
                     continue
                 assert taps is not None
@@ -118,10 +113,88 @@ class _LayerConv(torch.autograd.Function):
                 if sofar is None:
                     by_layer[layer] = passed @ taps[tap]
                 else:
-                    _add_product(sofar, passed, taps[tap])
+                    sofar.addmm_(passed, taps[tap])
         return (
             None,
-            by_tap.permute(1, 2, 0).to(weight.dtype) if for_weight else None,
-            by_bias.to(weight.dtype) if for_bias else None,
+            by_tap.permute(1, 2, 0) if for_weight else None,
+            by_bias if for_bias else None,
             *by_layer,
+        )
+
+
+class _Windows:
+    """Windows of layers and of taps as matrices that lie within them, nothing is copied."""
+
+    def __init__(self, stacked: Tensor, weight: Tensor, stride: int) -> None:
+        self.stacked = stacked.contiguous()
+        self.taps = weight.permute(0, 2, 1).contiguous()  # (D', kernel, D)
+        self.windows = windows(stacked.shape[1], weight.shape[2], stride)
+
+    def products(self, bias: Tensor) -> Tensor:
+        """Rectified sums, (N, O, D')."""
+        size = (len(self.stacked), len(self.windows), len(self.taps))
+        out = self.stacked.new_empty(size)
+        for index, window in enumerate(self.windows):
+            rows, taps = self.rows(self.stacked, window), self.columns(self.taps, window)
+            torch.addmm(bias, rows, taps.T, out=out[:, index])
+        return out.relu_()
+
+    @staticmethod
+    def rows(stacked: Tensor, window: Window) -> Tensor:
+        """(N, k * D)"""
+        first = window[0][1]
+        return _within(stacked, first, len(window))
+
+    @staticmethod
+    def columns(taps: Tensor, window: Window) -> Tensor:
+        """(D', k * D)"""
+        first = window[0][0]
+        return _within(taps, first, len(window))
+
+
+def _within(whole: Tensor, first: int, count: int) -> Tensor:
+    """whole[:, first : first + count] of (N, L, D) as a matrix."""
+    rows, _, dim = whole.shape
+    start = whole.storage_offset() + first * dim
+    return whole.as_strided((rows, count * dim), (whole.stride(0), 1), start)
+
+
+def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
+    """total += one @ other, in the precision of `total`."""
+    if total.dtype == one.dtype:
+        total.addmm_(one, other)
+    else:
+        total += one @ other
+
+
+class _StackedConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, stride: int, weight: Tensor, bias: Tensor, stacked: Tensor) -> Tensor:
+        found = _Windows(stacked, weight, stride)
+        output = found.products(bias)
+        ctx.stride = stride
+        ctx.save_for_backward(weight, found.stacked, output)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, stacked, output = ctx.saved_tensors
+        _, for_weight, for_bias, for_layers = ctx.needs_input_grad
+        found = _Windows(stacked, weight, ctx.stride)
+        exact = torch.promote_types(weight.dtype, torch.float32)  # of sums over outputs
+        passed = torch.ops.aten.threshold_backward(grad.contiguous(), output, 0)
+        by_tap = torch.zeros_like(found.taps, dtype=exact)
+        by_layer = torch.zeros_like(stacked) if for_layers else None
+        for index, window in enumerate(found.windows):
+            own = passed[:, index]
+            if for_weight:
+                _add_product(found.columns(by_tap, window), own.T, found.rows(stacked, window))
+            if by_layer is not None:
+                found.rows(by_layer, window).addmm_(own, found.columns(found.taps, window))
+        return (
+            None,
+            by_tap.permute(0, 2, 1).to(weight.dtype) if for_weight else None,
+            passed.sum((0, 1), dtype=exact).to(weight.dtype) if for_bias else None,
+            by_layer,
         )

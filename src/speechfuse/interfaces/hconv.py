@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechfuse.contracts import Interface, LayerStream
-from speechfuse.layer_conv import Window, layer_conv, taps_of, windows
+from speechfuse.layer_conv import Window, layer_conv, stacked_conv, taps_of, windows
 from speechfuse.types import Count, Frames, LayerStack, StackSpec
 
 
@@ -82,6 +82,12 @@ class HConv(Interface):
 
     def forward(self, stack: LayerStack, task: str) -> Frames:
         batch, frames, dim = stack.layers[0].shape
+        if _side_by_side(stack.layers[0]):
+            stacked = torch.stack(stack.layers, dim=2).flatten(0, 1)
+            for conv in self._convolutions():
+                assert conv.bias is not None
+                stacked = stacked_conv(stacked, conv.weight, conv.bias, self.stride)
+            return Frames(self._joined(stacked.unbind(1), batch), stack.lengths, stack.frame_rate)
         layers = [layer.reshape(batch * frames, dim) for layer in stack.layers]
         for conv in self._convolutions():
             assert conv.bias is not None
@@ -98,6 +104,12 @@ class HConv(Interface):
         """What remains, channel-major as flattened (channels, layers): index = channel * n + l."""
         flat = layers[0] if len(layers) == 1 else torch.stack(list(layers), dim=-1).flatten(1)
         return flat[:, : self.out_dim].reshape(batch, -1, self.out_dim)
+
+
+def _side_by_side(layer: Tensor) -> bool:
+    """Whether layers are better put side by side: on a GPU, and below single precision."""
+    low = torch.is_autocast_enabled(layer.device.type) or layer.itemsize < 4
+    return layer.is_cuda or low
 
 
 class HConvStream(LayerStream):
