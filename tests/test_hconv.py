@@ -139,24 +139,26 @@ def test_autocast_multiplies_in_low_precision_and_keeps_full_gradients(stack):
     torch.testing.assert_close(low.float(), hconv(inputs, "asr").hidden, atol=0.02, rtol=0.02)
 
 
-def test_bfloat16_rounds_once_for_each_output():
+@pytest.mark.parametrize("convolve", [one_by_one, side_by_side])
+def test_bfloat16_rounds_once_for_each_output(convolve):
     """Inputs that bfloat16 holds exactly: all that is lost is the rounding of the sum."""
     torch.manual_seed(0)
     exact = [torch.randn(6, 64).bfloat16().float() for _ in range(5)]
     weight, bias = (torch.randn(*shape).bfloat16().float() for shape in ((8, 64, 5), (8,)))
     expected = one_by_one(exact, weight, bias, 3).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        found = side_by_side(exact, weight, bias, 3)
+        found = convolve(exact, weight, bias, 3)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=2**-8)
 
 
-def test_bfloat16_gradients_of_taps_round_once():
+@pytest.mark.parametrize("convolve", [one_by_one, side_by_side])
+def test_bfloat16_gradients_of_taps_round_once(convolve):
     """A tap is used by many outputs: their gradients add up in single precision."""
     torch.manual_seed(0)
     layers = [torch.ones(1, 1).bfloat16() for _ in range(601)]
     weight, bias = torch.ones(1, 1, 1).bfloat16(), torch.zeros(1).bfloat16()
     weight.requires_grad_(), bias.requires_grad_()
-    outputs = side_by_side(layers, weight, bias, 2)
+    outputs = convolve(layers, weight, bias, 2)
     outputs.sum().backward()
     assert outputs.shape[-1] == 301  # in bfloat16 a sum of ones stops at 256
     assert weight.grad.item() == bias.grad.item() == torch.tensor(301.0).bfloat16().item()

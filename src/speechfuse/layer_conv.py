@@ -6,9 +6,8 @@ over the layers that really exist. Under gradients, products are accumulated in 
 gradient is written where it belongs, and frozen layers get none.
 
 Layers one by one need no copy. Where they lie side by side for each frame, (N, L, D), a window of
-them is one matrix, and so are its taps: one product for an output in place of one for a tap. That
-pays where a product is short for its overhead, on a GPU, and below single precision, where a sum in
-place would round after every tap.
+them is one matrix, and so are its taps: one product for an output in place of one for a tap. On a
+GPU, where a short product costs its launch, that is worth the copy.
 """
 
 from __future__ import annotations
@@ -50,7 +49,12 @@ def taps_of(weight: Tensor) -> Tensor:
 
 
 def layer_conv(layers: Sequence[Tensor], weight: Tensor, bias: Tensor, stride: int) -> list[Tensor]:
-    """Layers (N, D), weights (D', D, kernel), bias (D',): outputs (N, D'), in single precision."""
+    """Layers (N, D), weights (D', D, kernel), bias (D',): outputs (N, D')."""
+    device = layers[0].device.type
+    if torch.is_autocast_enabled(device):
+        low = torch.get_autocast_dtype(device)
+        layers = [layer.to(low) for layer in layers]
+        weight, bias = weight.to(low), bias.to(low)
     if torch.is_grad_enabled():
         return list(_LayerConv.apply(stride, weight, bias, *layers))  # type: ignore[no-untyped-call]
     return _products(layers, taps_of(weight), bias, stride)
@@ -69,13 +73,29 @@ def stacked_conv(stacked: Tensor, weight: Tensor, bias: Tensor, stride: int) -> 
 
 
 def _products(layers: Sequence[Tensor], taps: Tensor, bias: Tensor, stride: int) -> list[Tensor]:
+    """Below single precision a sum in place would round after every tap, so there the layers of a
+    window lie side by side and one product reads them all.
+    """
     outputs = []
-    for (tap, layer), *others in windows(len(layers), len(taps), stride):
-        total = torch.addmm(bias, layers[layer], taps[tap].T)
-        for tap, layer in others:
-            total.addmm_(layers[layer], taps[tap].T)
+    for window in windows(len(layers), len(taps), stride):
+        (tap, layer), *others = window
+        if bias.itemsize < 4:
+            rows = torch.cat([layers[layer] for _, layer in window], dim=1)
+            total = torch.addmm(bias, rows, torch.cat([taps[tap] for tap, _ in window], dim=1).T)
+        else:
+            total = torch.addmm(bias, layers[layer], taps[tap].T)
+            for tap, layer in others:
+                total.addmm_(layers[layer], taps[tap].T)
         outputs.append(F.relu(total, inplace=True))
     return outputs
+
+
+def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
+    """total += one @ other, in the precision of `total`."""
+    if total.dtype == one.dtype:
+        total.addmm_(one, other)
+    else:
+        total += one @ other
 
 
 class _LayerConv(torch.autograd.Function):
@@ -95,17 +115,18 @@ class _LayerConv(torch.autograd.Function):
         layers, outputs = saved[: ctx.count], saved[ctx.count :]
         _, for_weight, for_bias, *for_layers = ctx.needs_input_grad
         taps = taps_of(weight) if any(for_layers) else None
-        by_tap = weight.new_zeros((weight.shape[2], *weight.shape[:2]))
+        exact = torch.promote_types(weight.dtype, torch.float32)  # of sums over outputs
+        by_tap = weight.new_zeros((weight.shape[2], *weight.shape[:2]), dtype=exact)
         by_layer: list[Tensor | None] = [None] * ctx.count
-        by_bias = weight.new_zeros(len(weight))
+        by_bias = weight.new_zeros(len(weight), dtype=exact)
         for grad, output, window in zip(
             grads, outputs, windows(ctx.count, weight.shape[2], ctx.stride), strict=True
         ):
             passed = torch.ops.aten.threshold_backward(grad.contiguous(), output, 0)
-            by_bias += passed.sum(0)
+            by_bias += passed.sum(0, dtype=exact)
             for tap, layer in window:
                 if for_weight:
-                    by_tap[tap].addmm_(passed.T, layers[layer])
+                    _add_product(by_tap[tap], passed.T, layers[layer])
                 if not for_layers[layer]:
                     continue
                 assert taps is not None
@@ -113,11 +134,11 @@ class _LayerConv(torch.autograd.Function):
                 if sofar is None:
                     by_layer[layer] = passed @ taps[tap]
                 else:
-                    sofar.addmm_(passed, taps[tap])
+                    _add_product(sofar, passed, taps[tap])
         return (
             None,
-            by_tap.permute(1, 2, 0) if for_weight else None,
-            by_bias if for_bias else None,
+            by_tap.permute(1, 2, 0).to(weight.dtype) if for_weight else None,
+            by_bias.to(weight.dtype) if for_bias else None,
             *by_layer,
         )
 
@@ -157,14 +178,6 @@ def _within(whole: Tensor, first: int, count: int) -> Tensor:
     rows, _, dim = whole.shape
     start = whole.storage_offset() + first * dim
     return whole.as_strided((rows, count * dim), (whole.stride(0), 1), start)
-
-
-def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
-    """total += one @ other, in the precision of `total`."""
-    if total.dtype == one.dtype:
-        total.addmm_(one, other)
-    else:
-        total += one @ other
 
 
 class _StackedConv(torch.autograd.Function):

@@ -76,14 +76,18 @@ def bench_fusion(
     shapes: Sequence[tuple[int, int, int]] = SHAPES,
     device: Device = "all",
 ) -> Iterator[Timing]:
-    """Every shape, interface, precision, forward and with backward, on the devices asked for."""
-    for name in devices(device):
-        for models, layers, dim in shapes:
-            for dtype in DTYPES:
-                case = _Case(name, models, layers, dim, dtype, frames)
-                for kind in (HConv, WeightedSum):
-                    for backward in (False, True):
-                        yield case.timing(kind, backward, repeats)
+    """Every shape, interface, precision, forward and with backward, on the devices asked for.
+
+    float32 is that of products everywhere: cuDNN would round the reference's to TF32.
+    """
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        for name in devices(device):
+            for models, layers, dim in shapes:
+                for dtype in DTYPES:
+                    case = _Case(name, models, layers, dim, dtype, frames)
+                    for kind in (HConv, WeightedSum):
+                        for backward in (False, True):
+                            yield case.timing(kind, backward, repeats)
 
 
 class _Case:
@@ -168,7 +172,9 @@ def _convolved(stacked: Tensor, hconv: HConv) -> Tensor:
 
 
 class _Products:
-    """The matrix products of HConv and nothing else, into memory that is there."""
+    """The matrix products of HConv and nothing else, into memory that is there: one for each tap,
+    or one for each output on a GPU, where layers lie side by side.
+    """
 
     def __init__(self, hconv: HConv, spec: StackSpec, layer: Tensor, backward: bool) -> None:
         self._calls: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -177,14 +183,16 @@ class _Products:
             assert isinstance(conv, nn.Conv1d)
             wide, narrow = conv.in_channels, conv.out_channels
             reads = windows(layers, conv.kernel_size[0], hconv.stride)
-            count, layers = sum(map(len, reads)), len(reads)
-            x, y = rows.new_ones(len(rows), wide), rows.new_ones(len(rows), narrow)
-            weight = rows.new_ones(wide, narrow)
-            self._calls += [(x, weight, torch.empty_like(y))] * count
-            if backward:
-                self._calls += [(y.T, x, torch.empty_like(weight.T.contiguous()))] * count
-            if backward and level:  # the first convolution reads frozen layers
-                self._calls += [(y, weight.T, torch.empty_like(x))] * count
+            layers = len(reads)
+            sizes = [len(r) for r in reads] if layer.is_cuda else [1] * sum(map(len, reads))
+            y = rows.new_ones(len(rows), narrow)
+            for size in sizes:
+                x, weight = rows.new_ones(len(rows), size * wide), y.new_ones(size * wide, narrow)
+                self._calls.append((x, weight, torch.empty_like(y)))
+                if backward:
+                    self._calls.append((y.T, x, torch.empty_like(weight).T.contiguous()))
+                if backward and level:  # the first convolution reads frozen layers
+                    self._calls.append((y, weight.T, torch.empty_like(x)))
 
     def __call__(self) -> None:
         for left, right, out in self._calls:

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechfuse.contracts import Interface, LayerStream
-from speechfuse.layer_conv import Window, layer_conv, stacked_conv, taps_of, windows
+from speechfuse.layer_conv import (
+    Window,
+    layer_conv,
+    stacked_conv,
+    taps_of,
+    windows,
+)
 from speechfuse.types import Count, Frames, LayerStack, StackSpec
 
 
@@ -82,7 +88,7 @@ class HConv(Interface):
 
     def forward(self, stack: LayerStack, task: str) -> Frames:
         batch, frames, dim = stack.layers[0].shape
-        if _side_by_side(stack.layers[0]):
+        if stack.layers[0].is_cuda:
             stacked = torch.stack(stack.layers, dim=2).flatten(0, 1)
             for conv in self._convolutions():
                 assert conv.bias is not None
@@ -104,12 +110,6 @@ class HConv(Interface):
         """What remains, channel-major as flattened (channels, layers): index = channel * n + l."""
         flat = layers[0] if len(layers) == 1 else torch.stack(list(layers), dim=-1).flatten(1)
         return flat[:, : self.out_dim].reshape(batch, -1, self.out_dim)
-
-
-def _side_by_side(layer: Tensor) -> bool:
-    """Whether layers are better put side by side: on a GPU, and below single precision."""
-    low = torch.is_autocast_enabled(layer.device.type) or layer.itemsize < 4
-    return layer.is_cuda or low
 
 
 class HConvStream(LayerStream):

@@ -95,7 +95,7 @@ class W2vBert(nn.Module):
         for layer in self.model.encoder.layers:
             with torch.autocast(device, self.dtype, enabled=mixed):
                 hidden = layer(
-                    hidden,
+                    hidden.float(),  # which its first norm reads
                     attention_mask=mask,
                     relative_position_embeddings=relative,
                     conv_attention_mask=valid,
