@@ -21,6 +21,7 @@ from speechfuse.model import SHARED, FusionModel
 from speechfuse.ops import seeded
 from speechfuse.prompting import build_reader, read_at
 from speechfuse.recipe import ContextRecipe, FusionRecipe, Part, Recipe, TaskRecipe, load_recipe
+from speechfuse.reduction import Reduced, reduction, refuse_crops, refuse_inexact
 from speechfuse.tuning import tune
 from speechfuse.types import StackSpec
 
@@ -47,6 +48,7 @@ def read_recipe(
     tuned = tuned_upstreams(recipe)
     if refuse_repeats and not recipe.fusion.allow_repeats:
         _refuse_repeats(recipe.upstreams, tuned)
+    refuse_inexact(recipe, tuned)
     return recipe
 
 
@@ -195,6 +197,11 @@ def upstream_options(recipe: Recipe, name: str) -> dict[str, Any]:
 
 def layer_facts(recipe: Recipe, name: str, upstream: Upstream) -> dict[str, Any]:
     """All that decides an upstream's layers beside the audio, wherever it lies."""
+    if isinstance(upstream, Reduced):
+        members = zip(recipe.upstreams, upstream.members(), strict=True)
+        of = [layer_facts(recipe, one, member) for one, member in members]
+        merge = recipe.fusion.merge.model_dump() if len(of) > 1 else None
+        return {"of": of, "merge": merge, **upstream.manner()}
     identity = upstream.identity()
     where = {*identity} - {*content(identity)}
     options = upstream_options(recipe, name)
@@ -212,6 +219,30 @@ def build_upstream(recipe: Recipe, name: str) -> Upstream:
     cls = catalog.find("upstream", recipe.upstreams[name].kind)
     upstream: Upstream = cls(**upstream_options(recipe, name))
     return upstream
+
+
+def read_upstreams(recipe: Recipe) -> dict[str, Upstream]:
+    """What the model reads the layers of, by name: each upstream, or all that are stored as one.
+
+    Raises:
+        RecipeError: crops that would not be the same.
+        ShapeError: upstreams that cannot be merged.
+    """
+    upstreams = {name: build_upstream(recipe, name) for name in recipe.upstreams}
+    if reduction(recipe) == "none":
+        return upstreams
+    choice, specs = recipe.fusion, [one.plan.spec for one in upstreams.values()]
+    drop = choice.drop_state_0 and len({spec.num_layers for spec in specs}) > 1
+    merge: Merge = _made("merge", choice.merge, aligned_specs(_kept(specs) if drop else specs))
+    refuse_crops(recipe, [spec.frame_rate for spec in specs], merge.spec.frame_rate)
+    one = Reduced(
+        [*upstreams.values()],
+        merge,
+        normalize=choice.normalize,
+        drop_state_0=drop,
+        mean=reduction(recipe) == "mean",
+    )
+    return {" + ".join(upstreams): one}
 
 
 def tuned_upstreams(recipe: Recipe) -> dict[str, str]:
@@ -275,31 +306,42 @@ def build_task(name: str, entry: TaskRecipe) -> Task:
     return task
 
 
-def build_fusion(recipe: Recipe, specs: Sequence[StackSpec], tasks: Sequence[str]) -> Fusion:
-    """Merge and interface for stacks of these shapes."""
+def _made(role: str, part: Part, *given: Any, **filled: Any) -> Any:
+    options = catalog.checked_options(role, part.kind, part.options)
+    return catalog.find(role, part.kind)(*given, **filled, **options)
+
+
+def _kept(specs: Sequence[StackSpec]) -> list[StackSpec]:
+    """Without state 0 of those that have more than one."""
+    return [replace(spec, num_layers=max(1, spec.num_layers - 1)) for spec in specs]
+
+
+def build_fusion(
+    recipe: Recipe, specs: Sequence[StackSpec], tasks: Sequence[str], *, reads_merged: bool = False
+) -> Fusion:
+    """Merge and interface for stacks of these shapes.
+
+    reads_merged: it is given what a store has of the stacks when they were merged.
+    """
     choice = recipe.fusion
 
-    def make(role: str, part: Part, *given: Any, **filled: Any) -> Any:
-        options = catalog.checked_options(role, part.kind, part.options)
-        return catalog.find(role, part.kind)(*given, **filled, **options)
-
     def interface(spec: StackSpec, **filled: int) -> Interface:
-        part: Interface = make("interface", choice.interface, spec, tasks=tasks, **filled)
+        part: Interface = _made("interface", choice.interface, spec, tasks=tasks, **filled)
         return part
 
     dropped = choice.drop_state_0 and any(spec.num_layers > 1 for spec in specs)
     if dropped:
-        specs = [replace(spec, num_layers=max(1, spec.num_layers - 1)) for spec in specs]
+        specs = _kept(specs)
     aligned = aligned_specs(specs)
     if choice.order == "layers_first":
         parts = [interface(spec) for spec in specs]
         left = [
             replace(s, num_layers=1, dim=p.out_dim) for s, p in zip(aligned, parts, strict=True)
         ]
-        merge: Merge = make("merge", choice.merge, left)
+        merge: Merge = _made("merge", choice.merge, left)
         _check_layers_first(choice, parts, times=merge.spec.frame_rate > left[0].frame_rate)
         return LayersFirst(parts, merge, normalize=choice.normalize, drop_state_0=dropped)
-    merge = make("merge", choice.merge, aligned)
+    merge = _made("merge", choice.merge, aligned)
     if merge.interface_dim is None:
         fused = interface(merge.spec)
     else:
@@ -312,7 +354,12 @@ def build_fusion(recipe: Recipe, specs: Sequence[StackSpec], tasks: Sequence[str
             "merge without parameters, or order 'layers_first'"
         )
     return MergeFirst(
-        merge, fused, normalize=choice.normalize, drop_state_0=dropped, models=len(specs)
+        merge,
+        fused,
+        normalize=choice.normalize,
+        drop_state_0=dropped,
+        models=len(specs),
+        reads_merged=reads_merged,
     )
 
 
@@ -369,15 +416,15 @@ def build_head(entry: TaskRecipe, in_dim: int, sizes: Mapping[str, Any]) -> Head
 def build_model(
     recipe: Recipe, specs: Sequence[StackSpec], tasks: Mapping[str, Task]
 ) -> FusionModel:
-    """The trained part for stacks of these shapes.
+    """The trained part for stacks of these shapes, or for what the recipe stores of them.
 
     The same seed gives a task the same weights, whatever other tasks there are.
     """
-    per_task = recipe.fusion.per_task
+    per_task, merged = recipe.fusion.per_task, reduction(recipe) != "none"
     fusions = {}
     for name, readers in {n: [n] for n in tasks}.items() if per_task else [(SHARED, [*tasks])]:
         with seeded(recipe.seed, "fusion", name):
-            fusions[name] = build_fusion(recipe, specs, readers)
+            fusions[name] = build_fusion(recipe, specs, readers, reads_merged=merged)
     some = next(iter(fusions.values()))
     sizes = {name: task.head_options() for name, task in tasks.items()}
     reader = build_reader(recipe, some.out_dim, some.frame_rate, sizes)

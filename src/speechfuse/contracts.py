@@ -59,6 +59,7 @@ class Upstream(nn.Module, ABC):
     plan: UpstreamPlan
     sample_rate: int  # Hz
     tuned: bool = False  # some of its parameters are trained
+    pools: bool = False  # over time: one vector for each utterance, T = 1
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -106,6 +107,13 @@ class Merge(nn.Module, ABC):
     spec: StackSpec
     project_to: int | None = None  # width to which what the interface makes of it is projected
     interface_dim: int | None = None  # width that the interface itself has to end in
+
+    @classmethod
+    def is_fixed(cls, options: Mapping[str, Any]) -> bool:
+        """Whether it is linear and nothing in it is learned or drawn, so that what it gives may be
+        stored; options: all of them, as a recipe has them.
+        """
+        return False
 
     @abstractmethod
     def forward(self, stacks: Sequence[LayerStack]) -> LayerStack: ...
@@ -167,6 +175,9 @@ class Interface(nn.Module, ABC):
 
     out_dim: int
     pools: bool = False  # over time: one vector for each utterance, T = 1
+    # A linear map of the layers plus a constant, the same in every frame of a batch: of the mean
+    # over time it makes the mean of what it makes of the frames.
+    linear: bool = False
 
     def blocks(self) -> list[slice]:
         """Output features that come from other layers than the rest, for example of a position."""
@@ -294,6 +305,14 @@ class Head(nn.Module, ABC):
     predicts: Prediction
     reads: Literal["frames", "text"] = "frames"  # text: it predicts tokens one after the other
     units: str = "characters"  # of texts that it is made for
+
+    @classmethod
+    def reads_mean(cls, options: Mapping[str, Any]) -> bool:
+        """Whether all that it reads of frames is their mean over time, after linear layers at most.
+
+        options: all of them, as a recipe has them.
+        """
+        return False
 
     @abstractmethod
     def loss(self, frames: Frames, targets: Tokens) -> LossSum: ...

@@ -50,7 +50,7 @@ def open_store(
         **build.layer_facts(recipe, name, upstream),
     }
     folder, dtype = Path(recipe.store.folder), recipe.store.dtype
-    return Store(folder, about, upstream.plan.spec, dtype, upstream.layers)
+    return Store(folder, about, upstream.plan.spec, dtype, upstream.layers, pooled=upstream.pools)
 
 
 def extraction_jobs(
@@ -66,7 +66,7 @@ def extraction_jobs(
     for data in tasks.values():
         by_noise[data.noise_snr] += [u for split in splits for u in data.splits[split]]
     tuned = build.tuned_upstreams(recipe)
-    upstreams = {n: build.build_upstream(recipe, n) for n in recipe.upstreams if n not in tuned}
+    upstreams = {n: up for n, up in build.read_upstreams(recipe).items() if n not in tuned}
     jobs = []
     for noise, utterances in by_noise.items():
         for name, upstream in upstreams.items():
@@ -128,7 +128,7 @@ def extract(
     if work and processes > 1:
         fresh = []  # loaded ones cannot be sent
         for job, planned in work:
-            upstream = build.build_upstream(recipe, job.name)
+            upstream = build.read_upstreams(recipe)[job.name]
             fresh.append((replace(job, upstream=upstream), planned))
         run_together(_fill_in_process, (fresh,), processes, progress)
     else:
@@ -200,11 +200,13 @@ def _plan(job: Job, *, equal: bool) -> list[Shard]:
                 equal=equal,
             )
         ]
+        seconds = [sum(u.duration or 0.0 for u in batch) for batch in batches]
+        rate = len(members) / max(1.0, sum(seconds))
         new += make_shards(
             layers,
             [[names[id(u)] for u in batch] for batch in batches],
-            [sum(u.duration or 0.0 for u in batch) for batch in batches],
-            job.store.bytes_for(1.0, len(layers)),
+            seconds,
+            job.store.bytes_for(1.0, len(layers), utterances=rate),
         )
     if new:
         save_plan(job.store.folder, new)
@@ -254,7 +256,10 @@ def _make_room(recipe: Recipe, jobs: Sequence[Job]) -> None:
     """Evict what was not used for longest, or refuse before anything is computed."""
     folder, budget = Path(recipe.store.folder), recipe.store.budget_gb * 1e9
     seconds = [sum(u.duration or 0.0 for u in job.wanted.values()) for job in jobs]
-    whole = sum(job.store.bytes_for(s) for job, s in zip(jobs, seconds, strict=True))
+    whole = sum(
+        job.store.bytes_for(s, utterances=len(job.wanted))
+        for job, s in zip(jobs, seconds, strict=True)
+    )
     needed = sum(job.missing_bytes for job in jobs)
     wants = f"the layers of {sum(seconds) / 3600:.2f} h need {whole / 1e9:.1f} GB"
     if needed and whole > budget:

@@ -27,13 +27,16 @@ class MergeFirst(Fusion):
         normalize: str = "none",
         drop_state_0: bool = False,
         models: int = 1,
+        reads_merged: bool = False,
     ) -> None:
         """normalize: of every hidden state first: none, layer_norm or unit_rms, nothing learned.
 
         drop_state_0: what the first block of an encoder reads is no layer. models: how many are
-        merged; layers of one alone can be streamed.
+        merged; layers of one alone can be streamed. reads_merged: it is given one stack, which was
+        normalised and merged before it was stored.
         """
         super().__init__()
+        self.reads_merged = reads_merged
         self.drop_state_0, self.models = drop_state_0, models
         self.merge, self.interface, self.normalize = merge, interface, normalize
         width = merge.project_to
@@ -43,10 +46,11 @@ class MergeFirst(Fusion):
 
     def merged(self, stacks: Sequence[LayerStack]) -> LayerStack:
         """The one stack that the interface reads."""
-        stack: LayerStack = self.merge(
-            align(_normalised(_layers(stacks, self.drop_state_0), self.normalize))
-        )
-        return stack
+        if self.reads_merged:
+            (stack,) = stacks
+            layers = stack.layers[-self.merge.spec.num_layers :]  # it may still have state 0
+            return LayerStack(layers, stack.lengths, stack.frame_rate)
+        return merged_stack(stacks, self.merge, self.normalize, drop_state_0=self.drop_state_0)
 
     def readings(self, stacks: Sequence[LayerStack]) -> list[tuple[Interface, LayerStack]]:
         return [(self.interface, self.merged(stacks))]
@@ -64,6 +68,14 @@ class MergeFirst(Fusion):
         interface = self.interface.stream(task)
         skipped = int(self.drop_state_0)
         return _NormalisedStream(interface, self.merge.spec.num_layers, self.normalize, skipped)
+
+
+def merged_stack(
+    stacks: Sequence[LayerStack], merge: Merge, normalize: str, *, drop_state_0: bool
+) -> LayerStack:
+    """Stacks of several models as one: normalised, aligned and merged."""
+    merged: LayerStack = merge(align(_normalised(_layers(stacks, drop_state_0), normalize)))
+    return merged
 
 
 class _NormalisedStream(LayerStream):

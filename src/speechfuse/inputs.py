@@ -71,7 +71,9 @@ Inputs = Store | Clips
 def find_inputs(
     recipe: Recipe, tasks: Mapping[str, TaskData], progress: Progress | None = None
 ) -> dict[str, list[Inputs]]:
-    """For each task, one for each upstream in recipe order; layers are computed where missing.
+    """For each task, one for each upstream in recipe order, or one if all are stored as one.
+
+    Layers are computed where they are missing.
 
     Raises:
         DataError: too little room for all the stacks, unreadable audio, too short a clip.
@@ -93,6 +95,8 @@ def find_inputs(
         ]
         one.look(members, progress)
     stores = fill_stores(recipe, tasks, progress)
+    if not tuned:
+        return {task: [*stores[task]] for task in tasks}
     found: dict[str, list[Inputs]] = {}
     for task, data in tasks.items():
         frozen = iter(stores[task])

@@ -255,6 +255,9 @@ class StoreRecipe(_Strict):
     folder: str = "stores"
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
     budget_gb: float = Field(20.0, gt=0)
+    # merged: of several encoders the one stack that the merge makes of them. mean: of every layer
+    # of that, or of one encoder, the mean over time. Refused where that changes what is learned.
+    reduce: Literal["none", "merged", "mean"] = "none"
 
 
 def _task_name(name: str) -> str:

@@ -48,11 +48,15 @@ class Store:
         spec: StackSpec,
         dtype: str,
         layers: Sequence[int] | None = None,
+        *,
+        pooled: bool = False,
     ) -> None:
         """root: of all stores; this one has its own folder inside, named by the hash of `about`.
 
         layers: which of the upstream's layers the spec means; all of them, from 0, if left out.
+        pooled: there is one vector for each utterance, T = 1.
         """
+        self._pooled = pooled
         self.root, self.spec, self.dtype = root, spec, dtype
         self.error: float | None = None  # of what was stored by this one as int8, relative
         self.layers = tuple(range(spec.num_layers) if layers is None else layers)
@@ -132,11 +136,15 @@ class Store:
             if (path := self._holder(key, layer)) is not None
         }
 
-    def bytes_for(self, seconds: float, layers: int | None = None) -> float:
-        """Size of so many layers of so much audio; of all that are wanted if left out."""
+    def bytes_for(self, seconds: float, layers: int | None = None, utterances: float = 1) -> float:
+        """Size of so many layers of so much audio; of all that are wanted if left out.
+
+        utterances: in that audio; they count where there is one vector for each.
+        """
         count = len(self.layers) if layers is None else layers
         width = shards.DTYPES[self.dtype].itemsize
-        return seconds * self.spec.frame_rate * count * self.spec.dim * width
+        frames = utterances if self._pooled else seconds * self.spec.frame_rate
+        return frames * count * self.spec.dim * width
 
     def check(self, utterances: Iterable[Utterance], *, again: bool = False) -> list[Path]:
         """Delete the shards of these utterances that are not as they were written; returns them.

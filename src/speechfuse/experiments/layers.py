@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from speechfuse.analyse import LayerUse, layer_use
-from speechfuse.build import build_upstream
+from speechfuse.build import read_upstreams
 from speechfuse.evaluate import open_run
 from speechfuse.types import Progress
 
@@ -17,8 +17,7 @@ Row = tuple[str, Mapping[int, float]]  # a name, and a value for each layer by i
 def run_layer_use(folder: Path, progress: Progress | None = None) -> list[LayerUse]:
     """Weights and ablations of a trained run."""
     run, model, tasks, inputs = open_run(folder, progress)
-    recipe = run.recipe()
-    numbers = {name: build_upstream(recipe, name).layers for name in recipe.upstreams}
+    numbers = {name: one.layers for name, one in read_upstreams(run.recipe()).items()}
     return layer_use(model, tasks, inputs, numbers)
 
 

@@ -42,6 +42,7 @@ def run_sweep(
     todo = cells(sweep, out, rows)
     for cell in todo:
         Run(cell.folder).check(cell.recipe)
+        build.read_upstreams(cell.recipe)  # refuses what would not be stored exactly
     new = {cell.folder for cell in todo if not Run(cell.folder).finished}
     finished = _in_turn(todo, progress) if jobs == 1 else _together(todo, jobs, progress)
     for number, (cell, metrics) in enumerate(finished, start=1):

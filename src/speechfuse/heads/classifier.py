@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -47,6 +48,11 @@ class Classifier(Head):
         self.norm = Standardize(dim) if standardize else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(dim, num_classes)
+
+    @classmethod
+    def reads_mean(cls, options: Mapping[str, Any]) -> bool:
+        """Without the deviation, and without a ReLU on every frame."""
+        return not options["mean_std"] and not options.get("hidden")
 
     def logits(self, frames: Frames) -> Tensor:
         """Unnormalised class scores, (B, C)."""

@@ -17,6 +17,8 @@ class ConcatProject(Interface):
     Starts as `nn.Linear` does. Computed as a sum of L products, so the layers are never copied.
     """
 
+    linear = True
+
     def __init__(
         self, spec: StackSpec, *, tasks: Sequence[str], out_dim: int | None = None
     ) -> None:

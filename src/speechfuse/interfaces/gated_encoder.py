@@ -28,6 +28,8 @@ class GatedEncoder(Interface):
     here (arXiv:2509.18570, docs/adr/0012).
     """
 
+    linear = True
+
     def __init__(
         self,
         spec: StackSpec,

@@ -24,6 +24,8 @@ class GroupedWeightedSum(Interface):
     as it is. There are no layer weights to show: the projection decides how much a group counts.
     """
 
+    linear = True
+
     def __init__(
         self,
         spec: StackSpec,

@@ -27,6 +27,7 @@ class GumbelSelection(Interface):
     hard=True.
     """
 
+    linear = True  # one draw for a whole batch
     steps: Tensor
 
     def __init__(

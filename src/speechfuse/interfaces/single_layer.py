@@ -16,6 +16,8 @@ from speechfuse.types import Frames, LayerStack, StackSpec
 class SingleLayer(Interface):
     """hidden = stack.layers[layer]."""
 
+    linear = True
+
     def __init__(self, spec: StackSpec, *, tasks: Sequence[str], layer: int = -1) -> None:
         """layer: index of the hidden state, 0 is what the first block reads, -1 the last.
 

@@ -19,6 +19,8 @@ class WeightedSum(Interface):
     hidden[b, t] = sum over l of weights[l] * stack.layers[l][b, t]
     """
 
+    linear = True
+
     def __init__(self, spec: StackSpec, *, tasks: Sequence[str]) -> None:
         super().__init__()
         self.out_dim = spec.dim

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -43,6 +43,10 @@ class Add(Merge):
             nn.Linear(spec.dim, dim) if projected else nn.Identity()
             for spec, projected in zip(specs, learned, strict=True)
         )
+
+    @classmethod
+    def is_fixed(cls, options: Mapping[str, Any]) -> bool:
+        return bool(options["width"] != "project")
 
     def forward(self, stacks: Sequence[LayerStack]) -> LayerStack:
         first = stacks[0]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -49,6 +49,11 @@ class Concat(Merge):
             count = self.spec.num_layers if projection == "before_per_layer" else 1
             self.projections.extend(nn.Linear(joined, widest) for _ in range(count))
             self.spec = replace(specs[0], dim=widest)
+
+    @classmethod
+    def is_fixed(cls, options: Mapping[str, Any]) -> bool:
+        """A projection after the interface, or in it, is not the merge's."""
+        return options["projection"] in ("after", "inside", "none")
 
     def forward(self, stacks: Sequence[LayerStack]) -> LayerStack:
         if len(stacks) == 1:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -29,6 +30,10 @@ class Interleave(Merge):
         super().__init__()
         check_one_width(specs, "interleave")
         self.spec = replace(specs[0], frame_rate=len(specs) * specs[0].frame_rate)
+
+    @classmethod
+    def is_fixed(cls, options: Mapping[str, Any]) -> bool:
+        return True
 
     def forward(self, stacks: Sequence[LayerStack]) -> LayerStack:
         first, count = stacks[0], len(stacks)
