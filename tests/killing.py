@@ -10,14 +10,16 @@ CONTEXT.set_forkserver_preload(["killing", "speechfuse.extract", "lhotse.dataset
 SHARD_BYTES, BATCH_SECONDS = 12_000, 2.0  # nine shards of the tones
 
 
-def begin(recipe: dict[str, Any], made: Path | None = None) -> BaseProcess:
+def begin(
+    recipe: dict[str, Any], made: Path | None = None, shard_bytes: int = SHARD_BYTES
+) -> BaseProcess:
     """made: a file that gets a line for each shard that is written."""
-    process = CONTEXT.Process(target=_extract, args=(recipe, made))
+    process = CONTEXT.Process(target=_extract, args=(recipe, made, shard_bytes))
     process.start()
     return process
 
 
-def _extract(data: dict[str, Any], made: Path | None) -> None:
+def _extract(data: dict[str, Any], made: Path | None, shard_bytes: int) -> None:
     import torch
 
     from speechfuse import extract
@@ -26,7 +28,7 @@ def _extract(data: dict[str, Any], made: Path | None) -> None:
     from speechfuse.taskdata import load_tasks
 
     torch.set_num_threads(1)
-    plans.SHARD_BYTES, extract.BATCH_SECONDS = SHARD_BYTES, BATCH_SECONDS
+    plans.SHARD_BYTES, extract.BATCH_SECONDS = shard_bytes, BATCH_SECONDS
     write = shards.write_shard
 
     def written(path: Path, tensors: Any, layers: Any) -> None:

@@ -18,6 +18,7 @@ from speechfuse.heads.ctc_search import FlashlightSearch, greedy, prefix_beam
 from speechfuse.heads.slots import Slots
 from speechfuse.heads.speaker import Speaker
 from speechfuse.heads.x_vector import XVector
+from speechfuse.ops import masked_mean
 from speechfuse.types import Frames, Tokens
 
 SIZES = {"num_tokens": 6, "num_classes": 3, "slot_sizes": (3, 4)}
@@ -123,6 +124,19 @@ class TestHead:
         torch.testing.assert_close(one, many, atol=1e-5, rtol=1e-5)
         assert torch.isfinite(one).all()
         assert torch.isfinite(head.loss(given, targets(name)).total)
+
+
+@pytest.mark.parametrize(("name", "options"), HEADS)
+def test_the_mean_over_frames_is_all_to_a_head_that_says_so_and_to_no_other(name, options):
+    head, given = made(name, **options), frames(rows=rows_of(name))
+    mean = Frames(masked_mean(given.hidden, given.lengths)[:, None], torch.tensor([1, 1]), 50.0)
+    whole, part = (
+        [head.loss(one, targets(name)).total, *flat(head.predict(one))] for one in (given, mean)
+    )
+    pairs = zip(whole, part, strict=True)
+    same = all(a.shape == b.shape and torch.allclose(a, b, atol=1e-5) for a, b in pairs)
+    every = catalog.checked_options("head", name, options)
+    assert same == catalog.HEADS[name].reads_mean(every)
 
 
 def test_ctc_loss_equals_the_sum_over_all_alignments():

@@ -11,6 +11,7 @@ from speechfuse.errors import ShapeError
 from speechfuse.fusion import LayersFirst, MergeFirst, fit_interfaces
 from speechfuse.interfaces.single_layer import SingleLayer
 from speechfuse.interfaces.weighted_sum import WeightedSum
+from speechfuse.ops import masked_mean
 from speechfuse.types import Frames, LayerStack, StackSpec
 
 TASKS = ["asr", "emotion"]
@@ -157,6 +158,21 @@ class TestInterface:
         before = [layer.clone() for layer in given.layers]
         part(given, "asr")
         assert all(torch.equal(a, b) for a, b in zip(before, given.layers, strict=True))
+
+
+@pytest.mark.parametrize("name", catalog.INTERFACES)
+@pytest.mark.parametrize("training", [False, True])
+def test_a_linear_one_makes_of_a_mean_the_mean_of_what_it_makes(name, training, stack):
+    """And of what is not, or may not be, said to be linear it is not true; one is fitted first."""
+    part, given = made(name, 5, 24).train(training), stack(garbage=0.0)
+    mean = tuple(masked_mean(layer, given.lengths)[:, None] for layer in given.layers)
+    found = []
+    for one in (given, LayerStack(mean, torch.tensor([1, 1]), 50.0)):
+        torch.manual_seed(3)
+        frames = part(one, "asr")
+        found.append(masked_mean(frames.hidden, frames.lengths))
+    equal = torch.allclose(*found, atol=1e-5, rtol=1e-4)
+    assert equal == (part.linear or isinstance(part, Fitted))
 
 
 def test_weighted_sum_is_that_of_superb(stack):

@@ -127,6 +127,25 @@ class TestMerge:
         assert frames.frame_rate == fusion.frame_rate
 
 
+@pytest.mark.parametrize(("kind", "options"), OPTIONS)
+def test_a_fixed_one_is_linear_and_has_nothing_to_learn(kind, options, stack):
+    every = catalog.checked_options("merge", kind, options)
+    dims = (24, 16) if options.get("width") else (24, 24)
+    made = merge_of([stack(dim=dim) for dim in dims], kind, **options)
+    assert catalog.MERGES[kind].is_fixed(every) == (not parameters(made))
+    if parameters(made):
+        return
+
+    def given(scale, shift):
+        layers = (tuple(scale * a + shift * b for a, b in pairs) for pairs in both)
+        return [replace(one, layers=each) for one, each in zip(stacks, layers, strict=True)]
+
+    stacks, more = ([stack(seed=n + s, garbage=0.0) for n in range(2)] for s in (0, 2))
+    both = [[*zip(a.layers, b.layers, strict=True)] for a, b in zip(stacks, more, strict=True)]
+    one, two, mixed = (made(given(*by)).stacked() for by in ((1, 0), (0, 1), (2, 3)))
+    torch.testing.assert_close(mixed, 2 * one + 3 * two)
+
+
 def test_add_interpolates_features_linearly(stack):
     """The loop: feature j of the wider reads position (j + 0.5) * d / D - 0.5 of the narrower."""
     wide, narrow = stack(dim=24, seed=0, garbage=0.0), stack(dim=10, seed=1, garbage=0.0)

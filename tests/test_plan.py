@@ -87,3 +87,33 @@ def test_nothing_slow_is_imported(tmp_path):
         "assert not slow, slow"
     )
     subprocess.run([sys.executable, "-c", code], input=json.dumps(recipe), text=True, check=True)
+
+
+def stored(recipe):
+    return {row[0]: row[1] for row in plan_recipe(read_recipe(recipe))[-1][2]}
+
+
+def test_what_may_be_stored_smaller_stands_beside_all_layers(tmp_path):
+    """13 x 768 of two encoders in float16: 50 frames a second, or one vector an utterance."""
+    upstreams = [encoder_of(tmp_path / name, 13, 768) for name in ("a", "b")]
+    recipe = recipe_of("add", *upstreams, interface="weighted_sum")
+    recipe["upstreams"]["u1"]["weights"] = "random"
+    hour = f"{3600 * 50 * 13 * 768 * 2 / 1e9:.2f} GB"
+    sizes = {"u0": hour, "u1": hour, "u0 + u1, merged": hour}
+    assert stored(recipe) == sizes  # a head for texts reads every frame
+    recipe["tasks"] = {"emotion": {"corpus": "none-yet", "head": {"kind": "classifier"}}}
+    mean = {"u0 + u1, mean": "19.97 kB an utterance"}
+    assert stored(recipe) == sizes | mean
+    assert stored(recipe | {"store": {"reduce": "mean"}}) == sizes | mean
+    recipe["fusion"]["merge"] = {"kind": "gated"}
+    assert stored(recipe) == {"u0": hour, "u1": hour}
+    recipe["upstreams"].pop("u1")
+    assert stored(recipe) == {"u0": hour, "u0, mean": "19.97 kB an utterance"}
+
+
+def test_crops_of_two_rates_are_planned_without_a_merged_stack():
+    rates = [{"kind": "filterbank", "frame_rate": rate} for rate in (100, 50)]
+    recipe = recipe_of("add", *rates)
+    head = {"kind": "classifier"}
+    recipe["tasks"] = {"emotion": {"corpus": "none-yet", "head": head, "crop_seconds": 1}}
+    assert stored(recipe).keys() == {"u0", "u1"}

@@ -1,11 +1,17 @@
 """What is stored smaller is the same to what is learned, or it is refused."""
 
+import random
+import shutil
+import time
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import killing
 from speechfuse import build
 from speechfuse.build import read_recipe
+from speechfuse.checkpoint import Run
 from speechfuse.clips import read_batch
 from speechfuse.errors import RecipeError
 from speechfuse.evaluate import evaluate_again
@@ -16,7 +22,7 @@ from speechfuse.extract import extract, extraction_jobs
 from speechfuse.inputs import find_inputs
 from speechfuse.predict import predict_files
 from speechfuse.recipe import merged
-from speechfuse.reduction import unreduced
+from speechfuse.reduction import with_reduction
 from speechfuse.taskdata import load_tasks
 from speechfuse.train import train_run
 
@@ -38,7 +44,7 @@ def base(workspace, tone_recipe, encoder):
     }
 
 
-def with_reduction(data, kind, **changes):
+def recipe_with(data, kind, **changes):
     return read_recipe(merged(merged(data, changes), {"store": {"reduce": kind}}))
 
 
@@ -88,35 +94,38 @@ def of_case(data, changes):
     return merged(data, changes)
 
 
-@pytest.mark.parametrize("case", CASES)
+SOME = ("mean", "merged, two rates and depths")
+
+
+@pytest.mark.parametrize(
+    "case", [c if c in SOME else pytest.param(c, marks=pytest.mark.recipe) for c in CASES]
+)
 def test_a_run_learns_the_same_scores_the_same_and_answers_the_same(base, workspace, case):
     kind, changes = CASES[case]
     data = of_case(base, changes)
     whole, reduced = workspace / "whole", workspace / "reduced"
-    wanted = train_run(with_reduction(data, "none"), whole)
-    found = train_run(with_reduction(data, kind), reduced)
-    for metrics in (wanted, found):
-        del metrics["seconds"]
-    assert found == pytest.approx(wanted, abs=1e-6, rel=1e-6)
+    wanted = train_run(recipe_with(data, "none"), whole)
+    found = train_run(recipe_with(data, kind), reduced)
+    assert (found["dev"], found["test"]) == (wanted["dev"], wanted["test"])
+    losses = [[v for _, name, v in Run(f).log() if "loss" in name] for f in (whole, reduced)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     theirs, mine = (load_file(folder / "model.safetensors") for folder in (whole, reduced))
     assert theirs.keys() == mine.keys()
     for name, weight in theirs.items():
-        torch.testing.assert_close(mine[name], weight, atol=2e-5, rtol=2e-4)
+        torch.testing.assert_close(mine[name], weight, atol=1e-4, rtol=1e-3)
     assert evaluate_again(reduced)["test"] == found["test"]
-    clips = sorted((workspace / "corpora").rglob("*.wav"))[:2] or [
-        u.audio for u in load_tasks(read_recipe(data))["emotion"].splits["test"][:2]
-    ]
+    clips = [u.audio for u in load_tasks(read_recipe(data))["emotion"].splits["test"][:3]]
     assert [*predict_files(reduced, clips)] == [*predict_files(whole, clips)]
 
 
 @pytest.mark.parametrize("kind", ["merged", "mean"])
 def test_what_is_read_is_what_would_have_been_merged(base, kind):
-    recipe = with_reduction(base, kind)
+    recipe = recipe_with(base, kind)
     tasks = load_tasks(recipe)
     members = tasks["emotion"].splits["dev"][:5]
     ((store,),) = find_inputs(recipe, tasks).values()
     found = store.batch(members)
-    plain = unreduced(recipe)
+    plain = with_reduction(recipe, "none")
     fusion = build.build_fusion(plain, build.stack_specs(plain), ["emotion"])
     for row, utterance in enumerate(members):
         upstreams = [build.build_upstream(recipe, name) for name in recipe.upstreams]
@@ -130,7 +139,7 @@ def test_what_is_read_is_what_would_have_been_merged(base, kind):
 def test_layers_show_the_same_weights(base, workspace):
     uses = {}
     for kind in ("none", "merged", "mean"):
-        train_run(with_reduction(base, kind), workspace / kind)
+        train_run(recipe_with(base, kind), workspace / kind)
         uses[kind] = run_layer_use(workspace / kind)
     (plain,) = (use for use in uses["none"] if use.weights)
     for kind in ("merged", "mean"):
@@ -141,10 +150,46 @@ def test_layers_show_the_same_weights(base, workspace):
         assert [one.model for one in uses[kind] if one.ablation] == ["ssl + random"]
 
 
+@pytest.mark.recipe
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("kind", "shard"), [("merged", killing.SHARD_BYTES), ("mean", 500)])
+def test_killed_and_run_again_it_is_byte_for_byte_the_same(base, kills, tmp_path, kind, shard):
+    recipe = base | {"upstreams": TWO_RATES, "store": {"reduce": kind}}
+    load_tasks(read_recipe(recipe))
+
+    def run(name, wait=None):
+        recipe["store"]["folder"] = str(tmp_path / name)
+        began = time.monotonic()
+        process = killing.begin(recipe, shard_bytes=shard)
+        process.join(wait)
+        process.kill()
+        process.join()
+        return process.exitcode, time.monotonic() - began
+
+    assert run("first")[0] == 0  # waits for imports
+    code, seconds = run("whole")
+    whole = contents(tmp_path / "whole")
+    assert code == 0
+    assert sum(name.endswith(".safetensors") for name in whole) >= 5
+    moments, cut = random.Random(kills), 0
+    for number in range(kills):
+        cut += run("killed", moments.uniform(0, seconds))[0] != 0
+        assert run("killed")[0] == 0
+        assert contents(tmp_path / "killed") == whole, f"kill {number}"
+        shutil.rmtree(tmp_path / "killed")
+    assert cut >= kills / 3
+
+
+def contents(folder):
+    """Every file by its place, but for what is remembered of other files."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".jsonl")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
 def test_sizes_are_told_as_they_are_written(base):
     sizes = {}
     for kind in ("none", "merged", "mean"):
-        recipe = with_reduction(base, kind)
+        recipe = recipe_with(base, kind)
         jobs = extraction_jobs(recipe, load_tasks(recipe))
         told = sum(job.missing_bytes for job in jobs)
         extract(recipe, jobs)
@@ -152,17 +197,16 @@ def test_sizes_are_told_as_they_are_written(base):
         assert written == pytest.approx(told, rel=0.1 if kind != "mean" else 1e-9)
         sizes[kind] = written
     assert sizes["none"] == 2 * sizes["merged"]
-    frames = jobs_frames = sizes["merged"] / sizes["mean"]
-    assert frames == jobs_frames > 10
+    assert sizes["merged"] > 10 * sizes["mean"]  # frames in an utterance
 
 
 def test_rows_that_read_the_same_share_a_store(base):
     def missing(kind="mean", **changes):
-        recipe = with_reduction(base, kind, **changes)
+        recipe = recipe_with(base, kind, **changes)
         (job,) = extraction_jobs(recipe, load_tasks(recipe))
         return len(job.missing)
 
-    recipe = with_reduction(base, "mean")
+    recipe = recipe_with(base, "mean")
     extract(recipe, extraction_jobs(recipe, load_tasks(recipe)))
     assert missing() == 0
     assert missing(fusion={"interface": {"kind": "gated_encoder"}}) == 0  # without state 0
@@ -179,7 +223,7 @@ def test_a_subset_of_layers_is_merged_by_its_numbers(base):
     def job_of(ssl, random):
         numbers = {"ssl": {"layers": ssl}, "random": {"layers": random}}
         parts = {n: base["upstreams"][n] | numbers[n] for n in numbers}
-        recipe = with_reduction(base | {"upstreams": parts}, "merged")
+        recipe = recipe_with(base | {"upstreams": parts}, "merged")
         (job,) = extraction_jobs(recipe, load_tasks(recipe))
         return recipe, job
 
@@ -187,7 +231,8 @@ def test_a_subset_of_layers_is_merged_by_its_numbers(base):
     extract(recipe, [whole])
     _, part = job_of([0, 2], [0, 2])
     _, other = job_of([0, 2], [0, 1])
-    assert part.store.layers == (0, 2) and not part.missing
+    assert part.store.layers == (0, 2)
+    assert not part.missing
     assert other.missing
     (u, *_) = whole.wanted.values()
     assert torch.equal(part.store.read(u), whole.store.read(u)[[0, 2]])
@@ -219,7 +264,7 @@ REFUSED = {
 def test_what_is_not_exact_is_refused_with_its_reason(base, why):
     kind, changes = REFUSED[why]
     with pytest.raises(RecipeError, match=why) as error:
-        with_reduction(base, kind, **changes)
+        recipe_with(base, kind, **changes)
     for line in str(error.value).splitlines():
         assert line.startswith(f"store.reduce={kind}: ")
         assert line.endswith("; or set store.reduce to none")
@@ -227,13 +272,13 @@ def test_what_is_not_exact_is_refused_with_its_reason(base, why):
 
 def test_a_head_that_reads_frames_is_named_with_its_task(tone_recipe):
     with pytest.raises(RecipeError) as error:
-        with_reduction(tone_recipe, "mean")
+        recipe_with(tone_recipe, "mean")
     lines = str(error.value).splitlines()
     assert [line.split(":")[1] for line in lines] == [" task 'asr'", " task 'verification'"]
 
 
 def test_one_encoder_has_nothing_to_merge(base):
-    recipe = with_reduction(one_encoder(base), "merged", fusion={"order": "layers_first"})
+    recipe = recipe_with(one_encoder(base), "merged", fusion={"order": "layers_first"})
     assert [*build.read_upstreams(recipe)] == ["ssl"]
     assert type(build.read_upstreams(recipe)["ssl"]).__name__ == "HuggingFace"
 

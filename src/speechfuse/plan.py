@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,9 +15,11 @@ from speechfuse import build
 from speechfuse.cache.shards import DTYPES
 from speechfuse.context.reading import PromptedFusion
 from speechfuse.contracts import UpstreamPlan
+from speechfuse.errors import RecipeError
 from speechfuse.fusion import MergeFirst, fit_interfaces
 from speechfuse.prompting import build_reader, read_at
 from speechfuse.recipe import Recipe
+from speechfuse.reduction import reduction, refuse_inexact, with_reduction
 from speechfuse.taskdata import is_prepared, prepared_folder
 from speechfuse.tuning import trained_parameters
 from speechfuse.types import Frames, LayerStack, StackSpec, Table
@@ -130,20 +133,33 @@ def _context_table(recipe: Recipe, reader: PromptedFusion, second: Frames) -> Ta
 def _store_table(
     recipe: Recipe, upstreams: Mapping[str, UpstreamPlan], tuned: Mapping[str, int]
 ) -> Table:
-    width = DTYPES[recipe.store.dtype].itemsize
-    corpora = [name for e in recipe.tasks.values() for name in (e.corpus, *e.extra_training)]
-    hours = {name: _hours(name) for name in corpora}
-    known = sum(h for h in hours.values() if h)
+    """Each upstream's layers; beside them what may be stored in their place, to the same end."""
+    corpora = dict.fromkeys(n for e in recipe.tasks.values() for n in (e.corpus, *e.extra_training))
+    counted = [one for one in map(_counted, corpora) if one]
+    hours, utterances = (sum(one[key] for one in counted) for key in ("hours", "utterances"))
     rows = []
+
+    def add(name: str, spec: StackSpec, *, mean: bool = False) -> None:
+        frame = spec.num_layers * spec.dim * DTYPES[recipe.store.dtype].itemsize
+        hour = 3600 * spec.frame_rate * frame
+        each = f"{frame / 1e3:.2f} kB an utterance" if mean else f"{hour / 1e9:.2f} GB"
+        total = (utterances * frame if mean else hours * hour) / 1e9
+        rows.append([name, each, f"{total:.2f} GB" if counted else "corpus not prepared"])
+
     for name, plan in upstreams.items():
         if name in tuned:
             rows.append([name, "nothing, it is trained", "nothing"])
-            continue
-        spec = plan.spec
-        each = 3600 * spec.frame_rate * spec.num_layers * spec.dim * width
-        total = f"{known * each / 1e9:.2f} GB" if known else "corpus not prepared"
-        rows.append([name, f"{each / 1e9:.2f} GB", total])
-    title = f"Stored layers ({recipe.store.dtype}, budget {recipe.store.budget_gb:g} GB)"
+        else:
+            add(name, plan.spec)
+    for kind in ("merged", "mean"):
+        other = with_reduction(recipe, kind)
+        with suppress(RecipeError):  # what is not exact is not offered
+            refuse_inexact(other, tuned)
+            if reduction(other) != "none":
+                ((name, one),) = build.read_upstreams(other).items()
+                add(f"{name}, {kind}", one.plan.spec, mean=one.pools)
+    store = recipe.store
+    title = f"Stored layers ({store.dtype}, reduce: {store.reduce}, budget {store.budget_gb:g} GB)"
     return title, ["upstream", "for an hour of audio", "for these corpora"], rows
 
 
@@ -184,9 +200,9 @@ def _second(spec: StackSpec) -> LayerStack:
     return LayerStack((layer,) * spec.num_layers, torch.tensor([frames]), spec.frame_rate)
 
 
-def _hours(corpus: str) -> float | None:
-    """Hours of a prepared corpus, None if it is not prepared yet."""
+def _counted(corpus: str) -> dict[str, Any] | None:
+    """What a prepared corpus has, None if it is not prepared yet."""
     folder = prepared_folder(corpus)
     if is_prepared(folder):
-        return float(json.loads((folder / "corpus.json").read_text())["hours"])
+        return dict(json.loads((folder / "corpus.json").read_text()))
     return None

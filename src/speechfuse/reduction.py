@@ -127,9 +127,9 @@ def reduction(recipe: Recipe) -> str:
     return "none" if asked == "merged" and len(recipe.upstreams) == 1 else asked
 
 
-def unreduced(recipe: Recipe) -> Recipe:
-    """The same run for whoever computes layers from audio, which are all there."""
-    store = recipe.store.model_copy(update={"reduce": "none"})
+def with_reduction(recipe: Recipe, kind: str) -> Recipe:
+    """The same run with something else stored; none for whoever has all layers at hand."""
+    store = recipe.store.model_copy(update={"reduce": kind})
     return recipe.model_copy(update={"store": store})
 
 
