@@ -357,6 +357,7 @@ def test_utterances_are_chosen_by_column(file):
         ("folds=2", "folds: .*greater than or equal to 3"),
         ("baseline=mol", "baseline: no upstream 'mol'.*Did you mean 'mel'"),
         ("properties=[pitch, pitch]", "properties: 'pitch' stands twice"),
+        ("store={reduce: mean}", "store.reduce: mean, but probes read every frame"),
         ("upstreams.mel.num_mel=3", "upstreams.mel: .*num_mel.*Did you mean 'num_mels'"),
         ("propertys=[pitch]", "propertys: unknown setting.*Did you mean 'properties'"),
         ("tasks={}", "is no file of probes.*speechfuse train"),

@@ -76,6 +76,10 @@ CASES = {
         {"more": True, "fusion": {"interface": {"kind": "gated_encoder"}}},
     ),
     "merged, cropped": ("merged", {"tasks": {"emotion": {"crop_seconds": 0.2}}}),
+    "merged, fitted before": (
+        "merged",
+        {"fusion": {"interface": {"kind": "pca_concat", "components": 4}}},
+    ),
     "mean of drawn layers": (
         "mean",
         {"fusion": {"interface": {"kind": "gumbel_selection"}}},
@@ -180,6 +184,17 @@ def test_killed_and_run_again_it_is_byte_for_byte_the_same(base, kills, tmp_path
     assert cut >= kills / 3
 
 
+@pytest.mark.recipe
+def test_two_processes_write_what_one_does(base):
+    stores = []
+    for processes in (1, 2):
+        recipe = recipe_with(base, "mean", store={"folder": f"stores{processes}"})
+        jobs = extraction_jobs(recipe, load_tasks(recipe))
+        extract(recipe, jobs, processes=processes)
+        stores.append(contents(jobs[0].store.root))
+    assert stores[0] == stores[1]
+
+
 def contents(folder):
     """Every file by its place, but for what is remembered of other files."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".jsonl")
@@ -246,7 +261,7 @@ REFUSED = {
     ),
     "order 'layers_first' fuses": ("merged", {"fusion": {"order": "layers_first"}}),
     "upstream 'ssl' is trained": ("merged", {"training": {"train_upstream": {"ssl": "all"}}}),
-    "interface 'hconv' is not linear": ("mean", {"fusion": {"interface": {"kind": "hconv"}}}),
+    "interface 'hconv' needs every frame": ("mean", {"fusion": {"interface": {"kind": "hconv"}}}),
     "interface 'pca_concat'": ("mean", {"fusion": {"interface": {"kind": "pca_concat"}}}),
     "task 'emotion': head 'classifier' with these options": (
         "mean",

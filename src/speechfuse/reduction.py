@@ -189,8 +189,8 @@ def _why_no_mean(recipe: Recipe) -> Iterator[str]:
     if not catalog.find("interface", interface).linear:
         able = [name for name, cls in catalog.ROLES["interface"].items() if cls.linear]
         yield (
-            f"interface '{interface}' is not linear, or not the same in every frame, so that it "
-            f"needs them all; use {', '.join(able[:-1])} or {able[-1]}, or reduce: merged"
+            f"interface '{interface}' needs every frame, it is not linear or not the same in each "
+            f"(Interface.linear); use {', '.join(able[:-1])} or {able[-1]}, or reduce: merged"
         )
     if recipe.context is not None:
         yield f"context '{recipe.context.kind}' reads every frame; leave it out, or reduce: merged"

@@ -96,6 +96,8 @@ def _wrong(probe: ProbeFile) -> Iterator[str]:
         values = getattr(probe, field)
         for twice in sorted({str(v) for v in values if values.count(v) > 1}):
             yield f"{field}: '{twice}' stands twice; leave one out"
+    if probe.store.reduce != "none":
+        yield f"store.reduce: {probe.store.reduce}, but probes read every frame; leave it out"
     try:
         variants(probe)
     except RecipeError as error:
