@@ -175,13 +175,14 @@ def test_killed_and_run_again_it_is_byte_for_byte_the_same(base, kills, tmp_path
     whole = contents(tmp_path / "whole")
     assert code == 0
     assert sum(name.endswith(".safetensors") for name in whole) >= 5
+    times = max(5, kills // 4)
     moments, cut = random.Random(kills), 0
-    for number in range(kills):
+    for number in range(times):
         cut += run("killed", moments.uniform(0, seconds))[0] != 0
         assert run("killed")[0] == 0
         assert contents(tmp_path / "killed") == whole, f"kill {number}"
         shutil.rmtree(tmp_path / "killed")
-    assert cut >= kills / 3
+    assert cut >= times / 3
 
 
 @pytest.mark.recipe
