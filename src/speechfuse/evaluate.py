@@ -20,6 +20,7 @@ from speechfuse.metrics import Evidence, with_interval
 from speechfuse.model import FusionModel
 from speechfuse.ops import moved
 from speechfuse.recipe import Recipe
+from speechfuse.reduction import with_reduction
 from speechfuse.taskdata import TaskData, load_tasks
 from speechfuse.types import Progress, Utterance
 
@@ -74,12 +75,19 @@ def open_run(
     run.check(recipe)
     tasks = load_tasks(recipe, run.tasks(), progress)
     run.check_data({name: data.marks() for name, data in tasks.items()})
-    model = load_model(run, recipe, {name: data.task for name, data in tasks.items()})
+    parts = {name: data.task for name, data in tasks.items()}
+    model = load_model(run, recipe, parts, stored=True)
     return run, model, tasks, find_inputs(recipe, tasks, progress)
 
 
-def load_model(run: Run, recipe: Recipe, tasks: Mapping[str, Task]) -> FusionModel:
-    """A run's trained part, in evaluation mode."""
+def load_model(
+    run: Run, recipe: Recipe, tasks: Mapping[str, Task], *, stored: bool = False
+) -> FusionModel:
+    """A run's trained part, in evaluation mode.
+
+    stored: it reads what the recipe stores, which may be less than all layers of all upstreams.
+    """
+    recipe = recipe if stored else with_reduction(recipe, "none")
     model = build.build_model(recipe, build.stack_specs(recipe), tasks)
     run.load_model(model)
     return model.eval()

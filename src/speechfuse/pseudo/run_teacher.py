@@ -19,7 +19,6 @@ from speechfuse.evaluate import load_model
 from speechfuse.filling import best_device
 from speechfuse.ops import file_hash, moved
 from speechfuse.pseudo.teacher import Teacher
-from speechfuse.reduction import with_reduction
 from speechfuse.tasks.classification import Classification
 
 if TYPE_CHECKING:
@@ -68,9 +67,7 @@ class RunTeacher(Teacher):
         return f"{self._run.folder.resolve().name}/{self.task}@{weights[:8]}"
 
     def load(self) -> None:
-        self._model = load_model(self._run, with_reduction(self._recipe, "none"), self._tasks).to(
-            self._device
-        )
+        self._model = load_model(self._run, self._recipe, self._tasks).to(self._device)
         if not isinstance(self._model.head_of(self.task), ScoresClasses):
             raise RunError(
                 f"{self.source}: the head of task '{self.task}' has no logits, so nothing tells "
