@@ -361,7 +361,7 @@ class TestRun:
         recipe = read_recipe(merged(ways(tone_recipe, encoder)[way], {"training": {"steps": 4}}))
         train_run(recipe, workspace / "gpu")
         monkeypatch.setattr(
-            Rank, "trainer_options", lambda self: {"accelerator": "cpu", "devices": 1}
+            Rank, "trainer_options", lambda self, strategy: {"accelerator": "cpu", "devices": 1}
         )
         train_run(recipe, workspace / "cpu")
         found, expected = losses(workspace / "gpu"), losses(workspace / "cpu")

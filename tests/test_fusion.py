@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 from speechfuse import catalog
 from speechfuse.build import build_fusion, read_recipe
 from speechfuse.errors import RecipeError, ShapeError
-from speechfuse.fusion import fit_interfaces
+from speechfuse.fusion import MergeFirst, fit_interfaces
+from speechfuse.interfaces.gated_encoder import GatedEncoder
+from speechfuse.interfaces.weighted_sum import WeightedSum
+from speechfuse.merging.add import Add
 from speechfuse.types import LayerStack, StackSpec
 
 MERGES = [
@@ -122,3 +125,24 @@ def test_any_encoders_fuse_alone_as_in_a_batch(data):
 @given(st.data())
 def test_larger_and_more_of_them_do_too(data):
     compare(data, 15_000_000)
+
+
+@pytest.mark.parametrize("kind", [WeightedSum, GatedEncoder])
+@pytest.mark.parametrize("rate", [50.0, 40.0])
+def test_a_weighted_sum_of_summed_stacks_is_a_sum_of_weighted_sums(stack, kind, rate):
+    one = stack(layers=5, lengths=(10, 5), dim=8, garbage=0.0)
+    other = stack(layers=3, lengths=(10, 5) if rate == 50 else (8, 4), dim=8, rate=rate, seed=1)
+    fusion = MergeFirst(
+        Add([one.spec, other.spec]), kind(one.spec, tasks=["asr"]), normalize="layer_norm", models=2
+    )
+    for logits in fusion.parameters():
+        torch.nn.init.normal_(logits)
+    found = fusion([one, other], "asr")
+    wanted = fusion.interface(fusion.merged([one, other]), "asr")
+    for row, size in enumerate(wanted.lengths.tolist()):
+        torch.testing.assert_close(found.hidden[row, :size], wanted.hidden[row, :size])
+    (logits,) = fusion.parameters()
+    scale = torch.randn_like(wanted.hidden)
+    scale[1, 5:] = 0
+    grads = [torch.autograd.grad((f.hidden * scale).sum(), logits)[0] for f in (found, wanted)]
+    torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-4)

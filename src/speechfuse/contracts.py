@@ -107,6 +107,7 @@ class Merge(nn.Module, ABC):
     spec: StackSpec
     project_to: int | None = None  # width to which what the interface makes of it is projected
     interface_dim: int | None = None  # width that the interface itself has to end in
+    sums: bool = False  # what it gives is the sum of the stacks and nothing else
 
     @classmethod
     def is_fixed(cls, options: Mapping[str, Any]) -> bool:
@@ -185,6 +186,10 @@ class Interface(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, stack: LayerStack, task: str) -> Frames: ...
+
+    def mixture(self, task: str) -> Tensor | None:
+        """Weights (L,), if what it gives is the layers' sum with these and nothing else."""
+        return None
 
     def learned_weights(self) -> Mapping[str, Tensor]:
         """Softmaxes of learned logits that are the same in every frame, (L,) or (L, D).

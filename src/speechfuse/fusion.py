@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from speechfuse.alignment import align
 from speechfuse.contracts import Fitted, Fusion, Interface, LayerStream, Merge
-from speechfuse.ops import normalise
+from speechfuse.ops import mix, normalise
 from speechfuse.types import Frames, LayerStack
 
 
@@ -56,10 +56,20 @@ class MergeFirst(Fusion):
         return [(self.interface, self.merged(stacks))]
 
     def forward(self, stacks: Sequence[LayerStack], task: str) -> Frames:
-        fused: Frames = self.interface(self.merged(stacks), task)
+        fused = self._fused(stacks, task)
         if self.project is None:
             return fused
         return Frames(self.project(fused.hidden), fused.lengths, fused.frame_rate)
+
+    def _fused(self, stacks: Sequence[LayerStack], task: str) -> Frames:
+        """What the interface gives; a weighted sum of sums is a sum of weighted sums."""
+        weights = self.interface.mixture(task) if self.merge.sums and len(stacks) > 1 else None
+        if weights is None:
+            fused: Frames = self.interface(self.merged(stacks), task)
+            return fused
+        aligned = align(_normalised(_layers(stacks, self.drop_state_0), self.normalize))
+        first, *others = (mix(weights, stack.layers) for stack in aligned)
+        return Frames(sum(others, first), aligned[0].lengths, aligned[0].frame_rate)
 
     def stream(self, task: str) -> LayerStream:
         """Of one encoder, which every merge leaves as it is."""

@@ -13,6 +13,7 @@ GPU, where a short product costs its launch, that is worth the copy.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,25 +21,26 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-Window = list[tuple[int, int]]  # (tap, layer) of one output
+Window = tuple[tuple[int, int], ...]  # (tap, layer) of one output
 
 
-def windows(num_layers: int, kernel_size: int, stride: int) -> list[Window]:
+@lru_cache
+def windows(num_layers: int, kernel_size: int, stride: int) -> tuple[Window, ...]:
     """What each output reads.
 
     >>> windows(5, 5, 3)
-    [[(2, 0), (3, 1), (4, 2)], [(0, 1), (1, 2), (2, 3), (3, 4)]]
+    (((2, 0), (3, 1), (4, 2)), ((0, 1), (1, 2), (2, 3), (3, 4)))
     """
     half = kernel_size // 2
     outputs = (num_layers + 2 * half - kernel_size) // stride + 1
-    found = [
-        [
+    found = tuple(
+        tuple(
             (k, layer)
             for k in range(kernel_size)
             if 0 <= (layer := stride * o + k - half) < num_layers
-        ]
+        )
         for o in range(outputs)
-    ]
+    )
     assert all(found), "an output sees at least one layer"
     return found
 

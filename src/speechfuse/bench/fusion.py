@@ -80,7 +80,7 @@ def bench_fusion(
 
     float32 is that of products everywhere: cuDNN would round the reference's to TF32.
     """
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for name in devices(device):
             for models, layers, dim in shapes:
                 for dtype in DTYPES:

@@ -46,7 +46,7 @@ class GatedEncoder(Interface):
             {name: nn.Parameter(torch.zeros(spec.num_layers)) for name in names}
         )
 
-    def _weights(self, task: str) -> Tensor:
+    def mixture(self, task: str) -> Tensor:
         logits: Tensor = self.logits[task if self.gate == "per_task" else SHARED]
         return logits.softmax(0)
 
@@ -56,10 +56,10 @@ class GatedEncoder(Interface):
 
     def layer_weights(self, stack: LayerStack, task: str) -> dict[str, Tensor]:
         """The same for every frame, (L,)."""
-        return {"": self._weights(task)}
+        return {"": self.mixture(task)}
 
     def forward(self, stack: LayerStack, task: str) -> Frames:
-        return Frames(mix(self._weights(task), stack.layers), stack.lengths, stack.frame_rate)
+        return Frames(mix(self.mixture(task), stack.layers), stack.lengths, stack.frame_rate)
 
     def stream(self, task: str) -> LayerStream:
-        return WeightedSumStream(self._weights(task).detach())
+        return WeightedSumStream(self.mixture(task).detach())

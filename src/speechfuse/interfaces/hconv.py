@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from speechfuse.contracts import Interface, LayerStream
 from speechfuse.layer_conv import (
-    Window,
     layer_conv,
     stacked_conv,
     taps_of,
@@ -129,9 +128,9 @@ class HConvStream(LayerStream):
         super().__init__(num_layers)
         self._convs, self._join, self._batch = convs, join, 0
         self._taps = [taps_of(conv.weight) for conv in convs]
-        self._missing: list[list[Window]] = []
+        self._missing: list[list[list[tuple[int, int]]]] = []
         for conv in convs:
-            self._missing.append(windows(num_layers, conv.kernel_size[0], stride))
+            self._missing.append([*map(list, windows(num_layers, conv.kernel_size[0], stride))])
             num_layers = len(self._missing[-1])
         self._open: list[dict[int, Tensor]] = [{} for _ in convs]
         self._last: dict[int, Tensor] = {}

@@ -33,8 +33,11 @@ class WeightedSum(Interface):
         """The same for every frame, (L,)."""
         return self.learned_weights()
 
+    def mixture(self, task: str) -> Tensor:
+        return self.logits.softmax(0)
+
     def forward(self, stack: LayerStack, task: str) -> Frames:
-        return Frames(mix(self.logits.softmax(0), stack.layers), stack.lengths, stack.frame_rate)
+        return Frames(mix(self.mixture(task), stack.layers), stack.lengths, stack.frame_rate)
 
     def stream(self, task: str) -> LayerStream:
         return WeightedSumStream(self.logits.detach().softmax(0))

@@ -39,6 +39,7 @@ class Add(Merge):
         dim = max(spec.dim for spec in specs)
         self.spec = replace(specs[0], dim=dim)
         learned = [spec.dim < dim and width == "project" for spec in specs]
+        self.sums = all(spec.dim == dim for spec in specs)
         self.projections = nn.ModuleList(
             nn.Linear(spec.dim, dim) if projected else nn.Identity()
             for spec, projected in zip(specs, learned, strict=True)
@@ -50,6 +51,8 @@ class Add(Merge):
 
     def forward(self, stacks: Sequence[LayerStack]) -> LayerStack:
         first = stacks[0]
+        if self.sums and len(stacks) == 1:
+            return first
         layers = []
         for same_depth in zip(*(stack.layers for stack in stacks), strict=True):
             one, *others = (
