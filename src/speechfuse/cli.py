@@ -110,12 +110,50 @@ def probe(
 
 
 @app.command()
-def plan(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Shapes, parameters, multiply-adds and memory of a recipe; no weights are read."""
-    from speechfuse.build import read_recipe
-    from speechfuse.plan import plan_recipe
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    hours: Annotated[
+        float | None, typer.Option(min=0, help="Of audio: what it takes on many GPUs instead.")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="With --hours.")] = 1,
+    rate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Seconds of audio that an upstream takes in a second of a GPU, NAME=RATE, or one "
+            "for all; as `bench extraction` prints."
+        ),
+    ] = None,
+    training_rate: Annotated[
+        float | None, typer.Option(min=0, help="The same of training on stored layers.")
+    ] = None,
+    reading: Annotated[float, typer.Option(min=0.01, help="GB/s that a GPU is given.")] = 1.0,
+    price: Annotated[float, typer.Option(min=0, help="Of an hour of a GPU.")] = 0.0,
+) -> None:
+    """Shapes, parameters, multiply-adds and memory of a recipe; no weights are read.
 
-    for title, columns, rows in plan_recipe(read_recipe(recipe, overrides or ())):
+    With --hours: shards, hours, storage and cost of so much audio on so many GPUs.
+    """
+    from speechfuse.build import read_recipe
+
+    read = read_recipe(recipe, overrides or ())
+    if hours is None:
+        from speechfuse.plan import plan_recipe
+
+        tables = plan_recipe(read)
+    else:
+        from speechfuse.at_scale import scale_tables
+
+        tables = scale_tables(
+            read,
+            hours,
+            gpus,
+            _rates(rate or ()),
+            training_rate=training_rate,
+            reading=reading,
+            price=price,
+        )
+    for title, columns, rows in tables:
         _table(title, columns, rows)
 
 
@@ -670,6 +708,20 @@ def _columns(only: Sequence[str]) -> dict[str, list[str]]:
         if not column or not values:
             raise SpeechFuseError(f"--only {text}: expected COLUMN=VALUE, like --only language=de")
     return {column: values.split(",") for column, _, values in columns}
+
+
+def _rates(given: Sequence[str]) -> dict[str, float]:
+    """By name, of texts like wavlm=500; a number alone is under no name."""
+    rates = {}
+    for text in given:
+        name, _, number = text.rpartition("=")
+        try:
+            rates[name] = float(number)
+        except ValueError:
+            rates[name] = 0.0
+        if not rates[name] > 0:
+            raise SpeechFuseError(f"--rate {text}: expected NAME=RATE with a rate above 0")
+    return rates
 
 
 def _names(text: str | None) -> list[str]:

@@ -1,0 +1,97 @@
+"""What many hours of audio take on many GPUs: shards, time, room and money, by measured rates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from speechfuse import build
+from speechfuse.cache.plans import SHARD_BYTES, SHARD_SECONDS
+from speechfuse.cache.shards import DTYPES
+from speechfuse.contracts import UpstreamPlan
+from speechfuse.errors import RecipeError, did_you_mean
+from speechfuse.recipe import Recipe
+from speechfuse.types import Table
+
+
+def scale_tables(
+    recipe: Recipe,
+    hours: float,
+    gpus: int,
+    rates: Mapping[str, float],
+    *,
+    training_rate: float | None = None,
+    reading: float = 1.0,
+    price: float = 0.0,
+) -> list[Table]:
+    """Tables: extraction, storage in every type, and an epoch of training on what is stored.
+
+    rates: audio seconds that an upstream takes in a second of one GPU, by its name, or one for all
+    under "". training_rate: the same of training on stored layers. reading: GB that a GPU is given
+    in a second. price: of an hour of one GPU.
+
+    Raises:
+        RecipeError: an upstream without a rate, a rate of none, or nothing that is stored.
+    """
+    tuned = build.tuned_upstreams(recipe)
+    frozen = [name for name in recipe.upstreams if name not in tuned]
+    if not frozen:
+        raise RecipeError("every upstream is trained, so that nothing is extracted or stored")
+    plans = {name: build.build_upstream(recipe, name).plan for name in frozen}
+    found = _rates(plans, rates)
+    seconds = 3600 * hours
+    sizes = {name: seconds * _bytes(plan, recipe.store.dtype) for name, plan in plans.items()}
+    work = {name: hours / rate for name, rate in found.items()}  # hours of one GPU
+    rows = [
+        [
+            name,
+            f"{found[name]:g}",
+            f"{_shards(plan, recipe.store.dtype, seconds):,}",
+            *_taken(work[name], gpus, price),
+        ]
+        for name, plan in plans.items()
+    ]
+    if len(rows) > 1:
+        rows.append(["all", "", "", *_taken(sum(work.values()), gpus, price)])
+    money = ["cost"] if price else []
+    columns = ["upstream", "audio s / s of a GPU", "shards", "GPU hours", "hours", *money]
+    tables: list[Table] = [(f"Extraction of {hours:,g} h on {gpus} GPUs", columns, rows)]
+    rows = [
+        [name, *(f"{seconds * _bytes(plan, dtype) / 1e12:,.1f}" for dtype in DTYPES)]
+        for name, plan in plans.items()
+    ]
+    tables.append(("Stored layers, TB", ["upstream", *DTYPES], rows))
+    read = sum(sizes.values()) / (1e9 * reading) / 3600
+    what = f"reading {recipe.store.dtype} at {reading:g} GB/s for each GPU"
+    rows = [[what, *_taken(read, gpus, price)]]
+    if training_rate:
+        what = f"steps at {training_rate:g} audio s / s of a GPU"
+        rows.append([what, *_taken(hours / training_rate, gpus, price)])
+    title = "An epoch of training; both at once, the longer counts"
+    return [*tables, (title, ["", "GPU hours", "hours", *money], rows)]
+
+
+def _rates(plans: Mapping[str, UpstreamPlan], given: Mapping[str, float]) -> dict[str, float]:
+    for name in given:
+        if name and name not in plans:
+            raise RecipeError(f"--rate {name}: no such upstream; {did_you_mean(name, plans)}")
+    if missing := [name for name in plans if name not in given and "" not in given]:
+        raise RecipeError(
+            f"no rate of {', '.join(missing)}; measure one with: speechfuse bench extraction, and "
+            f"give its seconds of audio in a second, like --rate {missing[0]}=500"
+        )
+    return {name: given.get(name, given.get("", 0.0)) for name in plans}
+
+
+def _bytes(plan: UpstreamPlan, dtype: str) -> float:
+    """Of a second of audio; what int8 keeps beside it, a scale for each clip, is below 1 %."""
+    spec = plan.spec
+    return spec.frame_rate * spec.num_layers * spec.dim * DTYPES[dtype].itemsize
+
+
+def _shards(plan: UpstreamPlan, dtype: str, seconds: float) -> int:
+    return round(seconds / min(SHARD_BYTES / _bytes(plan, dtype), SHARD_SECONDS)) or 1
+
+
+def _taken(work: float, gpus: int, price: float) -> list[str]:
+    """work: hours of one GPU."""
+    return [f"{work:,.0f}", f"{work / gpus:,.1f}", *([f"{work * price:,.0f}"] if price else [])]

@@ -1,0 +1,77 @@
+"""Many hours on many GPUs, against sums made by hand."""
+
+import json
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from speechfuse.at_scale import scale_tables
+from speechfuse.build import read_recipe
+from speechfuse.cli import app
+from speechfuse.errors import RecipeError
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A recipe of a base model, of which there is a configuration alone, and a filterbank."""
+    (tmp_path / "base").mkdir()
+    config = {"model_type": "hubert", "hidden_size": 768, "num_hidden_layers": 12}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    return {
+        "upstreams": {
+            "hubert": {"kind": "huggingface", "source": str(tmp_path / "base")},
+            "mel": {"kind": "filterbank", "num_mels": 80},
+        },
+        "fusion": {"merge": {"kind": "concat"}, "interface": {"kind": "weighted_sum"}},
+        "tasks": {"asr": {"corpus": "nothing-yet", "head": {"kind": "ctc"}}},
+    }
+
+
+def test_a_hundred_thousand_hours_on_64_gpus_by_hand(base):
+    """13 layers of 768 at 50 Hz: 998,400 bytes a second in float16, 134 s in a shard."""
+    rates = {"hubert": 500.0, "mel": 5000.0}
+    extraction, storage, epoch = scale_tables(
+        read_recipe(base), 1e5, 64, rates, training_rate=2000.0, reading=0.5, price=2.0
+    )
+    hubert, mel, both = extraction[2]
+    shards = 3.6e8 * 998_400 / 2**27
+    assert hubert == ["hubert", "500", f"{shards:,.0f}", "200", "3.1", "400"]
+    assert mel[2] == "300,000"  # of 1,200 s
+    assert both[3:] == ["220", "3.4", "440"]
+    types = storage[1][1:]
+    sizes = dict(zip(types, (row := storage[2][0])[1:], strict=True))
+    assert row[0] == "hubert"
+    assert sizes["float32"] == "718.8"
+    assert sizes["float16"] == sizes["bfloat16"] == "359.4"
+    assert sizes["int8"] == "179.7"
+    reading, steps = epoch[2]
+    hours = 3.6e8 * (998_400 + 16_000) / 5e8 / 3600  # with 80 channels at 100 Hz
+    assert reading[1:] == [f"{hours:,.0f}", f"{hours / 64:,.1f}", f"{2 * hours:,.0f}"]
+    assert steps[1:] == ["50", "0.8", "100"]
+
+
+def test_a_rate_is_needed_and_of_an_upstream_that_is_there(base):
+    recipe = read_recipe(base)
+    with pytest.raises(RecipeError, match="no rate of mel; measure one with"):
+        scale_tables(recipe, 10, 1, {"hubert": 500.0})
+    with pytest.raises(RecipeError, match="--rate hubrt: no such upstream; .* mean 'hubert'"):
+        scale_tables(recipe, 10, 1, {"hubrt": 500.0})
+    assert len(scale_tables(recipe, 10, 1, {"": 500.0})) == 3
+
+
+def test_what_is_trained_is_not_extracted(base):
+    del base["upstreams"]["mel"]
+    recipe = read_recipe(base | {"training": {"train_upstream": "all"}})
+    with pytest.raises(RecipeError, match="every upstream is trained"):
+        scale_tables(recipe, 10, 1, {"": 500.0})
+
+
+def test_the_command_takes_rates_by_name(base, tmp_path):
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(base))
+    command = ["plan", str(tmp_path / "r.yaml"), "--hours", "100", "--rate", "50"]
+    said = CliRunner().invoke(app, [*command, "--rate", "mel=5000", "--gpus", "8"])
+    assert said.exit_code == 0
+    assert "Extraction of 100 h on 8 GPUs" in said.output
+    wrong = CliRunner().invoke(app, [*command, "--rate", "mel=fast"])
+    assert "expected NAME=RATE" in str(wrong.exception)
