@@ -55,7 +55,7 @@ def test_a_rate_is_needed_and_of_an_upstream_that_is_there(base):
     recipe = read_recipe(base)
     with pytest.raises(RecipeError, match="no rate of mel; measure one with"):
         scale_tables(recipe, 10, 1, {"hubert": 500.0})
-    with pytest.raises(RecipeError, match="--rate hubrt: no such upstream; .* mean 'hubert'"):
+    with pytest.raises(RecipeError, match=r"--rate hubrt: no such upstream; .* mean 'hubert'"):
         scale_tables(recipe, 10, 1, {"hubrt": 500.0})
     assert len(scale_tables(recipe, 10, 1, {"": 500.0})) == 3
 
