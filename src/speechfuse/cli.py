@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -614,6 +615,9 @@ def bench(
     device: Annotated[
         Literal["all", "cpu", "cuda"], typer.Option(help="all: the CPU, and a GPU if there is one.")
     ] = "all",
+    processor: Annotated[
+        bool, typer.Option(help="Processor time, where others use the machine too; for cache.")
+    ] = False,
 ) -> None:
     """Time a method against plain references, side by side in one run.
 
@@ -630,6 +634,7 @@ def bench(
     import torch
 
     torch.set_num_threads(threads)
+    clock = time.process_time if processor else time.perf_counter
     if what == "fusion":
         from speechfuse.bench.fusion import bench_table
 
@@ -637,7 +642,7 @@ def bench(
     elif what == "cache":
         from speechfuse.bench.cache import cache_tables
 
-        for table in cache_tables(seconds, repeats, folder):
+        for table in cache_tables(seconds, repeats, folder, clock):
             _table(*table)
     else:
         from speechfuse.bench.harmonifuse import Sizes, harmonifuse_tables

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from speechfuse.data.batching import by_duration
 from speechfuse.interfaces.hconv import HConv
 from speechfuse.interfaces.weighted_sum import WeightedSum
 from speechfuse.layer_conv import windows
-from speechfuse.measure import Call, median_ratio, seconds_in_turns
+from speechfuse.measure import Call, Clock, median_ratio, seconds_in_turns
 from speechfuse.types import LayerStack, StackSpec, Table
 
 SHAPES = ((13, 768), (25, 1024))
@@ -56,9 +57,12 @@ class Layout:
     ratio: float  # together / apart, within a turn
 
 
-def cache_tables(seconds: float, repeats: int, folder: Path | None = None) -> Iterator[Table]:
+def cache_tables(
+    seconds: float, repeats: int, folder: Path | None = None, clock: Clock = perf_counter
+) -> Iterator[Table]:
     """What `bench_cache` and `bench_layouts` measure, for reading. folder: on the disk meant."""
     setting = f"{seconds:g} s of speech, 1 to 15 s each, medians of {repeats}"
+    setting += ", processor time" * (clock is process_time)
     rows = [
         [
             r.what,
@@ -69,7 +73,7 @@ def cache_tables(seconds: float, repeats: int, folder: Path | None = None) -> It
             f"{r.size / r.ceiling / 1e9:.2f}",
             f"{100 * r.share:.0f} %",
         ]
-        for r in bench_cache(seconds, repeats, SHAPES, folder)
+        for r in bench_cache(seconds, repeats, SHAPES, folder, clock)
     ]
     columns = ["", "layers", "type", "MB", "GB / s", "ceiling GB / s", "of the ceiling"]
     yield f"Cache: {setting}", columns, rows
@@ -81,7 +85,7 @@ def cache_tables(seconds: float, repeats: int, folder: Path | None = None) -> It
             f"{1000 * r.together:.1f}",
             f"{r.ratio:.2f}",
         ]
-        for r in bench_layouts(seconds, repeats, SHAPES, folder)
+        for r in bench_layouts(seconds, repeats, SHAPES, folder, clock)
     ]
     columns = ["", "layers", "(L, T, D) ms", "(T, L, D) ms", "time / time of (L, T, D)"]
     yield f"Layout, float16 in the file: {setting}", columns, rows
@@ -92,12 +96,13 @@ def bench_cache(
     repeats: int,
     shapes: Sequence[tuple[int, int]],
     folder: Path | None = None,
+    clock: Clock = perf_counter,
 ) -> Iterator[Rate]:
     """Every shape and type: a shard written, and read in every manner."""
     for layers, dim in shapes:
         for dtype in DTYPES:
             with TemporaryDirectory(dir=folder) as place:
-                case = _Case(Path(place), layers, dim, dtype, seconds)
+                case = _Case(Path(place), layers, dim, dtype, seconds, clock)
                 yield case.writing(repeats)
                 yield from case.reading(repeats)
 
@@ -105,9 +110,17 @@ def bench_cache(
 class _Case:
     """A filled store, and the same layers in memory as they are stored."""
 
-    def __init__(self, folder: Path, layers: int, dim: int, dtype: str, seconds: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        layers: int,
+        dim: int,
+        dtype: str,
+        seconds: float,
+        clock: Clock = perf_counter,
+    ) -> None:
         torch.manual_seed(0)
-        self.folder, self.dtype = folder, dtype
+        self.folder, self.dtype, self.clock = folder, dtype, clock
         self.shape = f"{layers} x {dim}"
         self.utterances = named_utterances(folder, seconds)
         self.store = Store(folder / "stores", {}, StackSpec(layers, dim, 50.0), dtype)
@@ -119,7 +132,7 @@ class _Case:
             self.kept |= {name: handle.get_tensor(name).clone() for name in names}
 
     def _rate(self, what: str, size: int, calls: dict[str, Call], repeats: int) -> Rate:
-        taken = seconds_in_turns(calls, repeats)
+        taken = seconds_in_turns(calls, repeats, clock=self.clock)
         ours, ceiling = (sorted(taken[name])[repeats // 2] for name in ("ours", "ceiling"))
         share = median_ratio(taken["ceiling"], taken["ours"])
         return Rate(what, self.shape, self.dtype, size, ours, ceiling, share)
@@ -216,15 +229,18 @@ def bench_layouts(
     repeats: int,
     shapes: Sequence[tuple[int, int]],
     folder: Path | None = None,
+    clock: Clock = perf_counter,
 ) -> Iterator[Layout]:
     """Reading from a mapped file, and fusion with its gradient of layers in memory."""
     for layers, dim in shapes:
         with TemporaryDirectory(dir=folder) as place:
             frames = int(50 * min(seconds, BATCH_SECONDS))
-            yield from _layouts(Path(place), layers, dim, frames, repeats)
+            yield from _layouts(Path(place), layers, dim, frames, repeats, clock)
 
 
-def _layouts(folder: Path, layers: int, dim: int, frames: int, repeats: int) -> Iterator[Layout]:
+def _layouts(
+    folder: Path, layers: int, dim: int, frames: int, repeats: int, clock: Clock
+) -> Iterator[Layout]:
     torch.manual_seed(0)
     apart = torch.randn(layers, frames, dim)
     together = apart.transpose(0, 1).contiguous()
@@ -260,7 +276,7 @@ def _layouts(folder: Path, layers: int, dim: int, frames: int, repeats: int) -> 
         ),
     }
     for what, (first, second) in pairs.items():
-        taken = seconds_in_turns({"apart": first, "together": second}, repeats)
+        taken = seconds_in_turns({"apart": first, "together": second}, repeats, clock=clock)
         yield Layout(
             what,
             f"{layers} x {dim}",

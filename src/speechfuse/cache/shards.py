@@ -44,11 +44,12 @@ def stored(layers: Tensor, dtype: str) -> dict[str, Tensor]:
 
 
 def restored(values: Tensor, scale: Tensor | None, out: Tensor) -> None:
-    """Write layers (..., T, D) as they were stored into float32 ones of their shape."""
+    """Write layers (L, T, D) as they were stored into float32 ones of their shape."""
     if scale is None:
         out.copy_(values)
-    else:
-        torch.mul(values, scale.unsqueeze(-2), out=out)
+        return
+    for layer, steps, into in zip(values, scale, out, strict=True):  # one stays in the cache
+        into.copy_(layer).mul_(steps)
 
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor], layers: Sequence[int]) -> None:
