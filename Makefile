@@ -21,6 +21,7 @@ bench: $(VENV)/.installed
 	$(BIN)/speechfuse bench fusion
 	$(BIN)/speechfuse bench harmonifuse --repeats 9
 	$(BIN)/speechfuse bench cache --repeats 9
+	$(BIN)/speechfuse bench epoch --repeats 3
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

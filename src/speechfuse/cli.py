@@ -599,14 +599,14 @@ def cost(
 @app.command()
 def bench(
     what: Annotated[
-        Literal["fusion", "harmonifuse", "cache"], typer.Argument(help="What is measured.")
+        Literal["fusion", "harmonifuse", "cache", "epoch"], typer.Argument(help="What is measured.")
     ] = "fusion",
     frames: Annotated[int, typer.Option(min=2, help="In a batch, for fusion.")] = 1024,
     tokens: Annotated[int, typer.Option(min=2, help="Of a text, for harmonifuse.")] = 100,
     preset: Annotated[
         Literal["paper", "small", "tiny"], typer.Option(help="For harmonifuse.")
     ] = "small",
-    seconds: Annotated[float, typer.Option(min=1, help="Of speech, for cache.")] = 30,
+    seconds: Annotated[float, typer.Option(min=1, help="Of speech, for cache and epoch.")] = 60,
     folder: Annotated[
         Path | None, typer.Option(help="On the disk that is meant, for cache; a temporary one.")
     ] = None,
@@ -616,7 +616,8 @@ def bench(
         Literal["all", "cpu", "cuda"], typer.Option(help="all: the CPU, and a GPU if there is one.")
     ] = "all",
     processor: Annotated[
-        bool, typer.Option(help="Processor time, where others use the machine too; for cache.")
+        bool,
+        typer.Option(help="Processor time, where others use the machine too; for cache, epoch."),
     ] = False,
 ) -> None:
     """Time a method against plain references, side by side in one run.
@@ -630,6 +631,9 @@ def bench(
 
     cache: writing shards against the same bytes written plainly, reading them against a copy from
     memory; layers apart, as they are stored, against the layers of a frame side by side.
+
+    epoch: on stored layers of a HuBERT-base of random weights, against the trained part alone on
+    batches in memory, and against running the encoder.
     """
     import torch
 
@@ -644,6 +648,10 @@ def bench(
 
         for table in cache_tables(seconds, repeats, folder, clock):
             _table(*table)
+    elif what == "epoch":
+        from speechfuse.bench.epoch import epoch_table
+
+        _table(*epoch_table(seconds, repeats, clock))
     else:
         from speechfuse.bench.harmonifuse import Sizes, harmonifuse_tables
 
