@@ -1,6 +1,6 @@
 # make quickstart   environment, synthetic speech, two encoders, three tasks: a table and a report
 # make test         environment, all checks and tests
-# make bench        fusion, HarmoniFuse's writing and the cache against plain references
+# make bench        extraction, fusion, HarmoniFuse's writing and the cache against plain references
 # All work alone on a fresh machine with Python 3.11 or newer; PYTHON=python3.12 chooses another.
 
 PYTHON ?= python3
@@ -18,6 +18,7 @@ test: check
 	  -m "not pretrained" --durations=5
 
 bench: $(VENV)/.installed
+	$(BIN)/speechfuse bench extraction --repeats 3
 	$(BIN)/speechfuse bench fusion
 	$(BIN)/speechfuse bench harmonifuse --repeats 9
 	$(BIN)/speechfuse bench cache --repeats 9

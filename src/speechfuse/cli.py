@@ -599,14 +599,18 @@ def cost(
 @app.command()
 def bench(
     what: Annotated[
-        Literal["fusion", "harmonifuse", "cache", "epoch"], typer.Argument(help="What is measured.")
+        Literal["fusion", "harmonifuse", "cache", "epoch", "extraction"],
+        typer.Argument(help="What is measured."),
     ] = "fusion",
     frames: Annotated[int, typer.Option(min=2, help="In a batch, for fusion.")] = 1024,
     tokens: Annotated[int, typer.Option(min=2, help="Of a text, for harmonifuse.")] = 100,
     preset: Annotated[
         Literal["paper", "small", "tiny"], typer.Option(help="For harmonifuse.")
     ] = "small",
-    seconds: Annotated[float, typer.Option(min=1, help="Of speech, for cache and epoch.")] = 60,
+    seconds: Annotated[float, typer.Option(min=1, help="Of speech, but for fusion.")] = 60,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="Of an encoder, for extraction; may be repeated.")
+    ] = None,
     folder: Annotated[
         Path | None, typer.Option(help="On the disk that is meant, for cache; a temporary one.")
     ] = None,
@@ -634,12 +638,20 @@ def bench(
 
     epoch: on stored layers of a HuBERT-base of random weights, against the trained part alone on
     batches in memory, and against running the encoder.
+
+    extraction: frozen encoders with random weights against transformers' own on padded batches of
+    8, against s3prl's WavLM where it is installed, and against large matrix products.
     """
     import torch
 
     torch.set_num_threads(threads)
     clock = time.process_time if processor else time.perf_counter
-    if what == "fusion":
+    if what == "extraction":
+        from speechfuse.bench.extraction import checked_shapes, extraction_tables
+
+        for table in extraction_tables(seconds, repeats, checked_shapes(shape), device, clock):
+            _table(*table)
+    elif what == "fusion":
         from speechfuse.bench.fusion import bench_table
 
         _table(*bench_table(frames, repeats, device))
