@@ -188,6 +188,8 @@ class _Products(TorchDispatchMode):
         packet = func._overloadpacket
         if packet is torch.ops.aten.addmm_:  # its formula is that of addmm
             packet = torch.ops.aten.addmm
+        if str(packet) == "mkldnn._linear_pointwise":  # rows (N, D) and a weight
+            self.total += args[0].numel() * len(args[1])
         if count := flop_registry.get(packet):
             self.total += count(*args, **(kwargs or {}), out_val=out) / 2
         return out

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechfuse.upstreams.convolutions import activate
+from speechfuse.upstreams.products import linear
 from speechfuse.upstreams.ragged import Ragged
 
 IN_CACHE = 1 << 18  # scores at a time on a CPU, a megabyte
@@ -48,12 +49,6 @@ class Block:
 
 
 Attend = Callable[[Any, Tensor, Ragged], Tensor]
-
-
-def linear(module: nn.Linear, hidden: Tensor) -> Tensor:
-    """In the type of its weights."""
-    weight, bias = module.weight, module.bias
-    return F.linear(hidden.to(weight.dtype), weight, bias)
 
 
 def attend(attention: Any, hidden: Tensor, ragged: Ragged) -> Tensor:

@@ -31,10 +31,10 @@ from speechfuse.upstreams.blocks import (
     Block,
     RelativeAttention,
     attend,
-    linear,
     narrow,
 )
 from speechfuse.upstreams.convolutions import activate, convolve, grouped, lay_out
+from speechfuse.upstreams.products import linear
 from speechfuse.upstreams.ragged import Ragged
 
 

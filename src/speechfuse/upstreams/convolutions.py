@@ -3,8 +3,8 @@
     samples ─ 10 samples a frame ─ x W0 ─ GELU ─ x W1 ─ GELU ─ ... ─ frames (T, C)
                                    a group norm is folded into W0
 
-* A frame of a convolution with stride 2 is one product of two or three neighbouring frames, which
-  lie next to each other: nothing is copied, transposed or laid out in blocks.
+* A frame of a convolution with stride 2 is a product of two or three neighbouring frames, which lie
+  next to each other: nothing is transposed or laid out in blocks.
 * A group norm with one channel a group follows a convolution without a gain of its own: mean and
   variance of its output follow from those of the samples' windows, 10 numbers and 10 x 10. So the
   norm is an affine map of W0, and its three passes over the largest tensor of all are none.
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechfuse.ops import length_mask
+from speechfuse.upstreams.products import product
 
 PIECE = 2048  # frames of the first convolution at a time on a CPU
 
@@ -112,21 +113,14 @@ def _next(layer: Any, hidden: Tensor) -> Tensor:
 
 
 def _product(conv: nn.Conv1d, hidden: Tensor) -> Tensor:
-    """A convolution without padding as a product, or two: BLAS wants rows that do not overlap."""
+    """A convolution without padding as one product."""
     (kernel,), (stride,), (batch, _, channels) = conv.kernel_size, conv.stride, hidden.shape
     size = (hidden.shape[1] - kernel) // stride + 1
     weight = conv.weight.permute(0, 2, 1).reshape(len(conv.weight), -1)  # (C', K C)
-    bias = None if conv.bias is None else conv.bias.to(weight.dtype)
-    if batch == 1 and kernel > stride and hidden.dtype == torch.float32:
-        apart = hidden[0, : stride * size].reshape(size, stride * channels)
-        made = F.linear(apart, weight[:, : stride * channels], bias)
-        for k in range(stride, kernel):
-            part = weight[:, k * channels : (k + 1) * channels]
-            made.addmm_(hidden[0, k::stride][:size], part.t())
-        return made[None]
     steps = (hidden.stride(0), stride * channels, 1)
     windows = hidden.as_strided((batch, size, kernel * channels), steps, hidden.storage_offset())
-    return F.linear(windows, weight, bias)
+    rows = windows.reshape(batch * size, -1)
+    return product(rows, weight, conv.bias).view(batch, size, -1)
 
 
 def grouped(conv: nn.Conv1d, hidden: Tensor) -> Tensor:
@@ -147,6 +141,6 @@ def grouped(conv: nn.Conv1d, hidden: Tensor) -> Tensor:
     out = []
     for rows, part in zip(by_group, weight.chunk(conv.groups), strict=True):
         windows = rows.as_strided((size, kernel * width), (width, 1), rows.storage_offset())
-        out.append(windows @ part.permute(0, 2, 1).reshape(len(part), -1).t())
+        out.append(product(windows, part.permute(0, 2, 1).reshape(len(part), -1), None))
     joined = torch.cat(out, dim=1)
     return (joined if conv.bias is None else joined + conv.bias)[None]
