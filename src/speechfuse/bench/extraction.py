@@ -55,7 +55,8 @@ WHISPER: dict[str, Any] = {
     "encoder_layers": 6,
     "encoder_attention_heads": 8,
     "encoder_ffn_dim": 2048,
-    "decoder_layers": 1,
+    "decoder_layers": 1,  # it is built, and not called
+    "decoder_attention_heads": 8,
 }
 # Configuration beside the family's defaults, and preprocessor.
 SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
