@@ -1,5 +1,6 @@
 import itertools
 import json
+import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from speechfuse.data.schedule import LossAware, Schedule
 from speechfuse.data.stream import Source, Stream, draw_batches
+from speechfuse.errors import DataError
 from speechfuse.types import Batch, Utterance
 
 
@@ -100,15 +102,19 @@ def follows_losses():
 @pytest.mark.parametrize("stop", [0, 1, 7, 19, 20, 60])
 @pytest.mark.parametrize("make", [lambda: schedule(3), follows_losses])
 def test_a_stream_goes_on_exactly_where_it_was(make, stop):
-    """Also where turns follow losses, here of a task that learns and one that does not."""
+    """Also where turns follow losses, here of a task that learns and one that does not.
 
-    def begin():
+    Whatever the number of workers before the stop and after it.
+    """
+
+    def begin(workers=0):
         order = make()
         stream = Stream(
             lambda: draw_batches(sources(), order.turns(), 3),
             lambda task, u, n: Batch(task, u, [], None),
             60,
             order,
+            workers=workers,
         )
         return stream, order
 
@@ -120,10 +126,10 @@ def test_a_stream_goes_on_exactly_where_it_was(make, stop):
             order.saw(batch.task, torch.tensor(loss))
         return found
 
-    whole, (first, order) = ids(*begin()), begin()
+    whole, (first, order) = ids(*begin()), begin(workers=3)
     begun = ids(first, order, stop)
     kept = json.loads(json.dumps(first.state_dict()))
-    second, order = begin()
+    second, order = begin(workers=1)
     second.load_state_dict(kept)
     assert begun + ids(second, order) == whole
     assert len(whole) == len(first) == 60
@@ -136,6 +142,45 @@ def test_no_turn_is_taken_before_its_batch_is_asked_for():
         lambda task, u, n: Batch(task, u, [], None),
         9,
         order,
+        workers=2,
     )
     for done, _ in enumerate(stream, 1):
         assert len(order.state_dict()["taken"]) == done
+
+
+def test_workers_lay_out_batches_while_one_is_learned_from():
+    begun = [threading.Event() for _ in range(5)]
+    asked = []
+
+    def load(task, utterances, number):
+        begun[number - 1].set()
+        return Batch(task, utterances, [], None)
+
+    order = schedule(3)
+    stream = Stream(
+        lambda: draw_batches(sources(), order.turns(), 3),
+        load,
+        5,
+        order,
+        before=asked.append,
+        workers=2,
+    )
+    batches = iter(stream)
+    next(batches)
+    assert all(one.wait(10) for one in begun[:3])  # that batch and two ahead
+    assert not begun[3].is_set()
+    assert stream.state_dict() == {"batches": 1}
+    list(batches)
+    assert asked == [0, 1, 2, 3, 4]
+
+
+def test_an_error_of_a_worker_comes_with_its_batch():
+    def load(task, utterances, number):
+        if number == 3:
+            raise DataError("a clip")
+        return Batch(task, utterances, [], None)
+
+    batches = iter(Stream(lambda: drawn(3), load, 5, schedule(3), workers=2))
+    next(batches), next(batches)
+    with pytest.raises(DataError, match="a clip"):
+        next(batches)

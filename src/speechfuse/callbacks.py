@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,20 @@ class Stop(Callback):
     """
 
     def __init__(
-        self, checkpoint: Path, told: Callable[[], bool], *, launched: bool = False
+        self,
+        checkpoint: Path,
+        told: Callable[[], bool],
+        *,
+        accumulate: int = 1,
+        launched: bool = False,
     ) -> None:
         """told: whether this process is asked in another way than by a signal.
 
-        launched: by torchrun or srun, who pass on the signal that a terminal sends to all, and end
-        what takes too long.
+        accumulate: batches in one step. launched: by torchrun or srun, who pass on the signal that
+        a terminal sends to all, and end what takes too long.
         """
         self._checkpoint, self._told, self._launched = checkpoint, told, launched
+        self._accumulate = accumulate
         self._signalled = False
 
     @property
@@ -67,18 +73,15 @@ class Stop(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved = trainer.global_step  # by the checkpoint `last`
 
-    def between(self, batches: Iterator[Any], accumulate: int = 1) -> Iterator[Any]:
-        """The same batches; a step's first is drawn when the step before is done and scored.
+    def before(self, done: int) -> None:
+        """Called when so many batches are done, and all else of the step if it was its last one.
 
         Processes that train together end together, once one of them is asked.
         """
-        for number, batch in enumerate(batches):
-            step, within = divmod(number, accumulate)
-            if within == 0 and step >= self._trainer.global_step and self._all_asked():
-                if self._saved != self._trainer.global_step:
-                    self._trainer.save_checkpoint(self._checkpoint)
-                raise KeyboardInterrupt
-            yield batch
+        if done % self._accumulate == 0 and self._all_asked():
+            if self._saved != self._trainer.global_step:
+                self._trainer.save_checkpoint(self._checkpoint)
+            raise KeyboardInterrupt
 
     def _all_asked(self) -> bool:
         return self._trainer.strategy.reduce_boolean_decision(self.asked, all=False)

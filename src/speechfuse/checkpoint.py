@@ -54,6 +54,7 @@ _FREE = (
     "training.devices",
     "training.num_nodes",
     "training.strategy",
+    "training.workers",
 )
 
 

@@ -67,12 +67,10 @@ def fit(
     schedule = make_schedule(training.interleave, sizes, recipe.seed)
     taught = {name: sources[name] for name in schedule.tasks}
     resume = run.folder / "checkpoints" / "last.ckpt"
-    stop = Stop(resume, rank.asked, launched=rank.launched)
+    stop = Stop(resume, rank.asked, accumulate=training.accumulate, launched=rank.launched)
     log = LongCSV(run.folder / "log.csv")
     stream = Stream(
-        lambda: stop.between(
-            draw_batches(taught, schedule.turns(), recipe.seed), training.accumulate
-        ),
+        lambda: draw_batches(taught, schedule.turns(), recipe.seed),
         lambda task, members, number: load_batch(
             tasks[task],
             inputs[task],
@@ -83,6 +81,8 @@ def fit(
         ),
         training.steps * training.accumulate,
         schedule,
+        before=stop.before,
+        workers=training.workers,
     )
     every = min(training.evaluate_every or max(1, training.steps // 5), training.steps)
     best, last = (

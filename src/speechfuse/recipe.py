@@ -225,6 +225,7 @@ class TrainingRecipe(_Strict):
     devices: int | None = Field(None, gt=0)
     num_nodes: int | None = Field(None, gt=0)
     strategy: Literal["ddp", "fsdp"] = "ddp"  # each keeps all weights, or a part of what is trained
+    workers: int = Field(0, ge=0)  # threads that lay out as many batches ahead
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     # Blocks of each upstream that has any, or by its name: none, all (with the convolutions and
     # all else below the blocks), top_2 for the upper two. `all` is meant if only lora is given.

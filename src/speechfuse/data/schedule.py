@@ -21,6 +21,8 @@ LEAST = 0.1  # of the batches are shared equally, whatever the losses
 class Schedule:
     """Tasks by fixed shares of the batches, the first task first; the same for the same seed."""
 
+    known_ahead = True  # turns do not depend on what is learned
+
     def __init__(self, shares: Mapping[str, float], seed: int) -> None:
         total = sum(shares.values())
         self.tasks, self._seed = list(shares), seed
@@ -59,6 +61,8 @@ class LossAware(Schedule):
     equally, as a bandit explores (Graves et al. 2017, arXiv:1704.03003): to be known, a loss must
     be seen.
     """
+
+    known_ahead = False
 
     def __init__(self, tasks: Mapping[str, float], seed: int, power: float) -> None:
         super().__init__(dict.fromkeys(tasks, 1.0), seed)

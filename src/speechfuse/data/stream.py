@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from speechfuse.data.schedule import Schedule
@@ -94,8 +98,8 @@ def _sampler(source: Source, seed: int) -> Any:
 class Stream:
     """A run of batches that knows its position: Lightning saves and restores it.
 
-    It has a length, so that nothing is fetched ahead: the position is exact, and a schedule that
-    follows the losses has seen that of the batch before.
+    It has a length, so that Lightning fetches nothing ahead. What is laid out ahead here does not
+    count as done; a schedule that follows the losses has seen that of the batch before.
     """
 
     def __init__(
@@ -104,25 +108,41 @@ class Stream:
         load: Callable[[str, Sequence[Utterance], int], Batch],
         batches: int,
         schedule: Schedule,
+        *,
+        before: Callable[[int], None] = lambda _: None,
+        workers: int = 0,
     ) -> None:
         """draw: the batches from the start. load: tensors of a batch, which is told its number.
 
-        batches: how many in all. schedule: whose turns the batches are.
+        batches: how many in all. schedule: whose turns the batches are. before: is told how many
+        are done when the next one is asked for. workers: threads, and batches that they lay out
+        ahead, if the schedule knows its turns ahead.
         """
         self._draw, self._load, self._batches, self._schedule = draw, load, batches, schedule
+        self._before, self._workers = before, workers if schedule.known_ahead else 0
         self._done = 0
 
     def __len__(self) -> int:
         return self._batches
 
     def __iter__(self) -> Iterator[Batch]:
-        drawn = self._draw()
+        drawn = enumerate(self._draw(), start=1)
         for _ in range(self._done):
             next(drawn)  # no audio and no stacks are read
-        while self._done < self._batches:
-            task, utterances = next(drawn)
-            self._done += 1
-            yield self._load(task, utterances, self._done)
+        ahead: deque[Callable[[], Batch]] = deque()
+        with ThreadPoolExecutor(self._workers) if self._workers else nullcontext() as pool:
+            try:
+                while self._done < self._batches:
+                    self._before(self._done)
+                    while len(ahead) < min(self._workers + 1, self._batches - self._done):
+                        number, (task, utterances) = next(drawn)
+                        load = partial(self._load, task, utterances, number)
+                        ahead.append(pool.submit(load).result if pool else load)
+                    self._done += 1
+                    yield ahead.popleft()()
+            finally:
+                if pool:
+                    pool.shutdown(cancel_futures=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {"batches": self._done, **self._schedule.state_dict()}
