@@ -114,6 +114,7 @@ def pair(tiny_corpus, tmp_path_factory):
     return folder
 
 
+@pytest.mark.timeout(300)  # it begins processes, which a busy machine does slowly
 class TestPair:
     def test_both_have_one_task_and_each_utterance_once(self, pair):
         one, first, second = (
