@@ -1,6 +1,6 @@
 # make quickstart   environment, synthetic speech, two encoders, three tasks: a table and a report
 # make test         environment, all checks and tests
-# make bench        extraction, fusion, HarmoniFuse's writing and the cache against plain references
+# make bench        extraction, fusion, writing, the cache and training against plain references
 # All work alone on a fresh machine with Python 3.11 or newer; PYTHON=python3.12 chooses another.
 
 PYTHON ?= python3
@@ -23,6 +23,7 @@ bench: $(VENV)/.installed
 	$(BIN)/speechfuse bench harmonifuse --repeats 9
 	$(BIN)/speechfuse bench cache --repeats 9
 	$(BIN)/speechfuse bench epoch --repeats 3
+	$(BIN)/speechfuse bench scaling --seconds 720 --repeats 1
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -3,7 +3,7 @@ import torch
 from typer.testing import CliRunner
 
 from speechfuse import cli
-from speechfuse.bench.fusion import _convolved, bench_fusion
+from speechfuse.bench.fusion import bench_fusion, convolved
 from speechfuse.interfaces.hconv import HConv
 from speechfuse.measure import devices, median_ratio, median_seconds, peak_bytes
 
@@ -26,7 +26,7 @@ def test_a_gpu_that_is_not_there_is_named():
 def test_the_reference_is_the_same_method(stack):
     inputs = stack(layers=13, dim=24)
     hconv = HConv(inputs.spec, tasks=["asr"])
-    reference = _convolved(inputs.stacked(), hconv)
+    reference = convolved(inputs.stacked(), hconv)
     torch.testing.assert_close(reference, hconv(inputs, "asr").hidden, atol=1e-3, rtol=1e-4)
 
 

@@ -41,19 +41,20 @@ def test_epochs_are_timed_and_ratios_are_those_of_the_times():
 
 def test_batches_in_memory_are_those_of_the_store_and_of_the_run(tmp_path):
     one = bench.Place(tmp_path, 130.0, TINY).training("emotion", "weighted_sum")
-    held, asked = bench.Held(one.store, one.batches), []
+    (store,) = one.stores
+    held, asked = bench.Held(store, one.batches), []
 
     class Watched(bench.Held):
         def batch(self, utterances, spans=None):
             asked.append([u.id for u in utterances])
             return super().batch(utterances, spans)
 
-    one.epoch(Watched(one.store, one.batches), time.perf_counter)
+    one.epoch([Watched(store, one.batches)], time.perf_counter)
     drawn = [[u.id for u in members] for members in one.batches]
     assert asked[1 : len(drawn) + 1] == drawn  # after one step of warming up
     for members in one.batches:
         first, second = (
-            load_batch(one.data, [source], members, targets=True) for source in (held, one.store)
+            load_batch(one.data, [source], members, targets=True) for source in (held, store)
         )
         assert first.inputs[0].stacked().equal(second.inputs[0].stacked())
         assert torch.equal(first.targets.ids, second.targets.ids)

@@ -33,7 +33,7 @@ from speechfuse.data.manifests import prepare
 from speechfuse.data.stream import Source, draw_batches
 from speechfuse.extract import open_store
 from speechfuse.filling import best_device
-from speechfuse.fit import fit
+from speechfuse.fit import fit, fit_together
 from speechfuse.inputs import Inputs
 from speechfuse.measure import Clock, median_ratio
 from speechfuse.model import FusionModel
@@ -106,19 +106,20 @@ def bench_epoch(
         encoder = None
         for task, interface in cases:
             one = place.training(task, interface)
-            encoder = encoder or one.encoder(clock)
+            encoder = encoder or one.encoder(place.upstream(one.recipe), clock)
             yield _epoch(one, encoder, repeats, clock)
 
 
 def _epoch(one: Training, encoder: float, repeats: int, clock: Clock) -> Epoch:
+    (store,) = one.stores
     sources: dict[str, Inputs] = {
-        "stored": one.store,
-        "held": cast(Inputs, Held(one.store, one.batches)),
+        "stored": store,
+        "held": cast(Inputs, Held(store, one.batches)),
     }
     taken: dict[str, list[float]] = {"stored": [], "held": [], "alone": []}
     for _ in range(repeats):
         for name, source in sources.items():
-            taken[name].append(one.epoch(source, clock))
+            taken[name].append(one.epoch([source], clock))
         taken["alone"].append(one.alone(clock))
     alone = median(taken["alone"])
     encoded = encoder + alone
@@ -139,6 +140,7 @@ class Place:
 
     def __init__(self, folder: Path, seconds: float, config: Mapping[str, Any]) -> None:
         self.folder = folder
+        folder.mkdir(exist_ok=True)
         self._encoder(config)
         self.manifest = self._speech(seconds)
         prepare(self.manifest, folder / "corpus", name="bench")
@@ -167,44 +169,42 @@ class Place:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return path
 
-    def recipe(self, task: str, interface: str, upstreams: int = 1, **changes: Any) -> Recipe:
-        """As a user writes it; further upstreams are drawn from other seeds."""
-        part = {"kind": "huggingface", "source": str(self.folder / "encoder"), "weights": "random"}
+    def recipe(self, task: str, interface: str, seeds: Sequence[int] = (0,), **more: Any) -> Recipe:
+        """As a user writes it. seeds: one for each encoder. more: other sections."""
+        source = {"kind": "huggingface", "source": str(self.folder / "encoder")}
+        source |= {"weights": "random", **more.pop("options", {})}
         return build.read_recipe(
             {
-                "upstreams": {f"up{i}": {**part, "seed": i} for i in range(upstreams)},
+                "upstreams": {f"up{seed}": {**source, "seed": seed} for seed in seeds},
                 "fusion": {"merge": {"kind": "add"}, "interface": {"kind": interface}},
                 "tasks": {task: {"corpus": str(self.folder / "corpus"), "head": HEADS[task]}},
                 "store": {"folder": str(self.folder / "stores")},
-                **changes,
+                **more,
             }
         )
+
+    def upstream(self, recipe: Recipe) -> Upstream:
+        """Of a recipe that has one."""
+        (name,) = recipe.upstreams
+        return build.build_upstream(recipe, name)
 
     def training(self, task: str, interface: str) -> Training:
         recipe = self.recipe(task, interface)
         tasks = load_tasks(recipe)
-        upstream = build.build_upstream(recipe, "up0")
-        store = open_store(recipe, "up0", upstream)
+        store = open_store(recipe, "up0", self.upstream(recipe))
         if missing := store.missing(u for s in tasks[task].splits.values() for u in s):
             fill_at_random(store, missing)
-        return Training(
-            recipe, tasks, upstream, store, self.folder / "runs" / f"{task}-{interface}"
-        )
+        return Training(recipe, tasks, [store], self.folder / "runs" / f"{task}-{interface}")
 
 
 class Training:
-    """One task on one encoder, and the batches of an epoch as a run draws them."""
+    """One task on stored layers, and the batches of an epoch as a run draws them."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        tasks: Mapping[str, TaskData],
-        upstream: Upstream,
-        store: Store,
-        folder: Path,
+        self, recipe: Recipe, tasks: Mapping[str, TaskData], stores: Sequence[Store], folder: Path
     ) -> None:
         (self.data,) = tasks.values()
-        self.tasks, self.upstream, self.store, self.folder = tasks, upstream, store, folder
+        self.tasks, self.stores, self.folder = tasks, stores, folder
         source = Source(self.data.splits["train"], recipe.training.batch_seconds)
         steps = max(2, round(source.batches))
         changes = {"steps": steps + 1, "evaluate_every": steps + 1}
@@ -217,9 +217,9 @@ class Training:
 
     def model(self) -> FusionModel:
         names = {name: data.task for name, data in self.tasks.items()}
-        return build.build_model(self.recipe, [self.store.spec], names)
+        return build.build_model(self.recipe, [store.spec for store in self.stores], names)
 
-    def epoch(self, source: Inputs, clock: Clock) -> float:
+    def epoch(self, sources: Sequence[Inputs], clock: Clock) -> float:
         """Seconds of the steps of an epoch within `fit`, which tells when each is taken."""
         self._runs += 1
         run = Run(self.folder / str(self._runs))
@@ -230,7 +230,8 @@ class Training:
             if what == "training steps":
                 stamps.append(clock())
 
-        fit(self.recipe, self.model(), self.tasks, {self.data.name: [source]}, run, progress)
+        start = fit if self.recipe.training.devices in (None, 1) else fit_together
+        start(self.recipe, self.model(), self.tasks, {self.data.name: sources}, run, progress)
         assert len(stamps) == len(self.batches) + 1, "a step was not told"
         return stamps[-1] - stamps[0]
 
@@ -240,7 +241,7 @@ class Training:
         model = self.model().to(device).train()
         optimizer = make_optimizer(self.recipe.training, model)
         batches = [
-            moved(load_batch(self.data, [self.store], one, targets=True), device)
+            moved(load_batch(self.data, self.stores, one, targets=True), device)
             for one in self.batches
         ]
         self._step(model, optimizer, batches[0])  # warming up
@@ -249,16 +250,16 @@ class Training:
             self._step(model, optimizer, batch)
         return clock() - began
 
-    def encoder(self, clock: Clock) -> float:
+    def encoder(self, upstream: Upstream, clock: Clock) -> float:
         """Seconds of reading an epoch's audio through the encoder, of which one batch is timed."""
         device = best_device()
-        self.upstream.load()
-        self.upstream.to(device)
+        upstream.load()
+        upstream.to(device)
         first, seconds = self.batches[0], [sum(u.duration or 0.0 for u in b) for b in self.batches]
         with torch.no_grad():
-            self.upstream(moved(read_batch(first[:1], self.upstream), device))  # warming up
+            upstream(moved(read_batch(first[:1], upstream), device))  # warming up
             began = clock()
-            stack: LayerStack = self.upstream(moved(read_batch(first, self.upstream), device))
+            stack: LayerStack = upstream(moved(read_batch(first, upstream), device))
             float(stack.layers[-1].sum())  # a GPU answers when it is through
             return (clock() - began) * sum(seconds) / seconds[0]
 

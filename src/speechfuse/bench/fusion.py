@@ -122,7 +122,7 @@ class _Case:
                 stacked = stacked + torch.stack(stack.layers)
             if isinstance(interface, WeightedSum):
                 return (stacked * interface.logits.softmax(0)[:, None, None, None]).sum(0)
-            return _convolved(stacked, interface)
+            return convolved(stacked, interface)
 
         def run(call: Callable[[], Tensor]) -> Tensor:
             if not backward:
@@ -162,7 +162,7 @@ class _Case:
         return stream.result(stack.lengths, stack.frame_rate).hidden
 
 
-def _convolved(stacked: Tensor, hconv: HConv) -> Tensor:
+def convolved(stacked: Tensor, hconv: HConv) -> Tensor:
     """What the published code does: (L, B, T, D) to (B * T, D, L), then convolutions."""
     _, batch, frames, dim = stacked.shape
     hidden = stacked.permute(1, 2, 3, 0).reshape(batch * frames, dim, -1)
