@@ -599,11 +599,7 @@ def cost(
 @app.command()
 def bench(
     what: Annotated[
-<<<<<<< HEAD
-        Literal["fusion", "harmonifuse", "cache", "epoch", "extraction"],
-=======
-        Literal["fusion", "harmonifuse", "cache", "epoch", "scaling"],
->>>>>>> ce3d633 (Measure how costs grow, and the memory of a training step)
+        Literal["fusion", "harmonifuse", "cache", "epoch", "scaling", "extraction"],
         typer.Argument(help="What is measured."),
     ] = "fusion",
     frames: Annotated[int, typer.Option(min=2, help="In a batch, for fusion.")] = 1024,
@@ -611,16 +607,10 @@ def bench(
     preset: Annotated[
         Literal["paper", "small", "tiny"], typer.Option(help="For harmonifuse.")
     ] = "small",
-<<<<<<< HEAD
     seconds: Annotated[float, typer.Option(min=1, help="Of speech, but for fusion.")] = 60,
     shape: Annotated[
         list[str] | None, typer.Option(help="Of an encoder, for extraction; may be repeated.")
     ] = None,
-=======
-    seconds: Annotated[
-        float, typer.Option(min=1, help="Of speech, for cache, epoch, scaling.")
-    ] = 60,
->>>>>>> ce3d633 (Measure how costs grow, and the memory of a training step)
     folder: Annotated[
         Path | None, typer.Option(help="On the disk that is meant, for cache; a temporary one.")
     ] = None,
@@ -631,7 +621,7 @@ def bench(
     ] = "all",
     processor: Annotated[
         bool,
-        typer.Option(help="Processor time, where others use the machine too; for these too."),
+        typer.Option(help="Processor time, where others use the machine; cache, epoch, scaling."),
     ] = False,
 ) -> None:
     """Time a method against plain references, side by side in one run.
@@ -647,16 +637,12 @@ def bench(
     memory; layers apart, as they are stored, against the layers of a frame side by side.
 
     epoch: on stored layers of a HuBERT-base of random weights, against the trained part alone on
-<<<<<<< HEAD
-    batches in memory, and against running the encoder.
-
-    extraction: frozen encoders with random weights against transformers' own on padded batches of
-    8, against s3prl's WavLM where it is installed, and against large matrix products.
-=======
     batches in memory, and against running the encoder; memory of a step against a plain reference.
 
     scaling: extraction and an epoch by encoders, layers, hours and processes, narrow encoders.
->>>>>>> ce3d633 (Measure how costs grow, and the memory of a training step)
+
+    extraction: frozen encoders with random weights against transformers' own on padded batches of
+    8, against s3prl's WavLM where it is installed, and against large matrix products.
     """
     import torch
 
