@@ -516,6 +516,32 @@ def predict(
 
 
 @app.command()
+def publish(
+    run: RunFolder,
+    folder: Annotated[Path, typer.Argument(help="Folder to write.")],
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="Where an encoder that lies in a folder is: UPSTREAM=ORG/NAME@REVISION."),
+    ] = None,
+    license: Annotated[str | None, typer.Option(help="Of the weights, like apache-2.0.")] = None,
+    push: Annotated[str | None, typer.Option(help="Put it on the hub as ORG/NAME.")] = None,
+    private: Annotated[bool, typer.Option(help="Not for everyone, with --push.")] = False,
+) -> None:
+    """Write a run as a Hugging Face folder: trained weights, what `load` needs, a model card."""
+    from speechfuse.publish import push_to_hub, save_pretrained
+
+    pairs = [text.partition("=") for text in source or ()]
+    if bad := [name for name, _, place in pairs if not place]:
+        raise SpeechFuseError(f"--source {bad[0]}: expected UPSTREAM=ORG/NAME@REVISION")
+    sources = {name: place for name, _, place in pairs}
+    with _progress() as progress:
+        made = save_pretrained(run, folder, sources=sources, license=license, progress=progress)
+    typer.echo(f"published in {made}; read its README.md before others do")
+    if push:
+        typer.echo(push_to_hub(made, push, private=private))
+
+
+@app.command()
 def weights(
     run: RunFolder,
     picture: Annotated[Path | None, typer.Option(help="Write a picture (SVG or PNG).")] = None,

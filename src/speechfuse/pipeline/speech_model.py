@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -40,6 +41,7 @@ from speechfuse.tasks.rows import ids_of, padded
 from speechfuse.turns import Turn
 from speechfuse.types import Frames, Generated, LayerStack, Progress, Utterance, Waveforms
 
+FETCHED = ("*.json", "*.yaml", "model.safetensors")  # of a published run; no code, no pickles
 STRETCH_SECONDS = 20.0  # of a long recording that are read at once
 BATCH_SECONDS = 60.0  # audio in one pass, padding counted
 
@@ -112,6 +114,25 @@ class SpeechModel:
             if name not in tuned:
                 upstream.load()
                 upstream.to(self.device)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options: Any) -> SpeechModel:
+        """The same as `load`, by the name that Hugging Face gives it."""
+        return load(source, **options)
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
+        """Write what others need to use it, with a card; options: of `publish.save_pretrained`."""
+        from speechfuse.publish import save_pretrained
+
+        return save_pretrained(self.folder, Path(folder), **options)
+
+    def push_to_hub(self, name: str, *, private: bool = False, **options: Any) -> str:
+        """Publish it on the hub under this name; options: of `save_pretrained`."""
+        from speechfuse.publish import push_to_hub
+
+        with TemporaryDirectory() as made:
+            folder = self.save_pretrained(Path(made) / name.rpartition("/")[2], **options)
+            return push_to_hub(folder, name, private=private)
 
     def checked(self, tasks: Sequence[str] | None) -> list[str]:
         """The tasks that are asked; all, if none is named.
@@ -396,9 +417,32 @@ class SpeechModel:
             )
 
 
-def load(source: str | Path, **options: Any) -> SpeechModel:
-    """A trained run, from its folder. options: those of `SpeechModel`."""
-    return SpeechModel(Path(source), **options)
+def load(source: str | Path, *, revision: str | None = None, **options: Any) -> SpeechModel:
+    """A trained run, from its folder, or a published one by its name on the hub.
+
+    revision: a commit there. options: those of `SpeechModel`. Nothing of a downloaded folder is
+    unpickled or executed.
+
+    Raises:
+        RunError: no run there, or nothing of that name on the hub.
+    """
+    return SpeechModel(_run_folder(source, revision), **options)
+
+
+def _run_folder(source: str | Path, revision: str | None) -> Path:
+    name = str(source)
+    if Path(source).exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        return Path(source)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[*FETCHED]))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise RunError(
+            f"no run folder {name} here, and it cannot be fetched from the hub "
+            f"({type(error).__name__}); check the name and the network"
+        ) from error
 
 
 def _is_lazy(audio: Any) -> bool:

@@ -1,0 +1,164 @@
+import json
+import shutil
+
+import pytest
+import yaml
+from safetensors import safe_open
+
+import speechfuse
+from speechfuse.build import read_recipe
+from speechfuse.errors import RunError
+from speechfuse.pipeline import speech_model
+from speechfuse.publish import push_to_hub, save_pretrained
+from speechfuse.train import train_run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_corpus, encoder):
+    """A run on a shipped encoder of ours, and one on an encoder in a folder."""
+    folder = tmp_path_factory.mktemp("trained")
+    corpus = str(tiny_corpus)
+    heads = {"asr": {"kind": "ctc", "project": 8, "lstm_dim": 8}, "emotion": {"kind": "classifier"}}
+    recipe = {
+        "upstreams": {"mel": {"kind": "filterbank", "num_mels": 24}},
+        "fusion": {"interface": {"kind": "weighted_sum"}},
+        "tasks": {name: {"corpus": corpus, "head": head} for name, head in heads.items()},
+        "training": {"steps": 4, "batch_seconds": 4},
+    }
+    local = {"tiny": {"kind": "huggingface", "source": str(encoder("hubert"))}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train_run(read_recipe(recipe), folder / "mel")
+        train_run(read_recipe({**recipe, "upstreams": local}), folder / "local")
+    return folder
+
+
+@pytest.fixture
+def here(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    yield trained
+    for name in ("out", "other"):
+        shutil.rmtree(trained / name, ignore_errors=True)
+
+
+def test_a_published_run_answers_as_the_run_does(here, tiny_corpus, tmp_path, monkeypatch):
+    clip = tiny_corpus.parent / "s7-0.wav"
+    expected = speechfuse.load("mel")(clip).to_dict()
+    folder = speechfuse.load("mel").save_pretrained("out", license="apache-2.0")
+    shutil.move(folder, tmp_path / "away")
+    monkeypatch.chdir(tmp_path)
+    assert speechfuse.load("away")(clip).to_dict() == expected
+    assert speech_model.SpeechModel.from_pretrained("away").folder.name == "away"
+
+
+def test_the_folder_holds_what_it_should_and_no_path_of_this_machine(here, trained, tiny_corpus):
+    folder = save_pretrained(here / "mel", here / "out")
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "README.md",
+        "config.json",
+        "layers.png",
+        "metrics.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "recipe.yaml",
+        "seen.json",
+        "tasks.json",
+        "upstreams.json",
+    }
+    for path in folder.iterdir():
+        if path.suffix in (".md", ".json", ".yaml"):
+            text = path.read_text()
+            assert str(trained) not in text
+            assert str(tiny_corpus.parent) not in text
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_type"] == "speechfuse"
+    assert config["labels"] == {"emotion": ["calm", "loud"]}
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert not any("upstream" in name for name in file.keys())  # noqa: SIM118
+
+
+def test_the_card_says_how_well_on_whom_and_what_it_is_not_for(here):
+    save_pretrained(here / "mel", here / "out", license="apache-2.0")
+    card = (here / "out" / "README.md").read_text()
+    _, front, body = card.split("---\n", 2)
+    meta = yaml.safe_load(front)
+    assert meta["license"] == "apache-2.0"
+    assert meta["tags"] == ["speech", "layer-fusion", "asr", "emotion"]
+    metrics = json.loads((here / "mel" / "metrics.json").read_text())
+    m = metrics["test"]["emotion"]["accuracy"]
+    row = f"| {100 * m['value']:.1f} | [{100 * m['low']:.1f}, {100 * m['high']:.1f}] | 2 |"
+    assert f"| emotion | test | accuracy (WA) {row}" in body
+    for part in ("![", "## Limits", "## How to cite", "Trained and developed on tones0"):
+        assert part in body, part
+
+
+def test_an_encoder_in_a_folder_has_to_be_where_others_find_it(here, encoder, monkeypatch):
+    with pytest.raises(
+        RunError, match=r"nobody else finds it; say where .* --source tiny=ORG/NAME"
+    ):
+        save_pretrained(here / "local", here / "out")
+    assert not (here / "out").exists()
+    with pytest.raises(RunError, match="no upstream 'x'; it has: tiny"):
+        save_pretrained(here / "local", here / "out", sources={"x": "a/b"})
+    from speechfuse.upstreams import huggingface
+
+    found = {"org/tiny": encoder("hubert"), "org/other": encoder("wavlm")}
+
+    def fetched(source, revision, *rest, **options):
+        return found[source] if source in found else original(source, revision, *rest, **options)
+
+    original = huggingface.model_folder
+    monkeypatch.setattr(huggingface, "model_folder", fetched)
+    with pytest.raises(RunError, match="is another encoder"):
+        save_pretrained(here / "local", here / "out", sources={"tiny": "org/other@abc"})
+    assert not (here / "out").exists()
+    save_pretrained(here / "local", here / "out", sources={"tiny": "org/tiny@abc"})
+    recipe = yaml.safe_load((here / "out" / "recipe.yaml").read_text())
+    assert recipe["upstreams"]["tiny"]["source"] == "org/tiny"
+    assert recipe["upstreams"]["tiny"]["revision"] == "abc"
+    assert "base_model:\n- org/tiny\n" in (here / "out" / "README.md").read_text()
+
+
+def test_nothing_is_overwritten_or_published_unfinished(here, tmp_path):
+    (here / "out").mkdir()
+    with pytest.raises(RunError, match="is there already"):
+        save_pretrained(here / "mel", here / "out")
+    shutil.copytree(here / "mel", tmp_path / "cut")
+    (tmp_path / "cut" / "metrics.json").unlink()
+    with pytest.raises(RunError, match="not trained to its end"):
+        save_pretrained(tmp_path / "cut", here / "other")
+    with pytest.raises(RunError, match="is no published folder"):
+        push_to_hub(here / "mel", "org/name")
+
+
+def test_it_goes_to_the_hub_and_comes_back_without_code(here, monkeypatch, tmp_path):
+    import huggingface_hub
+
+    sent = {}
+
+    class Api:
+        def __init__(self, token=None):
+            pass
+
+        def create_repo(self, name, **options):
+            sent["name"] = name
+
+        def upload_folder(self, *, repo_id, folder_path, commit_message):
+            shutil.copytree(folder_path, tmp_path / "hub")
+
+    def download(name, *, revision, allow_patterns):
+        sent["patterns"] = allow_patterns
+        return str(tmp_path / "hub")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    address = speechfuse.load("mel").push_to_hub("org/name", picture=False)
+    assert address == "https://huggingface.co/org/name"
+    assert speechfuse.load("org/name").checked(None) == ["asr", "emotion"]
+    assert not [one for one in sent["patterns"] if one.endswith((".py", ".bin", ".pt"))]
+
+
+def test_a_name_that_is_nowhere_is_told(here):
+    with pytest.raises(RunError, match="cannot be fetched from the hub"):
+        speechfuse.load("org/nothing")
