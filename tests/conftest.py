@@ -18,13 +18,19 @@ torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--stress", action="store_true", help="all kills, not a sample of them")
+    parser.addoption("--stress", action="store_true", help="all kills and mutations, not a sample")
 
 
 @pytest.fixture(scope="session")
 def kills(request: pytest.FixtureRequest) -> int:
     """How often a process is killed at a random moment."""
     return 200 if request.config.getoption("--stress") else 10
+
+
+@pytest.fixture(scope="session")
+def mutations(request: pytest.FixtureRequest) -> int:
+    """How many times a file is damaged at random."""
+    return 2000 if request.config.getoption("--stress") else 40
 
 
 @pytest.fixture(scope="session")

@@ -64,7 +64,8 @@ def undisturbed(one_task):
     return found[0], time.monotonic() - began
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.stress
+@pytest.mark.timeout(3600)
 def test_killed_at_any_moment_and_run_again_it_is_byte_for_byte_the_same(
     one_task, undisturbed, kills, tmp_path
 ):

@@ -175,12 +175,13 @@ def _wrong_parts(data: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _mismatch(task: str, head: Any) -> str | None:
+def _mismatch(task: Any, head: Any) -> str | None:
     """What is wrong with a task's head, both of them known; None if it answers what is asked."""
-    if not isinstance(head, Mapping) or "kind" not in head:
+    kind = head.get("kind") if isinstance(head, Mapping) else None
+    if not isinstance(kind, str) or not isinstance(task, str):
         return None
     wanted = catalog.find("task", task).reads
-    if catalog.find("head", head["kind"]).predicts == wanted:
+    if catalog.find("head", kind).predicts == wanted:
         return None
     fitting = [kind for kind, cls in catalog.ROLES["head"].items() if cls.predicts == wanted]
     return f"'{head['kind']}' does not answer a task of kind '{task}'; use {' or '.join(fitting)}"

@@ -29,7 +29,7 @@ from speechfuse.cache.shards import write_tensors
 from speechfuse.data.corpus import read_table, write_table
 from speechfuse.data.manifests import manifest_name
 from speechfuse.data.teachers import Seen, seen_from
-from speechfuse.errors import RunError
+from speechfuse.errors import RunError, damage
 from speechfuse.model import FusionModel
 from speechfuse.ops import file_hash
 from speechfuse.recipe import Recipe, read_yaml
@@ -56,6 +56,9 @@ _FREE = (
     "training.strategy",
     "training.workers",
 )
+
+_REMEDY = "put the run's own back, or train into another folder"
+_EVALUATE = "write it again with: speechfuse evaluate RUN"
 
 
 class Run:
@@ -117,9 +120,9 @@ class Run:
 
     def moved(self, upstreams: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
         """By upstream, what of its identity is another than when the run was begun."""
-        known, found = self._read_json("upstreams.json"), {}
+        known, found = self.upstreams(), dict[str, list[str]]()
         for name, identity in upstreams.items():
-            old = known.get(name, {})
+            old: dict[str, Any] = dict(known.get(name, {}))
             if "config_sha256" in identity:  # the hashes decide, a later commit may have the same
                 old = old | {"revision": identity.get("revision")}
             if changed := _changed(old, identity):
@@ -142,7 +145,9 @@ class Run:
 
     def upstreams(self) -> dict[str, dict[str, str]]:
         """The identities of its upstreams when it was begun."""
-        return self._read_json("upstreams.json")
+        known = self._read_json("upstreams.json")
+        with damage(self.folder / "upstreams.json", RunError, _REMEDY):
+            return {name: dict(identity) for name, identity in known.items()}
 
     def check_data(self, marks: Mapping[str, Mapping[str, str]]) -> None:
         """Compare the data of each task and split with what the run was begun with, if it was.
@@ -164,7 +169,18 @@ class Run:
         self._write_json("data.json", marks)
 
     def tasks(self) -> dict[str, Any]:
-        return self._read_json("tasks.json")
+        """Vocabularies and label sets.
+
+        Raises:
+            RunError: none here, or others than its weights were trained with.
+        """
+        states, weights = self._read_json("tasks.json"), self.folder / "model.safetensors"
+        if weights.is_file() and self._made_with(weights) not in (None, self._tasks_hash()):
+            raise RunError(
+                f"tasks.json in {self.folder} is not what {weights.name} was trained with: it "
+                "would give other words and labels to what was learned; put the run's own back"
+            )
+        return states
 
     def save_seen(self, seen: Iterable[Seen]) -> None:
         """Whom it is trained and developed on, and the teachers of its labels were."""
@@ -177,7 +193,9 @@ class Run:
             paths = [Path(entry.corpus) for entry in self.recipe().tasks.values()]
             named = (manifest_name(path) if path.is_file() else path.name for path in paths)
             return tuple(Seen(name) for name in dict.fromkeys(named))
-        return seen_from(self._read_json("seen.json")["seen"])
+        about = self._read_json("seen.json")
+        with damage(self.folder / "seen.json", RunError, _REMEDY):
+            return seen_from(about["seen"])
 
     def save_model(self, model: FusionModel) -> None:
         tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
@@ -190,16 +208,15 @@ class Run:
         if not path.is_file():
             raise RunError(f"{self.folder} is not trained yet; run speechfuse train on it first")
         try:
-            with safe_open(path, "pt") as file:
-                made_with = (file.metadata() or {}).get("tasks_sha256")
             model.load_state_dict(load_file(path))
         except Exception as error:
             raise RunError(f"{path} does not fit the recipe beside it: {error}") from error
-        if made_with not in (None, self._tasks_hash()):
-            raise RunError(
-                f"tasks.json in {self.folder} is not what {path.name} was trained with: it would "
-                "give other words and labels to what was learned; put the run's own back"
-            )
+
+    def _made_with(self, weights: Path) -> str | None:
+        """The hash of the vocabularies and label sets that the weights say they mean."""
+        with damage(weights, RunError, _REMEDY), safe_open(weights, "pt") as file:
+            hashed: str | None = (file.metadata() or {}).get("tasks_sha256")
+        return hashed
 
     def _tasks_hash(self) -> str:
         """Of the vocabularies and label sets that the weights mean."""
@@ -209,7 +226,13 @@ class Run:
         self._write_json("metrics.json", metrics)
 
     def metrics(self) -> dict[str, Any]:
-        return self._read_json("metrics.json")
+        """Raises RunError if there are none, or they are no metrics."""
+        metrics = self._read_json("metrics.json")
+        with damage(self.folder / "metrics.json", RunError, "delete it and train again to go on"):
+            for scores in (*metrics["dev"].values(), *metrics["test"].values()):
+                for metric in scores.values():
+                    _ = [float(metric[part]) for part in ("value", "low", "high", "speakers")]
+        return metrics
 
     @property
     def finished(self) -> bool:
@@ -224,14 +247,19 @@ class Run:
         path = self._table(split, task)
         if not path.is_file():
             raise RunError(f"{self.folder} has no predictions for {task} on {split}")
-        return read_table(path)
+        with damage(path, RunError, _EVALUATE):
+            rows = read_table(path)
+            if any(None in row or None in row.values() for row in rows) or not rows:
+                raise ValueError("a row lacks a column")
+        return rows
 
     def log(self) -> list[tuple[int, str, float]]:
         """Every logged number as (step, name, value)."""
         path = self.folder / "log.csv"
-        lines = path.read_text().splitlines()[1:] if path.is_file() else []
-        rows = (line.split(",") for line in lines)
-        return [(int(step), name, float(value)) for step, name, value in rows]
+        with damage(path, RunError, "delete it; only its curves are lost"):
+            lines = path.read_text().splitlines()[1:] if path.is_file() else []
+            rows = (line.split(",") for line in lines)
+            return [(int(step), name, float(value)) for step, name, value in rows]
 
     def _table(self, split: str, task: str) -> Path:
         return self.folder / "predictions" / f"{split}_{task}.tsv"
@@ -243,11 +271,8 @@ class Run:
         path = self.folder / name
         if not path.is_file():
             raise RunError(f"{self.folder} has no {name}; is the run finished?")
-        try:
-            data: dict[str, Any] = json.loads(path.read_text())
-        except ValueError as error:
-            raise RunError(f"{path} is damaged ({error}); train into another folder") from error
-        return data
+        with damage(path, RunError, _REMEDY):
+            return dict(json.loads(path.read_text()))
 
 
 def write_text(path: Path, text: str) -> None:

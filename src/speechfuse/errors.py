@@ -1,7 +1,8 @@
 """The errors a user can cause, each saying what was found, what was expected and what to do."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class SpeechFuseError(Exception):
@@ -26,6 +27,21 @@ class UpstreamError(SpeechFuseError, ValueError):
 
 class RunError(SpeechFuseError, ValueError):
     """A run folder does not hold what it should, or belongs to another recipe."""
+
+
+@contextmanager
+def damage(what: object, kind: type[SpeechFuseError], remedy: str) -> Iterator[None]:
+    """Whatever is raised within, where a file is read that a machine wrote, is damage of it.
+
+    An error that says so itself stays, and so does a file that is gone or may not be read.
+    """
+    try:
+        yield
+    except (SpeechFuseError, FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # there is no end to what may be wrong with it
+        said = (str(error).strip().splitlines() or [""])[0][:200]
+        raise kind(f"{what} is damaged ({type(error).__name__}: {said}); {remedy}") from error
 
 
 _SHOWN = 60  # names in a hint: all parts of a kind, and not all speakers of a corpus

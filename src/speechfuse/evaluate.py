@@ -13,6 +13,7 @@ from speechfuse import build
 from speechfuse.checkpoint import Run
 from speechfuse.contracts import Row, Task, Upstream
 from speechfuse.data.batching import by_duration
+from speechfuse.errors import RunError, damage
 from speechfuse.extract import BATCH_SECONDS as UPSTREAM_SECONDS
 from speechfuse.filling import best_device
 from speechfuse.inputs import Inputs, find_inputs
@@ -123,7 +124,9 @@ def predicted_table(
 
 def evidence_of(run: Run, split: str) -> dict[str, dict[str, Evidence]]:
     """What a run's kept predictions are worth, by task and metric."""
-    return {
-        name: build.build_task(name, entry).score(run.table(split, name))
-        for name, entry in run.recipe().tasks.items()
-    }
+    found = {}
+    for name, entry in run.recipe().tasks.items():
+        rows = run.table(split, name)
+        with damage(f"predictions/{split}_{name}.tsv in {run.folder}", RunError, "evaluate again"):
+            found[name] = build.build_task(name, entry).score(rows)
+    return found

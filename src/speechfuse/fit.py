@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -27,6 +28,7 @@ from speechfuse.checkpoint import Run
 from speechfuse.conflict import LogConflict
 from speechfuse.data.schedule import make_schedule
 from speechfuse.data.stream import Source, Stream, draw_batches
+from speechfuse.errors import RunError, damage
 from speechfuse.group import joined
 from speechfuse.launch import run_together
 from speechfuse.model import FusionModel
@@ -67,6 +69,8 @@ def fit(
     schedule = make_schedule(training.interleave, sizes, recipe.seed)
     taught = {name: sources[name] for name in schedule.tasks}
     resume = run.folder / "checkpoints" / "last.ckpt"
+    if resume.is_file():
+        _checkpoint(resume)
     stop = Stop(resume, rank.asked, accumulate=training.accumulate, launched=rank.launched)
     log = LongCSV(run.folder / "log.csv")
     stream = Stream(
@@ -206,10 +210,7 @@ def _probe(
 
 def averaged(checkpoints: Sequence[Path]) -> dict[str, Tensor]:
     """The mean of their weights, in double precision; what is a count, the largest."""
-    states = [
-        torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
-        for path in checkpoints
-    ]
+    states = [_checkpoint(path)["state_dict"] for path in checkpoints]
     if len(states) == 1:
         return dict(states[0])
     return {
@@ -218,3 +219,16 @@ def averaged(checkpoints: Sequence[Path]) -> dict[str, Tensor]:
         else torch.stack([state[name] for state in states]).amax(0)
         for name, tensor in states[0].items()
     }
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    """What Lightning keeps.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    with damage(path, RunError, "delete the folder it is in and train again, from the start"):
+        found: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+        if not found["state_dict"]:
+            raise ValueError("it holds no weights")
+    return found

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from speechfuse.data.teachers import FILE as TEACHERS
 from speechfuse.data.teachers import Card, read_cards, write_cards
-from speechfuse.errors import DataError
+from speechfuse.errors import DataError, damage
 from speechfuse.types import Trial, Utterance
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def read_corpus(folder: Path) -> Corpus:
     """A folder that `write_corpus` wrote.
 
     Raises:
-        DataError: it is no prepared corpus.
+        DataError: it is no prepared corpus, or it is damaged.
     """
     from lhotse import CutSet
 
@@ -155,12 +155,23 @@ def read_corpus(folder: Path) -> Corpus:
             f"{folder} is no prepared corpus (no corpus.json); "
             "make one with: speechfuse prepare MANIFEST --out FOLDER"
         )
-    about = json.loads(card.read_text())
-    cuts = CutSet.from_jsonl(folder / "cuts.jsonl")
-    utterances = tuple(_utterance(cut, folder) for cut in cuts)
+    remedy = "prepare the corpus again"
+    with damage(card, DataError, remedy):
+        about = json.loads(card.read_text())
+        name, source = _text(about["name"]), about.get("source")
+    with damage(folder / "cuts.jsonl", DataError, remedy):
+        cuts = CutSet.from_jsonl(folder / "cuts.jsonl")
+        utterances = tuple(_utterance(cut, folder) for cut in cuts)
     trials = folder / "trials.tsv"
     found = read_trials(trials, utterances) if trials.is_file() else ()
-    return Corpus(about["name"], folder, utterances, found, about.get("source"), read_cards(folder))
+    return Corpus(name, folder, utterances, found, source, read_cards(folder))
+
+
+def _text(value: object) -> str:
+    """Of what must be one."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise DataError(f"found {value!r} where a text must stand; prepare the corpus again")
+    return value
 
 
 def write_trials(path: Path, trials: Sequence[Trial]) -> None:
@@ -282,8 +293,8 @@ def _utterance(cut: Cut, folder: Path) -> Utterance:
     supervision = cut.supervisions[0]
     custom = dict(supervision.custom or {})
     return Utterance(
-        id=cut.id,
-        audio=folder / cut.recording.sources[0].source,
+        id=_text(cut.id),
+        audio=folder / _text(cut.recording.sources[0].source),
         start=cut.start,
         duration=cut.duration,
         text=supervision.text,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from speechfuse.audio import SAMPLE_RATE
 from speechfuse.contracts import Upstream, UpstreamPlan
-from speechfuse.errors import DataError, UpstreamError, did_you_mean
+from speechfuse.errors import DataError, UpstreamError, damage, did_you_mean
 from speechfuse.ops import file_hash, kept_random, length_mask, zero_padding
 from speechfuse.resources import resource
 from speechfuse.types import LayerStack, Waveforms
@@ -63,6 +63,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 _FILES = ("config.json", "preprocessor_config.json")  # that are fetched besides weights
+_FETCH = "fetch the folder again"
 _UNUSED = ("masked_spec_embed", "adapter.", "intermediate_ffn.")  # no hidden state reads them
 _CONSTANT = ("embed_positions.",)  # the sinusoids of whisper
 
@@ -117,9 +118,10 @@ class HuggingFace(Upstream):
         self.compute = compute
         folder = model_folder(source, revision, weights=False)
         self.config, self.preprocessor = _configs(folder, source)
-        depth = self.config[_depth_key(self.config)]
-        self._layers = _checked_layers(layers, depth, source)
-        self.plan = _plan(self.config, self.preprocessor, source, whisper_pad, self._layers)
+        with damage(f"the configuration of {source}", UpstreamError, _FETCH):
+            depth = self.config[_depth_key(self.config)]
+            self._layers = _checked_layers(layers, depth, source)
+            self.plan = _plan(self.config, self.preprocessor, source, whisper_pad, self._layers)
         self.states: Any = None
 
     def load(self) -> None:
@@ -138,17 +140,20 @@ class HuggingFace(Upstream):
             )
         folder = model_folder(self.source, self.revision)
         dtype: torch.dtype = getattr(torch, self.compute)
-        model = _load(folder, self.config, self.source, self.random_seed)
-        _cut(model, self.config, self._layers[-1])
-        kind = self.config["model_type"]
-        if kind == "whisper":
-            pad, long = self.whisper_pad, self.long
-            self.states = whisper.WhisperStates(model, self.preprocessor, pad, long, dtype)
-        elif kind == "wav2vec2-bert":
-            self.states = w2v_bert.W2vBert(model, self.preprocessor, dtype)
-        else:
-            policy = self.length_policy
-            self.states = conv_transformer.ConvTransformer(model, self.preprocessor, policy, dtype)
+        with damage(f"the configuration of {self.source}", UpstreamError, _FETCH):
+            model = _load(folder, self.config, self.source, self.random_seed)
+            _cut(model, self.config, self._layers[-1])
+            kind = self.config["model_type"]
+            if kind == "whisper":
+                pad, long = self.whisper_pad, self.long
+                self.states = whisper.WhisperStates(model, self.preprocessor, pad, long, dtype)
+            elif kind == "wav2vec2-bert":
+                self.states = w2v_bert.W2vBert(model, self.preprocessor, dtype)
+            else:
+                policy = self.length_policy
+                self.states = conv_transformer.ConvTransformer(
+                    model, self.preprocessor, policy, dtype
+                )
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> HuggingFace:
@@ -273,7 +278,7 @@ def _configs(folder: Path, source: str) -> tuple[dict[str, Any], dict[str, Any]]
     if not path.is_file():
         raise UpstreamError(f"{source} has no config.json; expected a Hugging Face model folder")
     config = _read_json(path, source)
-    kind = config.get("model_type", "none")
+    kind = str(config.get("model_type", "none"))
     known = (*CONV_FAMILY, "wav2vec2-bert", "whisper")
     if kind not in known:
         raise UpstreamError(
@@ -285,7 +290,24 @@ def _configs(folder: Path, source: str) -> tuple[dict[str, Any], dict[str, Any]]
     rate = preprocessor.get("sampling_rate", SAMPLE_RATE)
     if rate != SAMPLE_RATE:
         raise UpstreamError(f"{source} wants audio at {rate} Hz, speechfuse gives {SAMPLE_RATE}")
-    return {**_DEFAULTS.get(kind, {}), **config}, preprocessor
+    _check_sizes(config, _DEFAULTS[kind], source)
+    return {**_DEFAULTS[kind], **config}, preprocessor
+
+
+def _check_sizes(config: Mapping[str, Any], defaults: Mapping[str, Any], source: str) -> None:
+    """Raise UpstreamError where a count is no positive integer, nor are all of several."""
+    for key in config.keys() & defaults.keys():
+        value, default = config[key], defaults[key]
+        if isinstance(default, int) and not isinstance(default, bool):
+            values = [value]
+        elif isinstance(default, list):
+            values = value if isinstance(value, list) and value else [value]
+        else:
+            continue
+        if not all(isinstance(one, int) and one > 0 for one in values):
+            raise UpstreamError(
+                f"config.json of {source}: {key} is {value!r}, expected a count; {_FETCH}"
+            )
 
 
 def _read_json(path: Path, source: str) -> dict[str, Any]:
