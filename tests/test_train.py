@@ -417,8 +417,8 @@ def test_predict_answers_for_files(workspace, tone_recipe, tiny_corpus):
     files = [tiny_corpus.parent / f"s7-{i}.wav" for i in range(2)]
     lines = list(predict_files(workspace / "run", files))
     kept = {row["id"]: row["prediction"] for row in Run(workspace / "run").table("test", "emotion")}
-    assert [line.split("\t")[1] for line in lines[:4]] == ["asr", "asr", "emotion", "emotion"]
-    assert [line.split("\t")[2] for line in lines[2:4]] == [kept["s7-0"], kept["s7-1"]]
+    assert [line.split("\t")[1] for line in lines[:4]] == ["asr", "emotion"] * 2
+    assert [line.split("\t")[2] for line in lines[1:4:2]] == [kept["s7-0"], kept["s7-1"]]
     assert lines[4].split("\t")[2] == "verification"
     assert len(list(predict_files(workspace / "run", files, ["asr"]))) == 2
     with pytest.raises(RunError, match="Did you mean 'emotion'"):
