@@ -297,6 +297,8 @@ def _utterance(
 ) -> Utterance:
     if not row.get("audio"):
         raise DataError(f"{where}: the audio column is empty")
+    if "\0" in row["audio"]:
+        raise DataError(f"{where}: the name of its audio holds a zero byte; mend the file")
     path = (base / row["audio"]).resolve()
     if path not in rates:
         rates[path] = _about(path, where)
