@@ -83,6 +83,19 @@ def test_groups_one_by_one_are_the_convolution(kernel):
         torch.testing.assert_close(grouped(conv, hidden.repeat(2, 1, 1))[1:], expected)
 
 
+def test_groups_in_bfloat16_keep_their_bias_whole():
+    torch.manual_seed(0)
+    conv = torch.nn.Conv1d(8, 8, 5, padding=2, groups=2)
+    hidden = torch.randn(1, 9, 8)
+    expected = conv(hidden.transpose(1, 2)).transpose(1, 2)
+    lay_out(conv, torch.bfloat16)
+    with torch.no_grad():
+        for count in (1, 2):  # several are as on a GPU
+            found = grouped(conv, hidden.repeat(count, 1, 1))[:1]
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, expected, atol=0.03, rtol=0.03)
+
+
 def test_an_activation_is_what_it_is():
     from transformers.activations import ACT2FN
 

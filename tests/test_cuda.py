@@ -125,7 +125,9 @@ class TestEncoder:
     @pytest.mark.parametrize("name", ARCHITECTURES)
     def test_bfloat16_is_near(self, encoder, name):
         expected = encoder_of(encoder(name))(clips())
-        part = encoder_of(encoder(name), compute="bfloat16").to(CUDA)
+        part = encoder_of(encoder(name), compute="bfloat16")
+        part.load()
+        part.to(CUDA)
         found = part(moved(clips(), CUDA))
         for one, other in zip(found.layers, expected.layers, strict=True):
             ours = one.float().cpu()

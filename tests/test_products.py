@@ -19,3 +19,11 @@ def test_with_and_without_onednn_products_are_those_of_linear(monkeypatch):
                 assert made.dtype == dtype
                 torch.testing.assert_close(made.float(), expected, atol=tolerance, rtol=tolerance)
                 torch.testing.assert_close(bare + module.bias, made, atol=tolerance, rtol=tolerance)
+
+
+def test_a_bias_of_more_bits_is_added_without_onednn_too(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    hidden, weight, bias = torch.randn(3, 8), torch.randn(4, 8).bfloat16(), torch.randn(4)
+    found = product(hidden, weight, bias)
+    expected = torch.nn.functional.linear(hidden, weight.float(), bias)
+    torch.testing.assert_close(found.float(), expected, atol=0.1, rtol=0.05)

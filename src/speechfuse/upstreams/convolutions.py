@@ -133,8 +133,10 @@ def grouped(conv: nn.Conv1d, hidden: Tensor) -> Tensor:
     hidden = hidden.to(weight.dtype)
     (kernel,), size, margin = conv.kernel_size, hidden.shape[1], int(conv.padding[0])
     if hidden.is_cuda or len(hidden) > 1:
-        made: Tensor = conv(hidden.transpose(1, 2))
-        return made[..., :size].transpose(1, 2)
+        options = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        made = F.conv1d(hidden.transpose(1, 2), weight, None, *options)
+        frames = made[..., :size].transpose(1, 2)
+        return frames if conv.bias is None else frames + conv.bias
     width = weight.shape[1]
     by_group = F.pad(hidden[0].unflatten(1, (-1, width)).transpose(0, 1), (0, 0, margin, margin))
     by_group = by_group.contiguous()

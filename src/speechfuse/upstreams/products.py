@@ -20,7 +20,7 @@ def product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if hidden.device.type == "cpu" and onednn.is_available():
         made: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "none", [], "")
         return made
-    return F.linear(hidden, weight, bias)
+    return F.linear(hidden, weight, None if bias is None else bias.to(weight.dtype))
 
 
 def linear(module: nn.Linear, hidden: Tensor) -> Tensor:
