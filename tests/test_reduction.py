@@ -186,6 +186,7 @@ def test_killed_and_run_again_it_is_byte_for_byte_the_same(base, kills, tmp_path
 
 
 @pytest.mark.recipe
+@pytest.mark.timeout(600)  # two processes begin, on a machine that may be busy
 def test_two_processes_write_what_one_does(base):
     stores = []
     for processes in (1, 2):
