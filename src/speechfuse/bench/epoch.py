@@ -224,6 +224,7 @@ class Training:
         self._runs += 1
         run = Run(self.folder / str(self._runs))
         run.begin(self.recipe)
+        run.save_tasks({name: data.task.state() for name, data in self.tasks.items()}, {})
         stamps: list[float] = []
 
         def progress(what: str, done: int, total: int) -> None:
