@@ -37,7 +37,7 @@ check: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[corpus,lm,lora,probe,dev]'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[corpus,demo,lm,lora,probe,dev]'
 	touch $@
 
 clean:

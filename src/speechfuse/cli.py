@@ -623,6 +623,52 @@ def cost(
 
 
 @app.command()
+def serve(
+    run: RunFolder,
+    host: Annotated[
+        str, typer.Option(help="Where to listen; 0.0.0.0 lets everybody in, without a password.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 7860,
+    page: Annotated[bool, typer.Option(help="The page beside the HTTP service.")] = True,
+    upload_mb: Annotated[float, typer.Option(min=0.01, help="Largest upload.")] = 50.0,
+    duration: Annotated[float, typer.Option(min=0.1, help="Longest recording, seconds.")] = 600.0,
+    queue: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 64,
+    backlog: Annotated[float, typer.Option(min=1, help="Seconds of audio held at once.")] = 3600.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for one request.")] = 120.0,
+    wait_ms: Annotated[float, typer.Option(min=0, help="To gather a batch.")] = 10.0,
+    batch_seconds: Annotated[float, typer.Option(min=1, help="Audio in a batch.")] = 60.0,
+    stretch: Annotated[
+        float, typer.Option(min=1, help="Seconds of a long recording read at once.")
+    ] = 20.0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU if found.")] = None,
+) -> None:
+    """Serve a run: a page to record or upload on, and an HTTP service.
+
+    POST /v1/predict, /healthz, /metrics and /openapi.json. Nothing is loaded from elsewhere, and
+    no file of this machine can be read. Needs the extra `demo`.
+    """
+    try:
+        from speechfuse.serve.limits import Limits
+        from speechfuse.serve.server import serve as serve_run
+    except ModuleNotFoundError as error:
+        raise SpeechFuseError(
+            f"no module '{error.name}': the page and the service need the extra `demo`; run "
+            "pip install 'speechfuse[demo]'"
+        ) from error
+    limits = Limits(upload_mb, duration, queue, backlog, timeout, wait_ms, batch_seconds)
+    serve_run(
+        run,
+        host,
+        port,
+        limits,
+        page=page,
+        device=device,
+        stretch=stretch,
+        ready=lambda address: typer.echo(f"{run} on {address}"),
+    )
+
+
+@app.command()
 def bench(
     what: Annotated[
         Literal["fusion", "harmonifuse", "cache", "epoch", "scaling", "extraction"],

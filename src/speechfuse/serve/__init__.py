@@ -1,0 +1,1 @@
+"""A trained run as a page and an HTTP service (extra `demo`)."""

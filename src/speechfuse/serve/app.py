@@ -1,0 +1,243 @@
+"""The HTTP service: `POST /v1/predict`, `/healthz`, `/metrics`, `/openapi.json`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from time import monotonic
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from speechfuse import __version__
+from speechfuse.errors import SpeechFuseError
+from speechfuse.pipeline.answers import Answer
+from speechfuse.pipeline.speech_model import SpeechModel
+from speechfuse.serve.batcher import Batcher
+from speechfuse.serve.bodies import AnswerBody, ErrorBody, HealthBody
+from speechfuse.serve.job import Job
+from speechfuse.serve.limits import Limits
+from speechfuse.serve.meters import Meters
+from speechfuse.serve.refusals import Refusal, unknown, unreadable
+from speechfuse.serve.seats import Seats
+from speechfuse.serve.uploads import decode, received
+
+_LOG = logging.getLogger(__name__)
+LEFT = 499  # how servers count clients that left
+PROMPT = 500  # characters
+GIVES = {"tokens": "text", "vector": "voice", "turns": "speakers"}
+TEXTS = {
+    400: "The form cannot be read",
+    413: "Too many bytes or seconds",
+    415: "A body of another type",
+    422: "No recording, no such task, or no such prompt",
+    500: "A mistake of the service",
+    503: "Too much at once; try again",
+    504: "Not answered in time",
+}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": text} for status, text in TEXTS.items()
+}
+_FIELDS = {
+    "audio": {"type": "string", "format": "binary", "contentMediaType": "audio/*"},
+    "tasks": {"type": "array", "items": {"type": "string"}},
+    "layers": {"type": "boolean"},
+    "prompt": {"type": "string", "maxLength": PROMPT},
+}
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {"type": "object", "required": ["audio"], "properties": _FIELDS}
+            },
+            "audio/*": _BINARY,
+            "application/octet-stream": _BINARY,
+        },
+    }
+}
+
+
+@dataclass(frozen=True)
+class Service:
+    """What requests and the page share."""
+
+    model: SpeechModel
+    limits: Limits
+    meters: Meters
+    seats: Seats
+    batcher: Batcher
+
+    @classmethod
+    def of(cls, model: SpeechModel, limits: Limits) -> Service:
+        """A service of a run, not started yet."""
+        meters, seats = Meters(), Seats(limits.queue)
+        meters.watch(lambda: seats.taken)
+        return cls(model, limits, meters, seats, Batcher(model, limits, meters))
+
+    def checked(self, tasks: Sequence[str]) -> list[str]:
+        """The tasks asked for, all of them if none is named. Raises Refusal (422)."""
+        try:
+            return self.model.checked(tasks)
+        except SpeechFuseError as error:
+            raise unknown(error) from error
+
+
+def build_app(service: Service) -> FastAPI:
+    """The service alone, without its page."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.batcher.start()
+        yield
+        await run_in_threadpool(service.batcher.close)
+
+    app = FastAPI(
+        title="speechfuse",
+        version=__version__,
+        description="A trained run answers recordings.",
+        docs_url=None,  # their scripts come from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+
+    @app.post(
+        "/v1/predict",
+        response_model=AnswerBody,
+        responses=ERRORS,
+        openapi_extra=BODY,
+        summary="Answer one recording",
+    )
+    async def predict(
+        request: Request,
+        tasks: Annotated[list[str], Query(description="All of the run, if left out.")] = [],  # noqa: B006
+        layers: Annotated[bool, Query(description="With the weights of layers.")] = False,
+        prompt: Annotated[
+            str | None, Query(max_length=PROMPT, description="In words, for one task.")
+        ] = None,
+    ) -> Response:
+        began, status = monotonic(), 500
+        try:
+            with service.seats.seat():
+                try:
+                    async with asyncio.timeout(service.limits.timeout):
+                        answer = await _answered(service, request, tasks, layers, prompt)
+                except TimeoutError:
+                    raise Refusal(
+                        504,
+                        f"no answer within {service.limits.timeout:g} s",
+                        "one in less",
+                        "send a shorter recording, or try again when less is going on",
+                    ) from None
+            status = 200
+            return JSONResponse(answer.to_dict())
+        except Refusal as refusal:
+            status = refusal.status
+            return _refused(refusal)
+        except ClientDisconnect:
+            status = LEFT
+            return Response(status_code=LEFT)
+        finally:
+            service.meters.request(status, monotonic() - began)
+
+    @app.get("/healthz", response_model=HealthBody, responses={503: ERRORS[503]})
+    async def healthz() -> Response:
+        """Whether it answers, and what."""
+        if not service.batcher.alive:
+            return _refused(Refusal(503, "the model has stopped", "a running one", "restart it"))
+        gives = {name: GIVES.get(task.reads, "label") for name, task in service.model.tasks.items()}
+        body = HealthBody(
+            status="ok",
+            run=service.model.folder.resolve().name,
+            tasks=gives,
+            inside=service.seats.taken,
+        )
+        return JSONResponse(body.model_dump())
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Counters for Prometheus."""
+        return Response(service.meters.text(), media_type="text/plain; version=0.0.4")
+
+    _give_errors_their_form(app)
+    return app
+
+
+async def _answered(
+    service: Service, request: Request, tasks: Sequence[str], layers: bool, prompt: str | None
+) -> Answer:
+    """Raises Refusal, or ClientDisconnect where nobody waits any longer."""
+    async with received(request, service.limits) as upload:
+        fields = upload.fields
+        tasks = [part for one in fields.get("tasks", tasks) for part in one.split(",") if part]
+        if "layers" in fields:
+            layers = fields["layers"][-1].lower() in ("true", "1", "yes", "on")
+        prompt = fields["prompt"][-1][:PROMPT] if "prompt" in fields else prompt
+        wanted = service.checked(tasks)
+        samples = await run_in_threadpool(decode, upload.file, upload.name, service.limits)
+        name = upload.name
+    job = Job(samples, name, wanted, layers=layers, prompt=prompt)
+    service.batcher.submit(job)
+    answer: asyncio.Future[Answer] = asyncio.wrap_future(job.future)
+    gone = asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise ClientDisconnect
+        found = await answer
+    except Refusal:
+        raise
+    except SpeechFuseError as error:
+        raise unknown(error) from error
+    except ClientDisconnect:
+        raise
+    except Exception as error:
+        raise Refusal(
+            500, "a mistake of the service", "an answer", "tell who runs it; its log has more"
+        ) from error
+    finally:
+        gone.cancel()
+        if not answer.done():
+            service.batcher.give_up(job)
+            answer.cancel()
+    if found.error is not None:
+        raise unreadable(found.error)
+    return found
+
+
+async def _left(request: Request) -> None:
+    """Ends when the client closes the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _refused(refusal: Refusal) -> Response:
+    headers = {"retry-after": "2"} if refusal.status == 503 else None
+    return JSONResponse(refusal.to_dict(), refusal.status, headers)
+
+
+def _give_errors_their_form(app: FastAPI) -> None:
+    """Also those of the framework."""
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        (first, *_more) = error.errors()
+        place = ".".join(str(part) for part in first["loc"])
+        return _refused(Refusal(422, f"{place}: {first['msg']}", "see /openapi.json", "mend it"))
+
+    @app.exception_handler(HTTPException)
+    async def other(request: Request, error: HTTPException) -> Response:
+        found = f"{request.method} {request.url.path[:60]}"
+        refusal = Refusal(error.status_code, found, "see /openapi.json", "mend the address")
+        answer = _refused(refusal)
+        answer.headers.update(error.headers or {})
+        return answer
