@@ -187,10 +187,11 @@ async def _answered(
         name = upload.name
     job = Job(samples, name, wanted, layers=layers, prompt=prompt)
     service.batcher.submit(job)
-    answer: asyncio.Future[Answer] = asyncio.wrap_future(job.future)
+    answer = asyncio.wrap_future(job.future)
     gone = asyncio.create_task(_left(request))
     try:
-        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        both: set[asyncio.Future[Any]] = {answer, gone}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
             raise ClientDisconnect
         found = await answer

@@ -12,10 +12,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from speechfuse.serve.limits import Limits
 from speechfuse.serve.refusals import Refusal
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 API = "/gradio_api"
+SLACK = 10_000  # bytes of a form around a file
 USED = (
     "/upload",
     "/upload_progress",
@@ -48,12 +50,12 @@ POLICY = "; ".join(
 class Guard:
     """An ASGI application around another."""
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str] | None) -> None:
+    def __init__(self, app: ASGIApp, hosts: Collection[str] | None, limits: Limits) -> None:
         """hosts: names under which it may be asked for; None: any.
 
         A page of the internet can have its own name lead to this machine; so names are checked.
         """
-        self.app, self.hosts = app, hosts
+        self.app, self.hosts, self.limits = app, hosts, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -77,7 +79,8 @@ class Guard:
         await self.app(scope, receive, guarded)
 
     def _refusal(self, scope: Scope) -> Refusal | None:
-        name = Headers(scope=scope).get("host", "")
+        headers = Headers(scope=scope)
+        name = headers.get("host", "")
         host = name.rpartition(":")[0] if name.rpartition(":")[2].isdigit() else name
         if self.hosts is not None and host.lower() not in self.hosts:
             return Refusal(
@@ -93,4 +96,9 @@ class Guard:
         address = rest.partition("file=")[2]
         if not rest.startswith(USED) or "://" in address or address.startswith("//"):
             return Refusal(404, f"{path[:60]}", "what the page uses", "use /v1/predict")
+        length = headers.get("content-length", "")
+        most = self.limits.upload_bytes + SLACK
+        if scope["method"] == "POST" and not (length.isdigit() and int(length) <= most):
+            found = f"{length[:20] or 'an unknown number of'} bytes"
+            return Refusal(413, found, f"at most {most}", "send less")
         return None

@@ -1,0 +1,194 @@
+"""Pictures of an answer as SVG that takes its colour from the page around it, light or dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from threading import Lock
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from speechfuse.audio import SAMPLE_RATE
+from speechfuse.pipeline.answers import Label, Layers
+from speechfuse.pipeline.recordings import Samples
+
+INK = "#010203"  # stands for the colour of the page's text
+COLOURS = ("#3b82c4", "#e69f00", "#18a078", "#cc79a7", "#56b4e9", "#d55e00", "#9b86d3", "#999999")
+WIDTH = 4.2  # inches: small, so that letters can be read on a narrow screen
+COLUMNS = 1200  # of a spectrogram at most
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+_LOCK = Lock()  # styles of matplotlib are the whole process's
+
+
+def spectrogram(samples: Samples) -> str:
+    """Level in dB by time and frequency."""
+    hop = max(160, len(samples) // COLUMNS)
+    window = min(400, len(samples))
+    taper = torch.hann_window(window)
+    spectrum = torch.stft(
+        torch.from_numpy(samples), window, hop, window=taper, center=False, return_complex=True
+    )
+    level = (20 * spectrum.abs().clamp_min(1e-6).log10()).numpy()
+    with _LOCK, matplotlib.rc_context(STYLE):
+        axes = _axes(1.9)
+        axes.imshow(
+            level,
+            origin="lower",
+            aspect="auto",
+            cmap="magma",
+            vmin=level.max() - 80,
+            extent=(0, len(samples) / SAMPLE_RATE, 0, SAMPLE_RATE / 2000),
+        )
+        axes.set_xlabel("seconds")
+        axes.set_ylabel("kHz")
+        return _svg(axes, "Spectrogram")
+
+
+def class_bars(label: Label, title: str) -> str:
+    """Probabilities: bars of one stretch, or bars over time of several."""
+    assert label.scores is not None
+    names = sorted(label.scores, key=lambda name: -(label.scores or {})[name])[: len(COLOURS)]
+    colours = dict(zip(sorted(names), COLOURS, strict=False))
+    with _LOCK, matplotlib.rc_context(STYLE):
+        if len(label.stretches) < 2:
+            axes = _axes(0.3 + 0.28 * len(names))
+            shares = [100 * label.scores[name] for name in names]
+            axes.barh(names, shares, color=[colours[name] for name in names], height=0.7)
+            axes.invert_yaxis()
+            for row, share in enumerate(shares):
+                axes.text(share + 1, row, f"{share:.0f} %", va="center")
+            axes.set_xlim(0, 112)
+            axes.xaxis.set_visible(False)
+            axes.spines["bottom"].set_visible(False)
+            return _svg(axes, title)
+        axes = _axes(2.1)
+        starts = [one.start for one in label.stretches]
+        sizes = [one.end - one.start for one in label.stretches]
+        below = np.zeros(len(starts))
+        for name in sorted(names):
+            shares = [100 * one.scores[name] for one in label.stretches]
+            axes.bar(
+                starts,
+                shares,
+                sizes,
+                below,
+                align="edge",
+                color=colours[name],
+                label=name,
+                edgecolor=INK,
+                linewidth=0.4,
+            )
+            below += shares
+        axes.set(xlabel="seconds", ylabel="%", ylim=(0, 100), xlim=(0, starts[-1] + sizes[-1]))
+        columns = min(4, len(names))
+        axes.legend(ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+        return _svg(axes, title)
+
+
+def layer_picture(stretches: Sequence[Layers], said: str | None, title: str) -> str:
+    """Weights of one model's layers: bars where they never change, else a map over time or words.
+
+    said: the text that was written, to find the words in its tokens.
+    """
+    numbers = [str(n) for n in stretches[0].numbers]
+    maps = [one.weights if one.weights.ndim == 2 else one.weights[:, None] for one in stretches]
+    texts = [text for one in stretches for text in one.texts or ()]
+    whole = np.concatenate(maps, axis=1)
+    with _LOCK, matplotlib.rc_context(STYLE):
+        if not texts and np.ptp(whole, axis=1).max() < 1e-4:
+            axes = _axes(1.6)
+            axes.bar(numbers, whole[:, 0], color=COLOURS[0], width=0.75)
+            axes.set(xlabel="layer", ylabel="weight", ylim=(0, None))
+            return _svg(axes, title)
+        axes = _axes(0.9 + 0.16 * len(numbers) + (0.5 if texts else 0.3))
+        if texts:
+            words, columns = by_word(texts, whole, said)
+            edges = np.arange(len(words) + 1.0)
+            step = 1 + len(words) // 18
+            axes.set_xticks(edges[:-1:step] + 0.5, words[::step], rotation=50, ha="right")
+            axes.tick_params(axis="x", length=0)
+        else:
+            columns = whole
+            parts = [
+                np.linspace(one.start, one.end, part.shape[1] + 1)[:-1]
+                for one, part in zip(stretches, maps, strict=True)
+            ]
+            edges = np.append(np.concatenate(parts), stretches[-1].end)
+            axes.set_xlabel("seconds")
+        heights = np.arange(len(numbers) + 1)
+        drawn = axes.pcolormesh(edges, heights, columns, cmap="viridis", vmin=0, rasterized=True)
+        every = 1 + len(numbers) // 13
+        axes.set_yticks(heights[:-1:every] + 0.5, numbers[::every])
+        axes.set_ylabel("layer")
+        assert axes.figure is not None
+        axes.figure.colorbar(drawn, ax=axes, pad=0.02, aspect=12).outline.set_visible(False)
+        return _svg(axes, title)
+
+
+def by_word(
+    texts: Sequence[str], weights: np.ndarray, said: str | None
+) -> tuple[list[str], np.ndarray]:
+    """Positions of tokens (L, T) as the words (L, W) that they make up, each a mean.
+
+    The tokens as they are where they do not spell the text.
+
+    >>> words, _ = by_word(["he", "l", "lo", "you", "end"], np.ones((2, 5)), "hello you")
+    >>> words
+    ['hello', 'you', 'end']
+    """
+    words, columns, part, first = [], [], "", 0
+    left = (said or "").split()
+    for index, text in enumerate(texts):
+        part += text.replace(" ", "")
+        if part == "end" and not left:
+            left = ["end"]  # of each stretch
+        if left and part == left[0]:
+            words.append(left.pop(0))
+            columns.append(weights[:, first : index + 1].mean(1))
+            part, first = "", index + 1
+        elif part == "end" and index + 1 < len(texts):  # of a stretch that is not the last
+            words.append(part)
+            columns.append(weights[:, index])
+            part, first = "", index + 1
+    if left or part or not words:
+        return [*texts], weights
+    return words, np.stack(columns, 1)
+
+
+def _axes(height: float) -> Axes:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    return axes
+
+
+def _svg(axes: Axes, title: str) -> str:
+    """Scales with the page; `title` is what a screen reader says."""
+    file = io.StringIO()
+    assert isinstance(axes.figure, Figure)
+    axes.figure.savefig(file, format="svg", dpi=150, metadata={"Date": None, "Title": title})
+    drawn = file.getvalue()
+    drawn = drawn[drawn.index("<svg") :].replace(INK, "currentColor")
+    drawn = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", drawn, count=1)
+    drawn = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", drawn, count=1)
+    return drawn.replace("<svg", '<svg role="img" class="picture"', 1)

@@ -1,0 +1,191 @@
+"""The page in a real browser, and what its server refuses."""
+
+import asyncio
+import gc
+import json
+import re
+import threading
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+
+pytest.importorskip("gradio", reason="the page and the service need the extra `demo`")
+import uvicorn
+from starlette.testclient import TestClient
+
+from chromium import Chromium, find_chromium
+from speechfuse.serve.app import Service
+from speechfuse.serve.limits import Limits
+from speechfuse.serve.server import served
+from test_serve import model, trained  # noqa: F401 - fixtures
+
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # gradio leaves event loops open
+    pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting'"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+in_browser = pytest.mark.skipif(find_chromium() is None, reason="no Chromium on the PATH")
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """What gradio leaves open is closed here, where it is known."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def client(model):  # noqa: F811
+    service = Service.of(model, Limits(upload_mb=0.5))
+    with TestClient(served(service), base_url="http://localhost") as one:
+        yield one
+
+
+@pytest.fixture
+def address(model):  # noqa: F811
+    """Of a real server with the page."""
+    service = Service.of(model, Limits(upload_mb=0.5))
+    config = uvicorn.Config(
+        served(service), port=0, log_level="error", access_log=False, timeout_graceful_shutdown=2
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def browser(tmp_path):
+    @asynccontextmanager
+    async def start():
+        async with Chromium(tmp_path / "profile") as one:
+            yield one
+
+    return start
+
+
+def test_no_file_of_the_server_can_be_read(client, trained, tmp_path):  # noqa: F811
+    secret = tmp_path / "secret.txt"
+    secret.write_text("nobody may see this")
+    for path in (secret, trained / "recipe.yaml", "/etc/passwd", "../../../../etc/passwd"):
+        for form in ("file={}", "file=/{}", "file/{}", "stream/{}", "proxy={}"):
+            for root in ("/gradio_api/", "/"):
+                answer = client.get(root + form.format(path))
+                assert answer.status_code in (400, 403, 404), (path, form, answer.status_code)
+                assert b"nobody may" not in answer.content
+                assert b"root:" not in answer.content
+
+
+def test_addresses_are_not_followed(client):
+    for path in ("file=http://example.org/x", "file=//example.org", "proxy=http://example.org"):
+        answer = client.get(f"/gradio_api/{path}", follow_redirects=False)
+        assert answer.status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "http://127.0.0.1:9/x.wav", "{recipe}"])
+def test_an_event_cannot_name_a_file_or_an_address(client, trained, path):  # noqa: F811
+    path = path.format(recipe=trained / "recipe.yaml")
+    config = client.get("/config").json()
+    event = next(d for d in config["dependencies"] if len(d["inputs"]) == 4)
+    sound = {"path": path, "url": path, "meta": {"_type": "gradio.FileData"}}
+    data = [sound, ["asr"], False, ""]
+    joined = client.post(
+        "/gradio_api/queue/join",
+        json={"data": data, "fn_index": event["id"], "session_hash": "abc"},
+    )
+    assert joined.status_code == 200, joined.text
+    told = []
+    with client.stream("GET", "/gradio_api/queue/data?session_hash=abc") as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data:"):
+                told.append(json.loads(line[5:]))
+                if told[-1]["msg"] in ("process_completed", "close_stream"):
+                    break
+    assert told[-1]["success"] is False
+    assert "root:" not in str(told)
+    assert "upstreams" not in str(told)
+
+
+def test_what_the_page_does_not_use_is_not_there(client):
+    for path in ("call/x", "run/predict", "component_server", "info/x/../../call", "vibe-edit/"):
+        assert client.post(f"/gradio_api/{path}", json={}).status_code in (404, 405)
+    large = client.post("/gradio_api/upload", files={"files": ("a.wav", bytes(600_000))})
+    assert large.status_code == 413
+
+
+def test_nothing_comes_from_elsewhere(client):
+    answer = client.get("/")
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    loaded = re.findall(r'(?:src|href)="(https?://[^"]*)"', answer.text)
+    assert all(one.startswith("http://localhost") for one in loaded), loaded
+
+
+@in_browser
+def test_upload_answer_wrong_file_and_two_tabs(browser, address, model, tiny_corpus, tmp_path):  # noqa: F811
+    clips = [tiny_corpus.parent / name for name in ("s6-0.wav", "s7-3.wav")]
+    labels = [model(clip)["emotion"] for clip in clips]
+    wrong = tmp_path / "wrong.wav"
+    wrong.write_text("no sound")
+
+    async def look():
+        async with browser() as chromium:
+            one = await chromium.open(address)
+            other = await chromium.open(address, 360, dark=True)
+            await asyncio.gather(*(hears(t, c) for t, c in zip((one, other), clips, strict=True)))
+            for tab, label in zip((one, other), labels, strict=True):
+                shown = await tab.js("document.querySelector('#shown').innerText")
+                share = f"{100 * label.scores[label.label]:.0f} %"
+                assert label.label in shown
+                assert share in shown.replace("\u00a0", " ")
+                assert "spectrogram, 0.40 s" in shown
+                assert await tab.js("document.querySelectorAll('#shown svg').length") >= 2
+                wide = await tab.js("document.documentElement.scrollWidth - window.innerWidth")
+                assert wide <= 0
+                assert tab.complaints == []
+            third = await chromium.open(address)
+            await hears(third, wrong)
+            shown = await third.js("document.querySelector('#shown .error').innerText")
+            assert "wrong.wav is no recording" in shown
+            assert "ffmpeg" in shown
+            for tab in (one, other, third):
+                asked = [r for r in tab.requests if not r.startswith((address, "data:", "blob:"))]
+                assert asked == []
+
+    async def hears(tab, clip):
+        await tab.until("!!document.querySelector('#answer')")
+        await tab.upload(clip)
+        await tab.until("!document.querySelector('input[type=file]')")  # a player in its place
+        await tab.js("document.querySelector('#answer').click()")
+        await tab.until("!!document.querySelector('#shown .picture, #shown .error')")
+
+    asyncio.run(look())
+
+
+@in_browser
+def test_two_voices_are_compared(browser, address, model, tiny_corpus):  # noqa: F811
+    clips = [tiny_corpus.parent / name for name in ("s6-0.wav", "s7-3.wav")]
+    one, other = (model(clip)["verification"] for clip in clips)
+
+    async def look():
+        async with browser() as chromium:
+            tab = await chromium.open(address)
+            await tab.until("!!document.querySelector('#answer')")
+            await tab.js("document.querySelectorAll('[role=tab]')[1].click()")
+            for left, clip in zip((2, 1), clips, strict=True):
+                place = "[...document.querySelectorAll('input[type=file]')]"
+                seen = f"{place}.filter(f => f.closest('[role=tabpanel]')?.offsetParent)"
+                await tab.until(f"{seen}.length == {left}")
+                await tab.upload(clip, f"{seen}[0]")
+            await tab.until(f"{seen}.length == 0")
+            await tab.js("document.querySelector('#compare').click()")
+            shown = await tab.until("document.querySelector('#compared .said')?.innerText")
+            assert shown == f"cosine {one.similarity(other):.3f}"
+            assert tab.complaints == []
+
+    asyncio.run(look())
