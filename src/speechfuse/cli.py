@@ -111,6 +111,45 @@ def probe(
 
 
 @app.command()
+def select(
+    file: Annotated[Path, typer.Argument(help="Candidate encoders and tasks, a YAML file.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the report.")] = None,
+    trained: Annotated[
+        Path | None, typer.Option(help="Runs of single layers: how well they were foreseen.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print data, fractions of one.")] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes, like limits.utterances=200.")
+    ] = None,
+) -> None:
+    """Which encoder, which layer and which pair a task should read: probes, in minutes.
+
+    Every layer is probed in closed form on speakers that are held out, on training and development
+    data alone; then pairs of the best layers of two encoders, and what the second one adds.
+    """
+    from speechfuse.experiments.selecting.file import read_selection
+
+    read = read_selection(file, overrides or ())
+    from speechfuse.experiments.selecting import report
+    from speechfuse.experiments.selecting import trained as results
+    from speechfuse.experiments.selecting.run import select as select_encoders
+
+    folder = out or Path("runs") / read.name
+    known = results.read_trained(read, trained) if trained else []
+    with _progress() as progress:
+        found = select_encoders(read, folder, results.pairs_of(known), progress)
+    path = report.write_select_report(read, found, folder, known)
+    if as_json:
+        typer.echo(json.dumps(report.select_json(read, found, known), indent=2))
+        return
+    for table in report.select_tables(read, found, known):
+        _table(*table)
+    for selected in found:
+        typer.echo(report.advice(selected))
+    typer.echo(f"report: {path}")
+
+
+@app.command()
 def plan(
     recipe: RecipePath,
     overrides: Overrides = None,
@@ -276,11 +315,12 @@ def audit(
         typer.echo(json.dumps(audit_json(found), indent=2, ensure_ascii=False))
     else:
         findings, *labels = audit_tables(found)
-        _table(*findings, left=True)
+        if found.findings:
+            _table(*findings, left=True)
         for table in labels:
             _table(*table)
         if not found.findings:
-            typer.echo("nothing found")
+            typer.echo(f"{findings[0]}: nothing found")
     if found.serious:
         raise typer.Exit(1)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy import float64
@@ -84,6 +85,10 @@ class SpeakerTrials:
 
     def drawn(self) -> Values:
         """Speakers are drawn first, then as many of their trials as there were."""
+        return self._drawn
+
+    @cached_property
+    def _drawn(self) -> Values:
         random = np.random.default_rng([len(self.speakers), 20121])
         found = []
         for times in speaker_draws(len(self.speakers)):

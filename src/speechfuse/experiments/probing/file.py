@@ -106,28 +106,40 @@ def _wrong(probe: ProbeFile) -> Iterator[str]:
 
 def variants(probe: ProbeFile) -> list[Variant]:
     """Every encoder; one of random weights, unless its seed is given, is another for each seed."""
+
+    def recipe(name: str, part: Part) -> Recipe:
+        return one_encoder(
+            name,
+            part,
+            corpus=probe.corpus,
+            length_policy=probe.length_policy,
+            store=probe.store,
+        )
+
     found = []
     for name, part in probe.upstreams.items():
         options = part.options
         if options.get("weights") == "random" and "seed" not in options:
             for seed in probe.seeds:
                 drawn = Part(kind=part.kind, **options, seed=seed)
-                found.append(Variant(name, _recipe(probe, name, drawn), (seed,)))
+                found.append(Variant(name, recipe(name, drawn), (seed,)))
         else:
-            found.append(Variant(name, _recipe(probe, name, part), probe.seeds))
+            found.append(Variant(name, recipe(name, part), probe.seeds))
     return found
 
 
-def _recipe(probe: ProbeFile, name: str, part: Part) -> Recipe:
+def one_encoder(
+    name: str, part: Part, *, corpus: str, length_policy: str, store: StoreRecipe
+) -> Recipe:
     """One encoder as a recipe has it, so that options are checked and layers are stored alike.
 
     Its task is never trained.
     """
     data: Mapping[str, Any] = {
         "upstreams": {name: part.model_dump()},
-        "length_policy": probe.length_policy,
+        "length_policy": length_policy,
         "fusion": {"interface": {"kind": "weighted_sum"}},
-        "tasks": {"emotion": {"corpus": probe.corpus, "head": {"kind": "classifier"}}},
-        "store": probe.store.model_dump(),
+        "tasks": {"emotion": {"corpus": corpus, "head": {"kind": "classifier"}}},
+        "store": store.model_dump(),
     }
     return build.read_recipe(data)

@@ -84,7 +84,7 @@ def run_probe(
     Raises:
         SpeechFuseError: whatever is wrong with an encoder, before the first probe.
     """
-    stores = [(variant, _stored(variant, clips, progress)) for variant in variants(probe)]
+    stores = [(variant, stored(variant, clips, progress)) for variant in variants(probe)]
     out.mkdir(parents=True, exist_ok=True)
     path = out / "results.jsonl"
     known = _read(path)
@@ -117,7 +117,8 @@ def run_probe(
     return found
 
 
-def _stored(variant: Variant, clips: Clips, progress: Progress | None) -> Store:
+def stored(variant: Variant, clips: Clips, progress: Progress | None) -> Store:
+    """The layers of an encoder for these clips, filled."""
     recipe = variant.recipe
     (name,) = recipe.tasks
     task = build.build_task(name, recipe.tasks[name])

@@ -1,0 +1,1 @@
+"""Which encoder, which layer, which pair of encoders for a task: closed-form probes, in minutes."""
