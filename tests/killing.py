@@ -28,7 +28,8 @@ def _extract(data: dict[str, Any], made: Path | None, shard_bytes: int) -> None:
     from speechfuse.taskdata import load_tasks
 
     torch.set_num_threads(1)
-    plans.SHARD_BYTES, extract.BATCH_SECONDS = shard_bytes, BATCH_SECONDS
+    plans.SHARD_BYTES = shard_bytes
+    extract.batch_seconds = lambda _: BATCH_SECONDS
     write = shards.write_shard
 
     def written(path: Path, tensors: Any, layers: Any) -> None:

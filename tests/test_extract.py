@@ -1,5 +1,7 @@
+import json
 import random
 import shutil
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -16,6 +18,7 @@ from speechfuse import extract as extraction
 from speechfuse import filling
 from speechfuse.build import read_recipe
 from speechfuse.cache import plans
+from speechfuse.cache.shards import HOST
 from speechfuse.clips import read_batch
 from speechfuse.errors import DataError, RunError
 from speechfuse.extract import extract, extraction_jobs, fill_stores
@@ -89,6 +92,19 @@ def test_killed_at_any_moment_and_run_again_it_is_byte_for_byte_the_same(
     assert cut >= kills / 3, "the kills came too late to cut anything"
 
 
+def test_what_the_killed_left_goes_even_if_nothing_is_missing(one_task):
+    recipe, jobs = jobs_of(one_task)
+    extract(recipe, jobs)
+    before = contents(jobs[0].store.root)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    folder = jobs[0].store.folder
+    (folder / f"plan.{HOST}.{gone.pid}.part").touch()
+    (folder / "0.claim").write_text(json.dumps([HOST, gone.pid]))
+    extract(*jobs_of(one_task))
+    assert contents(jobs[0].store.root) == before
+
+
 def test_two_runs_at_once_share_the_work(one_task, undisturbed, tmp_path):
     whole, _ = undisturbed
     one_task["store"] = {"folder": str(tmp_path / "shared")}
@@ -133,7 +149,7 @@ def test_a_full_disk_keeps_what_is_finished(one_task, monkeypatch):
     from speechfuse.cache import shards
 
     monkeypatch.setattr(plans, "SHARD_BYTES", killing.SHARD_BYTES)
-    monkeypatch.setattr(extraction, "BATCH_SECONDS", killing.BATCH_SECONDS)
+    monkeypatch.setattr(extraction, "batch_seconds", lambda _: killing.BATCH_SECONDS)
     recipe, jobs = jobs_of(one_task)
     save, calls = shards.save_file, []
 

@@ -14,7 +14,6 @@ from speechfuse.checkpoint import Run
 from speechfuse.contracts import Row, Task, Upstream
 from speechfuse.data.batching import by_duration
 from speechfuse.errors import RunError, damage
-from speechfuse.extract import BATCH_SECONDS as UPSTREAM_SECONDS
 from speechfuse.filling import best_device
 from speechfuse.inputs import Inputs, find_inputs
 from speechfuse.metrics import Evidence, with_interval
@@ -26,6 +25,7 @@ from speechfuse.taskdata import TaskData, load_tasks
 from speechfuse.types import Progress, Utterance
 
 BATCH_SECONDS = 120.0  # audio in one pass over stored layers
+UPSTREAM_SECONDS = 60.0  # in one that runs a tuned upstream, too
 
 
 def evaluate_run(

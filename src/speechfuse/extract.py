@@ -15,10 +15,11 @@ from speechfuse import build
 from speechfuse.audio import SAMPLE_RATE
 from speechfuse.cache.claims import sweep_claims
 from speechfuse.cache.plans import Shard, make_shards, read_plans, save_plan
+from speechfuse.cache.shards import sweep_parts
 from speechfuse.cache.store import Store, evict, free_bytes
 from speechfuse.clips import read_batch
 from speechfuse.contracts import Upstream
-from speechfuse.data.batching import by_duration
+from speechfuse.data.batching import batch_seconds, by_duration
 from speechfuse.errors import DataError
 from speechfuse.filling import Job, best_device, fill
 from speechfuse.launch import run_together
@@ -29,7 +30,6 @@ from speechfuse.taskdata import TaskData
 from speechfuse.types import Progress, Table, Utterance
 
 VERSION = 3  # of what is stored; raise it when the same settings give other numbers
-BATCH_SECONDS = 60.0  # audio in one forward pass, padding counted
 EFFICIENCY = 0.6  # of an encoder, whose smaller operations wait for memory
 SPLITS = ("train", "dev", "test")
 
@@ -113,6 +113,8 @@ def extract(
         UpstreamError: an upstream whose weights cannot be read.
     """
     for job in jobs:
+        sweep_parts(job.store.folder)  # what the killed have left
+        sweep_claims(job.store.folder)
         job.store.check(job.wanted.values(), again=verify)
     _make_room(recipe, jobs)
     work = []
@@ -121,7 +123,6 @@ def extract(
             job.upstream.load()
             read_batch([min(missing, key=lambda u: u.duration or 0.0)], job.upstream)
             job.store.describe()
-            sweep_claims(job.store.folder)
             if recipe.length_policy == "padded":
                 _report_drift(job.name, job.upstream, missing)
             work.append((job, _plan(job, equal=recipe.length_policy == "equal")))
@@ -195,7 +196,7 @@ def _plan(job: Job, *, equal: bool) -> list[Shard]:
         batches = [
             *by_duration(
                 [job.wanted[key] for key in members],
-                BATCH_SECONDS,
+                batch_seconds(best_device()),
                 silence=job.upstream.plan.silence,
                 equal=equal,
             )

@@ -175,7 +175,6 @@ class Store:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            shards.sweep_parts(self.folder)
             (self.folder / "about.json").write_text(self._about + "\n")
         except OSError as error:
             raise DataError(
