@@ -133,8 +133,7 @@ def grouped(conv: nn.Conv1d, hidden: Tensor) -> Tensor:
     hidden = hidden.to(weight.dtype)
     (kernel,), size, margin = conv.kernel_size, hidden.shape[1], int(conv.padding[0])
     if hidden.is_cuda or len(hidden) > 1:
-        options = (conv.stride, conv.padding, conv.dilation, conv.groups)
-        made = F.conv1d(hidden.transpose(1, 2), weight, None, *options)
+        made = F.conv1d(hidden.transpose(1, 2), weight, padding=margin, groups=conv.groups)
         frames = made[..., :size].transpose(1, 2)
         return frames if conv.bias is None else frames + conv.bias
     width = weight.shape[1]
