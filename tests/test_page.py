@@ -21,6 +21,7 @@ from speechfuse.serve.server import served
 from test_serve import model, trained  # noqa: F401 - fixtures
 
 pytestmark = [
+    pytest.mark.recipe,
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # gradio leaves event loops open
     pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting'"),

@@ -23,6 +23,8 @@ from speechfuse.serve.app import Service
 from speechfuse.serve.limits import Limits
 from speechfuse.serve.server import serve, served
 
+pytestmark = pytest.mark.recipe
+
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, tiny_corpus):

@@ -711,7 +711,7 @@ def serve(
 @app.command()
 def bench(
     what: Annotated[
-        Literal["fusion", "harmonifuse", "cache", "epoch", "scaling", "extraction"],
+        Literal["fusion", "harmonifuse", "cache", "epoch", "scaling", "extraction", "serve"],
         typer.Argument(help="What is measured."),
     ] = "fusion",
     frames: Annotated[int, typer.Option(min=2, help="In a batch, for fusion.")] = 1024,
@@ -720,6 +720,8 @@ def bench(
         Literal["paper", "small", "tiny"], typer.Option(help="For harmonifuse.")
     ] = "small",
     seconds: Annotated[float, typer.Option(min=1, help="Of speech, but for fusion.")] = 60,
+    run: Annotated[Path | None, typer.Option(help="A run folder, for serve.")] = None,
+    clients: Annotated[int, typer.Option(min=1, help="At once, for serve.")] = 32,
     shape: Annotated[
         list[str] | None, typer.Option(help="Of an encoder, for extraction; may be repeated.")
     ] = None,
@@ -755,12 +757,21 @@ def bench(
 
     extraction: frozen encoders with random weights against transformers' own on padded batches of
     8, against s3prl's WavLM where it is installed, and against large matrix products.
+
+    serve: a service of --run under load by so many clients for so many seconds, every answer
+    compared with the one that the same recording has alone.
     """
     import torch
 
     torch.set_num_threads(threads)
     clock = time.process_time if processor else time.perf_counter
-    if what == "extraction":
+    if what == "serve":
+        if run is None:
+            raise SpeechFuseError("bench serve needs a run; give its folder with --run")
+        from speechfuse.bench.serve import serve_table
+
+        _table(*serve_table(run, clients, seconds))
+    elif what == "extraction":
         from speechfuse.bench.extraction import checked_shapes, extraction_tables
 
         for table in extraction_tables(seconds, repeats, checked_shapes(shape), device, clock):

@@ -27,7 +27,7 @@ CSS = """
 .answers h3 { margin: 0 0 .4rem; font-size: .9rem; font-weight: 600;
   color: var(--body-text-color); opacity: .75; }
 .answers .said { font-size: 1.3rem; line-height: 1.5; margin: 0; }
-.answers .note { font-size: .85rem; color: var(--body-text-color-subdued); margin: .4rem 0 0; }
+.answers .note { font-size: .85rem; opacity: .75; margin: .4rem 0 0; }
 .answers .error { border-color: #d0453c; border-left-width: 5px; }
 .answers svg.picture { width: 100%; max-width: 32rem; height: auto; display: block; margin: auto; }
 .answers svg.picture text { font-family: inherit; }
@@ -35,7 +35,7 @@ CSS = """
 .answers td { padding: .15rem .5rem .15rem 0; }
 .answers meter { width: 100%; height: 1.2rem; }
 @media (max-width: 500px) { .answers .card { padding: .6rem; } }
-.answers .waiting { color: var(--body-text-color-subdued); }
+.answers .waiting { opacity: .75; }
 """
 EMPTY = '<div class="answers"><div class="card wide waiting">The answer comes here.</div></div>'
 
@@ -67,7 +67,7 @@ def comparison_html(found: Mapping[str, tuple[Voice, Voice]]) -> str:
             _card(
                 task,
                 f'<p class="said">cosine {cosine:.3f}</p>'
-                f'<meter min="-1" max="1" value="{cosine:.3f}">{cosine:.3f}</meter>'
+                f'<meter min="0" max="1" value="{cosine:.3f}">{cosine:.3f}</meter>'
                 '<p class="note">1: the same voice to the model; 0: nothing in common. Where the '
                 "line between same and different lies depends on the recordings: compare some "
                 "that you know.</p>",
