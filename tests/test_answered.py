@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+
+from speechfuse.pipeline.answers import Answer, Label, Layers, Scores, Speakers, Transcript, Word
+from speechfuse.turns import Turn
+
+pytest.importorskip("gradio", reason="the page and the service need the extra `demo`")
+
+from speechfuse.serve.answered import answer_html, refusal_html
+from speechfuse.serve.pictures import INK, by_word, class_bars, layer_picture
+from speechfuse.serve.refusals import Refusal
+
+EVIL = "<script>alert(1)</script>"
+
+
+def test_nothing_that_a_model_or_client_says_is_markup():
+    noise = np.random.default_rng(0).standard_normal(16000).astype(np.float32)
+    scores = {EVIL: 0.7, "calm & quiet": 0.3}
+    weights = np.full((3, 2), 1 / 3, np.float32)
+    answer = Answer(
+        EVIL,
+        1.0,
+        {
+            "asr": Transcript(EVIL, [Word(EVIL, 0.0, 0.5, 0.9)]),
+            EVIL: Label(EVIL, scores, [Scores(0.0, 1.0, scores)]),
+            "who": Speakers([Turn(EVIL, 0.0, 1.0)]),
+        },
+        {"asr": [Layers(0.0, 1.0, EVIL, [0, 1, 2], weights, [EVIL, "end"])]},
+    )
+    page = answer_html(answer, noise)
+    assert "<script" not in page
+    assert page.count('class="picture"') == 3
+    assert "<script" not in refusal_html(Refusal(422, EVIL, EVIL, EVIL))
+
+
+def test_pictures_take_the_colour_of_the_page():
+    drawn = class_bars(Label("a", {"a": 0.9, "b": 0.1}), "emotion")
+    assert "currentColor" in drawn
+    assert INK not in drawn
+    assert "90 %" in drawn
+
+
+def test_several_stretches_are_bars_over_time():
+    rows = [Scores(2.0 * i, 2.0 * i + 2, {"a": 0.25 * i, "b": 1 - 0.25 * i}) for i in range(4)]
+    drawn = class_bars(Label("b", {"a": 0.4, "b": 0.6}, rows), "emotion")
+    assert "seconds" in drawn
+    assert "%" in drawn
+
+
+def test_weights_that_never_change_are_bars_and_others_a_map():
+    same = [Layers(20.0 * i, 20.0 * i + 20, "ssl", [0, 1], np.array([0.2, 0.8])) for i in range(2)]
+    other = [Layers(0.0, 20.0, "ssl", [0, 1], np.array([[0.2, 0.5], [0.8, 0.5]]))]
+    assert "weight" in layer_picture(same, None, "t")
+    drawn = layer_picture(other, None, "t")
+    assert "seconds" in drawn
+    assert "<image" in drawn
+
+
+def test_tokens_are_shown_as_the_words_they_make_up():
+    weights = np.arange(12, dtype=np.float32).reshape(2, 6)
+    texts = ["he", "llo", "end", "you", "too", "end"]
+    words, columns = by_word(texts, weights, "hello you too")
+    assert words == ["hello", "end", "you", "too", "end"]
+    np.testing.assert_allclose(columns[0], [0.5, 2, 3, 4, 5])
+    assert by_word(["x", "end"], weights[:, :2], "hello")[0] == ["x", "end"]
