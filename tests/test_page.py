@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -125,6 +126,20 @@ def test_nothing_comes_from_elsewhere(client):
     assert "default-src 'self'" in answer.headers["content-security-policy"]
     loaded = re.findall(r'(?:src|href)="(https?://[^"]*)"', answer.text)
     assert all(one.startswith("http://localhost") for one in loaded), loaded
+
+
+def test_uploads_are_deleted(model, tiny_corpus, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("speechfuse.serve.page.KEPT", (1, 1))
+    service = Service.of(model, Limits())
+    app = served(service)
+    with TestClient(app, base_url="http://localhost") as one:
+        audio = (tiny_corpus.parent / "s6-0.wav").read_bytes()
+        (path,) = one.post("/gradio_api/upload", files={"files": ("a.wav", audio)}).json()
+        assert Path(path).read_bytes() == audio
+        end = time.monotonic() + 20
+        while Path(path).exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not Path(path).exists()
 
 
 @in_browser
