@@ -106,8 +106,13 @@ def compare(data: st.DataObject, most: int) -> None:
         for row, count in enumerate(samples):
             alone = fusion(stacks([row]), "asr")
             size = -int(-count * max(s.frame_rate for s in specs) // 16000)
-            size = 1 if catalog.INTERFACES[interface].pools else size
-            size *= models if recipe.fusion.merge.kind == "interleave" else 1
+            pools, merge_first = (
+                catalog.INTERFACES[interface].pools,
+                recipe.fusion.order != "layers_first",
+            )
+            size = 1 if pools else size
+            if recipe.fusion.merge.kind == "interleave" and not (pools and merge_first):
+                size *= models
             assert int(alone.lengths[0]) == int(together.lengths[row]) == size
             one, many = alone.hidden[0, :size], together.hidden[row, :size]
             assert one.shape == many.shape == (size, fusion.out_dim)
