@@ -53,6 +53,9 @@ def test_half_written_files_of_the_dead_are_swept(tmp_path):
     }
     for name in names.values():
         (tmp_path / name).touch()
+    killed = tmp_path / f"e.{shards.HOST}.{gone.pid}.part"
+    killed.mkdir()
+    (killed / ".tmp1234").touch()
     os.utime(tmp_path / names["old"], (0, 0))
     shards.sweep_parts(tmp_path)
     left = {path.name for path in tmp_path.iterdir()}

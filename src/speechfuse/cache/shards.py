@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import time
 import zlib
@@ -71,20 +72,21 @@ def write_tensors(
         DataError: the disk is full, or nothing may be written there.
     """
     part = path.with_name(f"{path.stem}.{HOST}.{os.getpid()}.part")
+    made = part / path.name
     try:
-        part.touch()
-        mode = part.stat().st_mode & 0o777
-        save_file(tensors, part, metadata)  # for its owner alone
-        part.chmod(mode)
-        part.replace(path)
+        part.mkdir()  # the library writes into a file of its own first, which a kill would leave
+        made.touch()
+        mode = made.stat().st_mode & 0o777
+        save_file(tensors, made, metadata)  # for its owner alone
+        made.chmod(mode)
+        made.replace(path)
     except (OSError, SafetensorError) as error:
         raise DataError(
             f"cannot write {path} ({error}); what was finished is kept: make room or choose "
             "another folder, and run it again"
         ) from error
     finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def open_shard(path: Path) -> Any:
@@ -140,7 +142,7 @@ def sweep_parts(folder: Path) -> None:
         with suppress(OSError):
             dead = host == HOST and pid.isdigit() and not is_running(int(pid))
             if dead or time.time() - part.stat().st_mtime > _ABANDONED:
-                part.unlink()
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
 def is_running(pid: int) -> bool:
