@@ -118,6 +118,31 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "manifest.jsonl"
 
 
+@pytest.fixture(scope="session")
+def answering(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a few steps with a head for words, one for emotions and one for voices."""
+    from speechfuse.build import read_recipe
+    from speechfuse.train import train_run
+
+    folder = tmp_path_factory.mktemp("answering")
+    corpus = str(tiny_corpus)
+    heads = {
+        "asr": {"kind": "ctc", "project": 16, "lstm_dim": 16},
+        "emotion": {"kind": "classifier"},
+        "verification": {"kind": "speaker", "embedding_dim": 8},
+    }
+    recipe = {
+        "upstreams": {"mel": {"kind": "filterbank", "num_mels": 24}},
+        "fusion": {"interface": {"kind": "weighted_sum"}},
+        "tasks": {name: {"corpus": corpus, "head": head} for name, head in heads.items()},
+        "training": {"steps": 4, "batch_seconds": 4},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train_run(read_recipe(recipe), folder / "run")
+    return folder / "run"
+
+
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, where corpora, stores and runs are made."""

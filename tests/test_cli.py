@@ -36,9 +36,10 @@ def written(recipe, path):
     return path
 
 
-def test_help_answers_without_torch():
+@pytest.mark.parametrize("module", ["cli", "doctor.report"])
+def test_what_answers_at_once_imports_nothing_heavy(module):
     code = (
-        "import sys; from speechfuse import cli;"
+        f"import sys, speechfuse.{module};"
         "heavy = {'torch', 'numpy', 'transformers', 'lightning', 'lhotse'} & set(sys.modules);"
         "assert not heavy, heavy"
     )

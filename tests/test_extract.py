@@ -298,7 +298,8 @@ def test_two_processes_write_what_one_does_and_a_lost_one_is_told(one_task):
     again, more = jobs_of(one_task, {"store": {"folder": "two"}})
     killer = threading.Thread(target=kill_one_of_two)
     killer.start()
-    with pytest.raises(RunError, match=r"of 2 was ended by SIGKILL.*run it again"):
+    lost = r"extracting process . of 2 was ended by SIGKILL.*run it again"
+    with pytest.raises(RunError, match=lost):
         extract(again, more, processes=2)
     killer.join()
     extract(again, more, processes=2)

@@ -115,7 +115,7 @@ def extract(
     for job in jobs:
         sweep_parts(job.store.folder)  # what the killed have left
         sweep_claims(job.store.folder)
-        job.store.check(job.wanted.values(), again=verify)
+        job.store.check(job.wanted, again=verify)
     _make_room(recipe, jobs)
     work = []
     for job in jobs:  # all of them before an hour is spent on one
@@ -131,7 +131,7 @@ def extract(
         for job, planned in work:
             upstream = build.read_upstreams(recipe)[job.name]
             fresh.append((replace(job, upstream=upstream), planned))
-        run_together(_fill_in_process, (fresh,), processes, progress)
+        run_together(_fill_in_process, (fresh,), processes, progress, "extracting process")
     else:
         for job, planned in work:
             fill(job, planned, best_device(), progress)
@@ -268,7 +268,7 @@ def _make_room(recipe: Recipe, jobs: Sequence[Job]) -> None:
             f"{wants}, store.budget_gb is {recipe.store.budget_gb:g}; raise it, or use fewer "
             "utterances or layers, or store.dtype=int8"
         )
-    used = set().union(*(job.store.shards_of(job.wanted.values()) for job in jobs))
+    used = set().union(*(job.store.shards_of(job.wanted) for job in jobs))
     if gone := evict(folder, needed, budget, used) if needed else []:
         logging.getLogger(__name__).warning(
             "%d shards that were not used for longest were deleted from %s to stay within "

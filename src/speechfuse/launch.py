@@ -1,4 +1,4 @@
-"""Begin processes that train together, hear of their progress, and end them."""
+"""Begin processes that work together, hear of their progress, and end them."""
 
 from __future__ import annotations
 
@@ -36,9 +36,15 @@ class _Child:
 
 
 def run_together(
-    work: Callable[..., None], arguments: Sequence[Any], count: int, progress: Progress | None
+    work: Callable[..., None],
+    arguments: Sequence[Any],
+    count: int,
+    progress: Progress | None,
+    called: str = "training process",
 ) -> None:
     """Call `work(*arguments, progress, rank)` in so many new processes, and wait for them.
+
+    called: each of them, in messages.
 
     Raises:
         SpeechFuseError: that of a process.
@@ -55,12 +61,12 @@ def run_together(
             for number in range(count):
                 said, say = context.Pipe(duplex=False)
                 rank = Rank(number, count, port, asked)
-                process = context.Process(target=_begin, args=(rank, packed, say, threads))
+                process = context.Process(target=_begin, args=(rank, packed, say, threads, called))
                 with _deaf():
                     process.start()
                 say.close()  # ours, so that the end of theirs is seen
                 children.append(_Child(process, said))
-            _listen(children, progress)
+            _listen(children, progress, called)
         except RunError as lost:
             if asked.is_set():  # while it began; a group may have been sent SIGTERM
                 raise KeyboardInterrupt from lost
@@ -73,7 +79,7 @@ def run_together(
         raise KeyboardInterrupt
 
 
-def _listen(children: Sequence[_Child], progress: Progress | None) -> None:
+def _listen(children: Sequence[_Child], progress: Progress | None, called: str) -> None:
     """Until all have ended, or one has failed and the others had time to say why."""
     open_ones = {child.said: child for child in children}
     while open_ones:
@@ -93,15 +99,15 @@ def _listen(children: Sequence[_Child], progress: Progress | None) -> None:
                 child.error = message
             elif progress:
                 progress(*message)
-    _raise_what_failed(children)
+    _raise_what_failed(children, called)
 
 
-def _raise_what_failed(children: Sequence[_Child]) -> None:
+def _raise_what_failed(children: Sequence[_Child], called: str) -> None:
     for number, child in enumerate(children):
         if (child.process.exitcode or 0) < 0:
             name = signal.Signals(-child.process.exitcode).name
             raise RunError(
-                f"training process {number + 1} of {len(children)} was ended by {name}, perhaps "
+                f"{called} {number + 1} of {len(children)} was ended by {name}, perhaps "
                 f"for want of memory; {AGAIN}"
             )
     errors = [child.error for child in children if child.error is not None]
@@ -111,12 +117,12 @@ def _raise_what_failed(children: Sequence[_Child]) -> None:
     for number, child in enumerate(children):
         if child.process.exitcode:
             raise RunError(
-                f"training process {number + 1} of {len(children)} ended with exit code "
+                f"{called} {number + 1} of {len(children)} ended with exit code "
                 f"{child.process.exitcode}; {AGAIN}"
             )
 
 
-def _begin(rank: Rank, packed: bytes, say: Any, threads: int) -> None:
+def _begin(rank: Rank, packed: bytes, say: Any, threads: int, called: str) -> None:
     """In a new process."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = str(threads)  # Lightning would take another number
@@ -145,7 +151,7 @@ def _begin(rank: Rank, packed: bytes, say: Any, threads: int) -> None:
         tell(error)
         sys.exit(1)
     except Exception:
-        where = f"training process {rank.number + 1} of {rank.count}"
+        where = f"{called} {rank.number + 1} of {rank.count}"
         tell(RuntimeError(f"{where} failed:\n{traceback.format_exc()}"))
         sys.exit(1)
 

@@ -66,6 +66,13 @@ def seconds_in_turns(
     return taken
 
 
+def setting(repeats: int, clock: Callable[[], float] = time.perf_counter) -> str:
+    """How times are taken, for the title of a table."""
+    threads = torch.get_num_threads()
+    text = f"{threads} thread{'s' * (threads > 1)}, medians of {repeats}"
+    return text + ", processor time" * (clock is time.process_time)
+
+
 def product_rate(device: torch.device, size: int = 1024) -> float:
     """Multiply-adds a second of a square float32 matrix product, the best of five."""
     left, right = torch.randn(2, size, size, device=device)

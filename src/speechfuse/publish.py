@@ -18,7 +18,6 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +113,17 @@ def push_to_hub(folder: Path, name: str, *, private: bool = False, token: str | 
 
 def model_card(run: Run, recipe: Recipe, license: str | None, *, drawn: bool) -> str:
     """README.md of a published run, with what the hub reads in front."""
-    from jinja2 import Environment
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
     metrics = run.metrics()
-    template = (files("speechfuse") / "templates" / "card.md.j2").read_text()
-    make = Environment(autoescape=False, trim_blocks=True, lstrip_blocks=True, undefined=_strict())
-    return make.from_string(template).render(
+    environment = Environment(
+        loader=PackageLoader("speechfuse"),
+        autoescape=False,  # it is Markdown
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    return environment.get_template("card.md.j2").render(
         name=run.folder.resolve().name,
         recipe=recipe,
         encoders=[
@@ -141,12 +145,6 @@ def model_card(run: Run, recipe: Recipe, license: str | None, *, drawn: bool) ->
         picture=PICTURE,
         version=__version__,
     )
-
-
-def _strict() -> Any:
-    from jinja2 import StrictUndefined
-
-    return StrictUndefined
 
 
 def _public(recipe: Recipe, sources: Mapping[str, str]) -> Recipe:

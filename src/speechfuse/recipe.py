@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -487,6 +487,42 @@ def _type_at(path: Steps, top: type[BaseModel]) -> Any:
         if get_origin(found) in (Union, UnionType) and len(given) == 1:
             found = given[0]
     return found
+
+
+Form = TypeVar("Form", bound=BaseModel)
+
+
+def read_form(
+    path: Path,
+    overrides: Sequence[str],
+    form: type[Form],
+    others: Mapping[str, str],
+    what: str,
+    check: Callable[[Form], Iterable[str]],
+) -> Form:
+    """A file that is no recipe, with overrides and environment variables; all errors at once.
+
+    others: sections of other files, and the command that runs those. what: this one is, and has.
+    check: finds what else is wrong.
+
+    Raises:
+        RecipeError: all that is wrong with it, or it is another file.
+    """
+    data = read_yaml(path)
+    for override in overrides:
+        apply_override(data, override)
+    for section, command in others.items():
+        if section in data:
+            raise RecipeError(f"{path}: is no {what}; run it with: speechfuse {command} {path}")
+    wrong: list[str] = []
+    try:
+        read = form.model_validate(expanded(data, wrong))
+        wrong += check(read)
+    except ValidationError as error:
+        wrong += explain(error, form)
+    if wrong:
+        raise RecipeError("\n".join(f"{path}: {line}" for line in wrong))
+    return read
 
 
 def expanded(value: Any, wrong: list[str]) -> Any:

@@ -126,7 +126,7 @@ class _Case:
         self.store = Store(folder / "stores", {}, StackSpec(layers, dim, 50.0), dtype)
         fill_at_random(self.store, self.utterances)
         self.kept: dict[str, Tensor] = {}
-        for path in self.store.shards_of(self.utterances):
+        for path in self.store.shards_of(self.store.keys(self.utterances)):
             handle = open_shard(path)
             names = handle.keys()
             self.kept |= {name: handle.get_tensor(name).clone() for name in names}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from time import perf_counter, process_time
+from time import perf_counter
 from typing import Any, cast
 
 import numpy as np
@@ -35,7 +35,7 @@ from speechfuse.extract import open_store
 from speechfuse.filling import best_device
 from speechfuse.fit import fit, fit_together
 from speechfuse.inputs import Inputs
-from speechfuse.measure import Clock, median_ratio
+from speechfuse.measure import Clock, median_ratio, setting
 from speechfuse.model import FusionModel
 from speechfuse.ops import moved
 from speechfuse.optim import make_optimizer
@@ -71,12 +71,9 @@ def epoch_table(
     seconds: float, repeats: int, clock: Clock = perf_counter, config: Mapping[str, Any] = HUBERT
 ) -> Table:
     """What `bench_epoch` measures, for reading."""
-    threads = torch.get_num_threads()
     title = (
         f"Epoch of {seconds:g} s of speech in batches of 60 s, float16 stored, {best_device()}, "
-        f"{threads} thread{'s' * (threads > 1)}, medians of {repeats}"
-        + ", processor time"
-        * (clock is process_time)
+        f"{setting(repeats, clock)}"
     )
     rows = [
         [

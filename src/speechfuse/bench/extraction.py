@@ -36,6 +36,7 @@ from speechfuse.measure import (
     median_ratio,
     peak_bytes,
     seconds_in_turns,
+    setting,
 )
 from speechfuse.ops import length_mask, moved
 from speechfuse.plan import count_products
@@ -101,9 +102,7 @@ def extraction_tables(
     clock: Clock = time.perf_counter,
 ) -> Iterator[Table]:
     """What `bench_extraction` and `bench_short_whisper` measure, for reading."""
-    threads = torch.get_num_threads()
-    setting = f"{threads} thread{'s' * (threads > 1)}, medians of {repeats}"
-    setting += ", processor time" * (clock is time.process_time)
+    measured = setting(repeats, clock)
     speed, memory = [], []
     for one in bench_extraction(seconds, repeats, shapes, asked, clock):
         name, ours = f"{one.shape}, {one.device}", ("float32", "bfloat16")
@@ -121,7 +120,7 @@ def extraction_tables(
         memory.append([name, *cells, *drifts, used])
     columns = ["audio s / s", "float32", "bfloat16", "plain", "s3prl", "float32 / plain"]
     columns += ["bfloat16 / plain", "float32 / s3prl", "of peak", "of peak, bfloat16"]
-    yield f"Extraction of {seconds:g} s of audio, {setting}", columns, speed
+    yield f"Extraction of {seconds:g} s of audio, {measured}", columns, speed
     columns = ["MB in a batch", "float32", "bfloat16", "plain", "drift, worst layer"]
     yield "Memory and drift", [*columns, "drift, last layer", "of stated peak"], memory
     if "whisper-base" in shapes:
@@ -131,7 +130,7 @@ def extraction_tables(
             for device, pad, rate, gain, over in found
         ]
         columns = ["", "audio s / s", "/ 30 s mode", "/ plain"]
-        yield f"Whisper-base on clips of {SHORT:g} s, float32, {setting}", columns, rows
+        yield f"Whisper-base on clips of {SHORT:g} s, float32, {measured}", columns, rows
 
 
 def _shown(values: Mapping[str, float], name: str, form: str) -> str:

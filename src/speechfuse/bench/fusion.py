@@ -21,7 +21,7 @@ from speechfuse.fusion import MergeFirst
 from speechfuse.interfaces.hconv import HConv
 from speechfuse.interfaces.weighted_sum import WeightedSum
 from speechfuse.layer_conv import windows
-from speechfuse.measure import Call, Device, devices, median_seconds, peak_bytes
+from speechfuse.measure import Call, Device, devices, median_seconds, peak_bytes, setting
 from speechfuse.merging.add import Add
 from speechfuse.types import Frames, LayerStack, StackSpec, Table
 
@@ -49,8 +49,7 @@ class Timing:
 
 def bench_table(frames: int, repeats: int, device: Device = "all") -> Table:
     """What `bench_fusion` measures, for reading."""
-    threads = torch.get_num_threads()
-    title = f"{frames} frames, {threads} thread{'s' * (threads > 1)}, medians of {repeats}"
+    title = f"{frames} frames, {setting(repeats)}"
     columns = ["", "layers", "type", "pass", "ms", "reference / ours", "of the ceiling", "MB"]
     rows = [
         [

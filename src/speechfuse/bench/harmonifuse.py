@@ -31,6 +31,7 @@ from speechfuse.measure import (
     median_ratio,
     peak_bytes,
     seconds_in_turns,
+    setting,
 )
 from speechfuse.types import Frames, Generated, Table, Tokens
 
@@ -82,10 +83,9 @@ class Training:
 
 def harmonifuse_tables(sizes: Sizes, repeats: int, device: Device = "all") -> Iterator[Table]:
     """What `bench_writing` and `bench_training` measure, for reading."""
-    threads = torch.get_num_threads()
-    setting = (
+    measured = (
         f"preset {sizes.preset}, {sizes.seconds:g} s of speech, {sizes.tokens} tokens, "
-        f"{threads} thread{'s' * (threads > 1)}, medians of {repeats}"
+        f"{setting(repeats)}"
     )
     rows = []
     for one in bench_writing(sizes, repeats, device=device):
@@ -95,7 +95,7 @@ def harmonifuse_tables(sizes: Sizes, repeats: int, device: Device = "all") -> It
         rows.append([one.device, str(one.batch), *each, f"{factor:.3f}", *ratios])
     columns = ["", "batch", "tokens / s", "bare tokens / s", "uncached tokens / s"]
     columns += ["real-time factor", "time / bare", "uncached time / time"]
-    yield f"Writing: {setting}", columns, rows
+    yield f"Writing: {measured}", columns, rows
     rows = []
     for step in bench_training(sizes, repeats, device):
         times = [f"{1000 * s:.0f}" for s in (step.fused, step.last_layer)]
@@ -104,7 +104,7 @@ def harmonifuse_tables(sizes: Sizes, repeats: int, device: Device = "all") -> It
         memory = [f"{b / 1e6:.0f}" for b in (step.memory, step.last_layer_memory)]
         rows.append([step.device, *times, *shares, *memory])
     columns = ["", "ms", "last layer ms", "fusion by difference", "by profiler", "MB"]
-    yield f"Training, {TRAINED} utterances: {setting}", [*columns, "last layer MB"], rows
+    yield f"Training, {TRAINED} utterances: {measured}", [*columns, "last layer MB"], rows
 
 
 def bench_writing(

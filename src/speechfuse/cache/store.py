@@ -127,11 +127,11 @@ class Store:
         """Where a shard of a plan lies, or will lie."""
         return self.folder / f"{shard.name}.safetensors"
 
-    def shards_of(self, utterances: Iterable[Utterance]) -> set[Path]:
-        """The files that hold the wanted layers of these utterances."""
+    def shards_of(self, keys: Iterable[str]) -> set[Path]:
+        """The files that hold the wanted layers of these utterances, by their keys."""
         return {
             path
-            for key in self.keys(utterances)
+            for key in keys
             for layer in self.layers
             if (path := self._holder(key, layer)) is not None
         }
@@ -146,14 +146,14 @@ class Store:
         frames = utterances if self._pooled else seconds * self.spec.frame_rate
         return frames * count * self.spec.dim * width
 
-    def check(self, utterances: Iterable[Utterance], *, again: bool = False) -> list[Path]:
+    def check(self, keys: Iterable[str], *, again: bool = False) -> list[Path]:
         """Delete the shards of these utterances that are not as they were written; returns them.
 
         again: also those that were found whole before and have not changed since.
         """
         memo = Memo(self.root / "checked.jsonl", changes=False)
         damaged = []
-        for path in sorted(self.shards_of(utterances)):
+        for path in sorted(self.shards_of(keys)):
             with suppress(OSError):
                 if (again or memo.get(path) is None) and not shards.is_whole(path):
                     log.warning("%s is damaged; it is deleted and made again", path)
@@ -185,14 +185,14 @@ class Store:
         """The wanted layers of one utterance, or of a span of its frames: (L, T, D) float32."""
         key = self.key(utterance)
         out = BATCHES.empty(len(self.layers), self._size(key, span), self.spec.dim)
-        self._read(key, span, out)
+        self._read(key, self.layers, span, out)
         return out
 
     def layer(self, utterance: Utterance, index: int) -> Tensor:
         """The index-th wanted layer of one utterance, no other is read: (T, D) float32."""
         key = self.key(utterance)
         out = BATCHES.empty(1, self._size(key, slice(None)), self.spec.dim)
-        self._read_layers(key, (self.layers[index],), slice(None), out)
+        self._read(key, (self.layers[index],), slice(None), out)
         return out[0]
 
     def frames(self, utterance: Utterance) -> int:
@@ -212,7 +212,7 @@ class Store:
         padded = BATCHES.empty(len(self.layers), len(keys), max(sizes), self.spec.dim)
         for row, (key, span, size) in enumerate(zip(keys, wanted, sizes, strict=True)):
             padded[:, row, size:] = 0
-            self._read(key, span, padded[:, row, :size])
+            self._read(key, self.layers, span, padded[:, row, :size])
         return LayerStack(tuple(padded), torch.tensor(sizes), self.spec.frame_rate)
 
     def _size(self, key: str, span: slice) -> int:
@@ -221,10 +221,7 @@ class Store:
         shape: list[int] = handle.get_slice(key).get_shape()
         return len(range(*span.indices(shape[1])))
 
-    def _read(self, key: str, span: slice, out: Tensor) -> None:
-        self._read_layers(key, self.layers, span, out)
-
-    def _read_layers(self, key: str, layers: Sequence[int], span: slice, out: Tensor) -> None:
+    def _read(self, key: str, layers: Sequence[int], span: slice, out: Tensor) -> None:
         """From the mapped file into `out` (L, T, D), in as few pieces as it lies there."""
         begin = 0
         while begin < len(layers):
@@ -278,16 +275,6 @@ def evict(root: Path, needed: float, budget: float, keep: set[Path]) -> list[Pat
             excess -= sizes[path][1]
             gone.append(path)
     return gone
-
-
-def used_bytes(root: Path, keep: set[Path] | None = None) -> int:
-    """Size of all shards in a folder of stores, or of some of them."""
-    paths = root.glob("*/*.safetensors") if keep is None else keep
-    total = 0
-    for path in paths:
-        with suppress(OSError):
-            total += path.stat().st_size
-    return total
 
 
 def free_bytes(folder: Path) -> int:

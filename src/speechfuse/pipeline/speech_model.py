@@ -17,6 +17,7 @@ from speechfuse import build
 from speechfuse.audio import SAMPLE_RATE, pad_clips
 from speechfuse.checkpoint import Run
 from speechfuse.contracts import ScoresClasses, ShowsLayers, Task, Upstream
+from speechfuse.data.batching import by_duration
 from speechfuse.errors import DataError, RunError, ShapeError, did_you_mean
 from speechfuse.evaluate import load_model
 from speechfuse.filling import best_device
@@ -66,7 +67,11 @@ class _Stretch:
     samples: Samples
 
     @property
-    def seconds(self) -> float:
+    def id(self) -> str:
+        return f"{self.of.recording.name} {self.start:g}"
+
+    @property
+    def duration(self) -> float:
         return len(self.samples) / SAMPLE_RATE
 
 
@@ -108,6 +113,7 @@ class SpeechModel:
         tuned = build.tuned_upstreams(self.recipe)
         upstreams = {n: build.build_upstream(self.recipe, n) for n in self.recipe.upstreams}
         self._shortest = max(one.plan.min_samples for one in upstreams.values())
+        self._silence = max(one.plan.silence for one in upstreams.values())
         self._frozen: dict[str, Upstream | None] = {}  # None: the model runs it itself
         for name, upstream in upstreams.items():
             self._frozen[name] = None if name in tuned else upstream
@@ -226,7 +232,7 @@ class SpeechModel:
                         continue  # a breath at the end
                     heard.waiting += 1
                     waiting.append(_Stretch(heard, start, samples))
-                    if sum(one.seconds for one in waiting) >= BATCH_SECONDS:
+                    if sum(one.duration for one in waiting) >= BATCH_SECONDS:
                         self._hear(waiting, tasks, prompt, layers)
                         waiting = []
             except DataError as error:
@@ -243,7 +249,7 @@ class SpeechModel:
         self, stretches: Sequence[_Stretch], tasks: Sequence[str], prompt: str | None, layers: bool
     ) -> None:
         """Answer stretches, those of similar length together."""
-        for batch in _batches(stretches):
+        for batch in by_duration(stretches, BATCH_SECONDS, silence=self._silence):
             clips = [torch.from_numpy(one.samples) for one in batch]
             wav = moved(pad_clips(clips), self.device)
             given: dict[str, Sequence[LayerStack] | Frames] = {}
@@ -259,7 +265,7 @@ class SpeechModel:
                 results = self._results(name, frames, found, prompts)
                 for one, result in zip(batch, results, strict=True):
                     parts = one.of.parts.setdefault(name, {})
-                    parts[one.start] = (one.seconds, result)
+                    parts[one.start] = (one.duration, result)
                 if layers:
                     self._note_layers(name, given[name], found, batch)
             for one in batch:
@@ -449,18 +455,6 @@ def _is_lazy(audio: Any) -> bool:
     return isinstance(audio, Iterator) and not hasattr(audio, "read")
 
 
-def _batches(stretches: Sequence[_Stretch]) -> Iterator[list[_Stretch]]:
-    """By falling length, so much audio at once."""
-    batch: list[_Stretch] = []
-    for one in sorted(stretches, key=lambda one: -len(one.samples)):
-        if batch and batch[0].seconds * (len(batch) + 1) > BATCH_SECONDS:
-            yield batch
-            batch = []
-        batch.append(one)
-    if batch:
-        yield batch
-
-
 def _spread(
     task: str,
     model: str,
@@ -477,7 +471,7 @@ def _spread(
         if values.ndim == 2 and values.shape[1] == 1:
             values = values[:, 0]
         shown = numbers if numbers and len(numbers) == len(values) else range(len(values))
-        note = Layers(one.start, one.start + one.seconds, model, shown, values)
+        note = Layers(one.start, one.start + one.duration, model, shown, values)
         if texts is not None and values.ndim == 2:
             note = note._replace(texts=texts[row])
         one.of.layers.setdefault(task, []).append(note)

@@ -18,19 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from speechfuse import build
 from speechfuse.errors import RecipeError, did_you_mean
-from speechfuse.recipe import (
-    Part,
-    Recipe,
-    StoreRecipe,
-    apply_override,
-    expanded,
-    explain,
-    read_yaml,
-)
+from speechfuse.recipe import Part, Recipe, StoreRecipe, read_form
 
 
 class ProbeFile(BaseModel):
@@ -66,26 +58,9 @@ def read_probe(path: Path, overrides: Sequence[str] = ()) -> ProbeFile:
     Raises:
         RecipeError: all that is wrong with it.
     """
-    data = read_yaml(path)
-    for override in overrides:
-        apply_override(data, override)
-    if "rows" in data or "tasks" in data:
-        command = "sweep" if "rows" in data else "train"
-        raise RecipeError(
-            f"{path}: is no file of probes, which has upstreams, corpus and properties; run it "
-            f"with: speechfuse {command} {path}"
-        )
-    wrong: list[str] = []
-    data = expanded(data, wrong)
-    try:
-        probe = ProbeFile.model_validate(data)
-    except ValidationError as error:
-        wrong += explain(error, ProbeFile)
-    else:
-        wrong += _wrong(probe)
-    if wrong:
-        raise RecipeError("\n".join(f"{path}: {line}" for line in wrong))
-    return probe
+    others = {"rows": "sweep", "tasks": "train"}
+    what = "file of probes, which has upstreams, corpus and properties"
+    return read_form(path, overrides, ProbeFile, others, what, _wrong)
 
 
 def _wrong(probe: ProbeFile) -> Iterator[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speechfuse.checkpoint import versions, write_text
+from speechfuse.experiments.panels import dress, legend_below, write_page
 from speechfuse.experiments.probing.file import ProbeFile
 from speechfuse.experiments.probing.properties import Clips, chance_of, metric_of
 from speechfuse.experiments.probing.run import Result
@@ -178,16 +178,11 @@ def probe_figure(probe: ProbeFile, clips: Clips, results: Sequence[Result]) -> A
             lows, highs = ([100 * getattr(v, end) for v in shown] for end in ("low", "high"))
             axis.fill_between(layers, lows, highs, color=colour, alpha=0.13, linewidth=0)
         axis.axhline(100 * chance_of(name, clips), color="#888888", linestyle=":", linewidth=1)
-        axis.set_title(f"{name}: {full_name(metric_of(name))}, %", fontsize=9, loc="left")
+        dress(axis, f"{name}: {full_name(metric_of(name))}, %")
         low, high = axis.get_ylim()
         axis.set_ylim(max(low, 100 * LOWEST), min(high, 102))
-        axis.set_xlabel("layer", fontsize=8)
         axis.set_xticks(range(lowest, widest + 1))
-        axis.tick_params(labelsize=8)
-        axis.grid(alpha=0.3, linewidth=0.5)
-        axis.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    legend_below(figure, axes[0])
     return figure
 
 
@@ -195,26 +190,19 @@ def write_probe_report(
     probe: ProbeFile, clips: Clips, results: Sequence[Result], out: Path
 ) -> Path:
     """Write OUT/report.html and OUT/layers.png."""
-    from jinja2 import Environment, PackageLoader, select_autoescape
-
-    environment = Environment(
-        loader=PackageLoader("speechfuse.experiments"), autoescape=select_autoescape(["j2"])
-    )
     figure = probe_figure(probe, clips, results)
     figure.savefig(out / "layers.png", dpi=150)
     names = dict.fromkeys(r.property for r in results)
-    page = environment.get_template("probe.html.j2").render(
+    return write_page(
+        "probe.html.j2",
+        out,
         title=probe.title or probe.name,
         curves=svg(figure),
         findings=findings(probe, results),
         table=probe_table(probe, clips, results),
         meanings=[(name, MEANINGS.get(name, OF_LABELS)) for name in names],
         protocol=protocol(probe, clips),
-        versions=versions().splitlines(),
     )
-    path = out / "report.html"
-    write_text(path, page)
-    return path
 
 
 def protocol(probe: ProbeFile, clips: Clips) -> str:

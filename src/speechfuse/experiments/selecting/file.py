@@ -23,15 +23,7 @@ from speechfuse import build
 from speechfuse.contracts import Task
 from speechfuse.errors import RecipeError
 from speechfuse.experiments.probing.file import Variant, one_encoder
-from speechfuse.recipe import (
-    Part,
-    StoreRecipe,
-    TaskRecipe,
-    apply_override,
-    expanded,
-    explain,
-    read_yaml,
-)
+from speechfuse.recipe import Part, StoreRecipe, TaskRecipe, explain, read_form
 
 
 class Limits(BaseModel):
@@ -67,26 +59,9 @@ def read_selection(path: Path, overrides: Sequence[str] = ()) -> SelectFile:
     Raises:
         RecipeError: all that is wrong with it.
     """
-    data = read_yaml(path)
-    for override in overrides:
-        apply_override(data, override)
-    if "rows" in data or "properties" in data:
-        command = "sweep" if "rows" in data else "probe"
-        raise RecipeError(
-            f"{path}: is no selection, which has upstreams and tasks; run it with: speechfuse "
-            f"{command} {path}"
-        )
-    wrong: list[str] = []
-    data = expanded(data, wrong)
-    try:
-        selection = SelectFile.model_validate(data)
-    except ValidationError as error:
-        wrong += explain(error, SelectFile)
-    else:
-        wrong += _wrong(selection)
-    if wrong:
-        raise RecipeError("\n".join(f"{path}: {line}" for line in wrong))
-    return selection
+    others = {"rows": "sweep", "properties": "probe"}
+    what = "selection, which has upstreams and tasks"
+    return read_form(path, overrides, SelectFile, others, what, _wrong)
 
 
 def _wrong(selection: SelectFile) -> Iterator[str]:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from speechfuse.checkpoint import versions, write_text
+from speechfuse.experiments.panels import dress, legend_below, write_page
 from speechfuse.experiments.probing.properties import chance_of
 from speechfuse.experiments.report import svg
 from speechfuse.experiments.selecting.file import SelectFile
@@ -110,13 +110,8 @@ def select_figure(selection: SelectFile, found: Sequence[Selected]) -> Any:
         if selected.what != "verification":
             chance = 100 * chance_of(selected.what, selected.clips)
             axis.axhline(chance, color="#888888", linestyle=":", linewidth=1)
-        axis.set_title(f"{selected.task}: {_measure(selected)}, %", fontsize=9, loc="left")
-        axis.set_xlabel("layer", fontsize=8)
-        axis.tick_params(labelsize=8)
-        axis.grid(alpha=0.3, linewidth=0.5)
-        axis.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+        dress(axis, f"{selected.task}: {_measure(selected)}, %")
+    legend_below(figure, axes[0])
     return figure
 
 
@@ -147,25 +142,18 @@ def write_select_report(
     trained: Sequence[Trained] = (),
 ) -> Path:
     """Write OUT/report.html."""
-    from jinja2 import Environment, PackageLoader, select_autoescape
-
-    environment = Environment(
-        loader=PackageLoader("speechfuse.experiments"), autoescape=select_autoescape(["j2"])
-    )
     meanings = {s.task: MEANINGS.get(s.what, OF_CLASSES) for s in found}
-    page = environment.get_template("select.html.j2").render(
+    out.mkdir(parents=True, exist_ok=True)
+    return write_page(
+        "select.html.j2",
+        out,
         title=selection.title or selection.name,
         curves=svg(select_figure(selection, found)),
         advice=[advice(selected) for selected in found],
         tables=select_tables(selection, found, trained),
         meanings=list(meanings.items()),
         protocol=protocol(selection),
-        versions=versions().splitlines(),
     )
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "report.html"
-    write_text(path, page)
-    return path
 
 
 def protocol(selection: SelectFile) -> str:

@@ -1,0 +1,36 @@
+"""What figures with a panel for each question over layers share, and the page that shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from speechfuse.checkpoint import versions, write_text
+
+
+def dress(axis: Any, title: str) -> None:
+    """A title, a grid and the name of the axis of layers."""
+    axis.set_title(title, fontsize=9, loc="left")
+    axis.set_xlabel("layer", fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.3, linewidth=0.5)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def legend_below(figure: Any, axis: Any) -> None:
+    """One for all panels, of what this one shows."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+
+
+def write_page(template: str, out: Path, **values: Any) -> Path:
+    """OUT/report.html of one of our templates, whose values are escaped."""
+    from jinja2 import Environment, PackageLoader, select_autoescape
+
+    environment = Environment(
+        loader=PackageLoader("speechfuse.experiments"), autoescape=select_autoescape(["j2"])
+    )
+    page = environment.get_template(template).render(versions=versions().splitlines(), **values)
+    path = out / "report.html"
+    write_text(path, page)
+    return path
