@@ -1,8 +1,10 @@
 """Two processes on the CPU; each begins with seconds of imports, most are of the recipe tier."""
 
+import inspect
 import multiprocessing
 import os
 import signal
+import threading
 
 import pytest
 import torch
@@ -152,6 +154,12 @@ class TestTogether:
         with pytest.raises(RuntimeError, match=r"process 1 of 1 failed:(.|\n)*ZeroDivisionError"):
             run_together(failing, (ZeroDivisionError("a bug"),), 1, None)
 
+    def test_a_process_that_said_why_it_ends_is_heard_however_it_ends(self, tmp_path):
+        """Torch aborts a process in whose threads it is busy when the interpreter goes."""
+        with pytest.raises(DataError, match="a clip of the second"):
+            run_together(failing_hard, (tmp_path,), 2, None)
+        assert (tmp_path / "threads").read_text() == ""
+
     def test_standardised_vectors_have_the_statistics_of_the_whole_batch(self, tmp_path):
         rows = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         norm = Standardize(4).double()
@@ -186,6 +194,18 @@ def failing(error, progress, rank):
         if rank.number == rank.count - 1:
             raise error
         distributed.barrier()
+
+
+def failing_hard(folder, progress, rank):
+    """As `failing`, and the end of the last process comes by a signal."""
+    tell = inspect.currentframe().f_back.f_locals["tell"]
+    try:
+        failing(DataError("a clip of the second"), progress, rank)
+    except DataError as error:
+        names = [thread.name for thread in threading.enumerate() if "_look" in thread.name]
+        (folder / "threads").write_text(" ".join(names))
+        tell(error)
+        os.abort()
 
 
 def sleeping(progress, rank):

@@ -97,10 +97,12 @@ def joined(rank: Rank) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, SpeechFuseError) and _LOST.search(str(error)):
             watch.wait()
+            watch.end()
             what = str(error).strip().splitlines()[0]
             raise RunError(
                 f"{names[rank.number]} waits for another in vain ({what}); {AGAIN}"
             ) from error
+        watch.end()  # first: it would end this process too
         with suppress(RuntimeError):
             watch.tell(error)
         raise

@@ -104,7 +104,7 @@ def _listen(children: Sequence[_Child], progress: Progress | None, called: str) 
 
 def _raise_what_failed(children: Sequence[_Child], called: str) -> None:
     for number, child in enumerate(children):
-        if (child.process.exitcode or 0) < 0:
+        if child.error is None and (child.process.exitcode or 0) < 0:
             name = signal.Signals(-child.process.exitcode).name
             raise RunError(
                 f"{called} {number + 1} of {len(children)} was ended by {name}, perhaps "
@@ -136,7 +136,7 @@ def _begin(rank: Rank, packed: bytes, say: Any, threads: int, called: str) -> No
 
     def lost(why: str) -> None:
         tell(RunError(why))
-        os._exit(1)
+        _end()
 
     def progress(*done: Any) -> None:
         tell(done)
@@ -149,11 +149,18 @@ def _begin(rank: Rank, packed: bytes, say: Any, threads: int, called: str) -> No
         tell(error)
     except SpeechFuseError as error:
         tell(error)
-        sys.exit(1)
+        _end()
     except Exception:
         where = f"{called} {rank.number + 1} of {rank.count}"
         tell(RuntimeError(f"{where} failed:\n{traceback.format_exc()}"))
-        sys.exit(1)
+        _end()
+
+
+def _end() -> None:
+    """At once: threads of torch that wait for a lost process abort an orderly end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _end_with_parent() -> None:
@@ -161,7 +168,7 @@ def _end_with_parent() -> None:
     parent = parent_process()
     assert parent is not None, "not in a process of run_together"
     parent.join()
-    os._exit(1)
+    _end()
 
 
 @contextmanager

@@ -47,9 +47,13 @@ class Watch:
         self._thread.join(self._silence + 3 * PERIOD)
 
     def end(self) -> None:
-        """This process leaves, and is not missed."""
+        """This process leaves, and is not missed.
+
+        A thread that outlives the interpreter in a call of torch aborts the process. It is waited
+        for as long as another may be silent: who keeps the store may hang.
+        """
         self._over.set()
-        self._thread.join()
+        self._thread.join(self._silence)
 
     def _look(self) -> None:
         beat, neighbour = 0, (self._number + 1) % len(self._names)
