@@ -77,6 +77,44 @@ def test_evaluate_gives_the_same_numbers_again(workspace, tone_recipe):
     assert json.loads((workspace / "run" / "metrics.json").read_text()) == metrics
 
 
+@pytest.mark.parametrize("head", [{}, {"kind": "text"}])
+def test_another_beam_gives_what_a_run_of_it_gives_and_changes_no_file(
+    workspace, tone_recipe, head
+):
+    """Trained in the same way with a beam of three; only the texts are scored again."""
+    if head:
+        tiny = {"preset": "tiny", "layers": 2, "dim": 32, "heads": 2, "join": 4}
+        tone_recipe = merged(tone_recipe, {"fusion": {"per_task": False}, "context": tiny})
+    change = {"training": {"steps": 30, "keep": "last"}, "tasks": {"asr": {"head": head}}}
+    own = merged(tone_recipe, change)
+    train_run(read_recipe(own), workspace / "greedy")
+    wide = {"beam_size": 3} | ({} if head else {"search": "beam"})
+    recipe = merged(own, {"tasks": {"asr": {"head": wide}}})
+    asked = train_run(read_recipe(recipe), workspace / "beam")
+    kept = {path: path.read_bytes() for path in files(workspace / "greedy")}
+    found = evaluate_again(workspace / "greedy", beam_size=3)
+    assert found["test"] == {"asr": asked["test"]["asr"]}
+    assert found["dev"] == {"asr": asked["dev"]["asr"]}
+    assert found["beam_size"] == 3
+    tables = [Run(workspace / name).table("test", "asr") for name in ("greedy", "beam")]
+    assert tables[0] != tables[1]
+    assert {path: path.read_bytes() for path in files(workspace / "greedy")} == kept
+    greedy = evaluate_again(workspace / "beam", beam_size=1)
+    assert greedy["test"]["asr"] == Run(workspace / "greedy").metrics()["test"]["asr"]
+
+
+def test_a_run_that_searches_no_text_refuses_a_beam(workspace, tone_recipe):
+    tone_recipe["tasks"] = {"emotion": tone_recipe["tasks"]["emotion"]}
+    tone_recipe["training"].pop("interleave", None)
+    train_run(read_recipe(tone_recipe), workspace / "run")
+    with pytest.raises(RunError, match=r"no task that searches for a text .emotion.; leave"):
+        evaluate_again(workspace / "run", beam_size=3)
+
+
+def files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 def test_the_same_recipe_gives_the_same_run(workspace, tone_recipe):
     recipe = read_recipe(tone_recipe)
     one, two = (train_run(recipe, workspace / name) for name in ("one", "two"))

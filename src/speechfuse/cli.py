@@ -472,12 +472,18 @@ def extract(
 
 
 @app.command()
-def evaluate(run: RunFolder) -> None:
+def evaluate(
+    run: RunFolder,
+    beam: Annotated[
+        int | None,
+        typer.Option(min=1, help="Texts kept while one is searched; prints, and changes no file."),
+    ] = None,
+) -> None:
     """Score a run again from its weights; the numbers are those that training gave."""
     from speechfuse.evaluate import evaluate_again
 
     with _progress() as progress:
-        metrics = evaluate_again(run, progress)
+        metrics = evaluate_again(run, progress, beam)
     _print_metrics(metrics)
 
 

@@ -340,6 +340,15 @@ class ScoresClasses(Protocol):
         ...
 
 
+@runtime_checkable
+class Searches(Protocol):
+    """A head that finds the best text among several."""
+
+    def search_with(self, beam_size: int) -> None:
+        """Keep so many texts from now on; 1 is greedy."""
+        ...
+
+
 class Task(ABC):
     """What is asked of a corpus: which labels it needs, what a head learns from, how it is scored.
 

@@ -11,7 +11,7 @@ import torch
 
 from speechfuse import build
 from speechfuse.checkpoint import Run
-from speechfuse.contracts import Row, Task, Upstream
+from speechfuse.contracts import Row, Searches, Task, Upstream
 from speechfuse.data.batching import by_duration
 from speechfuse.errors import RunError, damage
 from speechfuse.filling import best_device
@@ -37,30 +37,58 @@ def evaluate_run(
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Predict dev and test, write predictions and metrics.json, return the metrics."""
+    metrics, tables = _score(model, tasks, inputs, about)
+    for (split, name), rows in tables.items():
+        run.save_table(split, name, rows)
+    run.save_metrics(metrics)
+    return metrics
+
+
+def _score(
+    model: FusionModel,
+    tasks: Mapping[str, TaskData],
+    inputs: Mapping[str, Sequence[Inputs]],
+    about: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[tuple[str, str], list[Row]]]:
     metrics: dict[str, Any] = {**about, "texts_cut": {"dev": {}, "test": {}}, "dev": {}, "test": {}}
+    tables = {}
     for name, data in tasks.items():
         for split in ("dev", "test"):
-            rows = predicted_table(model, data, inputs[name], split)
-            run.save_table(split, name, rows)
+            rows = tables[split, name] = predicted_table(model, data, inputs[name], split)
             if cut := sum(row.get("cut") == "yes" for row in rows):
                 metrics["texts_cut"][split][name] = cut
             metrics[split][name] = {
                 metric: asdict(with_interval(evidence))
                 for metric, evidence in data.task.score(rows).items()
             }
-    run.save_metrics(metrics)
-    return metrics
+    return metrics, tables
 
 
-def evaluate_again(folder: Path, progress: Progress | None = None) -> dict[str, Any]:
+def evaluate_again(
+    folder: Path, progress: Progress | None = None, beam_size: int | None = None
+) -> dict[str, Any]:
     """Score a finished run anew, from its weights and the stored layers or the audio.
 
+    beam_size: of the search for texts, in place of the run's; the run's files then stay as they
+    are.
+
     Raises:
-        RunError: no run there, or not trained yet.
+        RunError: no run there, not trained yet, or nothing in it searches for texts.
     """
     run, model, tasks, inputs = open_run(folder, progress)
     about = {k: v for k, v in run.metrics().items() if k not in ("dev", "test", "texts_cut")}
-    return evaluate_run(run, model=model, tasks=tasks, inputs=inputs, about=about)
+    if beam_size is None:
+        return evaluate_run(run, model=model, tasks=tasks, inputs=inputs, about=about)
+    searching = {name: head for name, head in model.heads.items() if isinstance(head, Searches)}
+    if not searching:
+        raise RunError(
+            f"{folder} has no task that searches for a text ({', '.join(tasks)}); "
+            "leave the beam out"
+        )
+    for head in searching.values():
+        head.search_with(beam_size)
+    asked = {name: tasks[name] for name in tasks if name in searching}
+    return _score(model, asked, inputs, {**about, "beam_size": beam_size})[0]
 
 
 def open_run(

@@ -46,6 +46,11 @@ class CTCHead(Head):
             else None
         )
 
+    def search_with(self, beam_size: int) -> None:
+        """Without a language model; 1 takes the best token of each frame."""
+        self._flashlight = None
+        self.search, self.beam_size = "greedy" if beam_size == 1 else "beam", beam_size
+
     @abstractmethod
     def lengths(self, frames: Tensor) -> Tensor:
         """Scored frames for these numbers of frames."""

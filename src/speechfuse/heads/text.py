@@ -55,6 +55,10 @@ class Text(Head):
         self.beam_size, self.length_penalty = beam_size, length_penalty
         self.label_smoothing = label_smoothing
 
+    def search_with(self, beam_size: int) -> None:
+        """1 is greedy."""
+        self.beam_size = beam_size
+
     def loss(self, frames: Frames, targets: Tokens) -> LossSum:
         """Of text positions, T = U + 1; counted in tokens, the end with them."""
         size = frames.hidden.shape[1]
