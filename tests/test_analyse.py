@@ -91,6 +91,7 @@ def test_a_weighed_model_shows_its_weight(trained, order, read):
     assert [u.model for u in layer_use(model, tasks, stores, names) if u.weights] == read
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize("order", ["layers_first", "merge_first"])
 def test_sizes_are_of_the_layers_that_the_interface_reads(trained, order):
     fusion = {"order": order, "normalize": "unit_rms", "interface": {"kind": "weighted_sum"}}

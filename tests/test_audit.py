@@ -209,6 +209,7 @@ def test_an_unknown_task_is_refused(corpus):
         audit_corpus(find_corpus(corpus()), ["emotoin"])
 
 
+@pytest.mark.recipe
 def test_several_processes_hear_the_same(corpus):
     prepared = find_corpus(corpus(s0_0={"split": "test"}))
     assert audit_corpus(prepared, jobs=2).members.heard == audit_corpus(prepared).members.heard

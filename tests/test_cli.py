@@ -55,6 +55,7 @@ def test_every_command_has_help(run):
         assert "Usage" in out
 
 
+@pytest.mark.recipe
 def test_the_installed_command_exits_with_2_and_one_message(workspace, tone_recipe):
     path = written(tone_recipe, workspace / "r.yaml")
     command = Path(sys.executable).parent / "speechfuse"

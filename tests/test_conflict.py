@@ -109,6 +109,7 @@ def test_tasks_that_share_nothing_are_refused(workspace, shared):
         train_run(read_recipe(apart), workspace / "run")
 
 
+@pytest.mark.recipe
 def test_the_report_draws_cosines_beside_scores(workspace, shared):
     data = {"name": "pulls", "recipe": shared, "rows": {"one": {}}, "seeds": [1]}
     (workspace / "sweep.yaml").write_text(yaml.safe_dump(data))

@@ -79,6 +79,7 @@ def predicted(cell, task, split, change):
     write_table(path, [row | {"prediction": change(row["reference"])} for row in rows])
 
 
+@pytest.mark.recipe
 def test_every_failure_is_named_and_none_when_it_is_mended(ran, workspace):
     read, (one, both) = ran
     for cell in (one, both):
@@ -122,6 +123,7 @@ def test_every_failure_is_named_and_none_when_it_is_mended(ran, workspace):
     )
 
 
+@pytest.mark.recipe
 def test_frozen_weights_that_moved_are_named_in_the_report(ran, workspace):
     """Of both runs one encoder is another now; the random one needs its configuration alone."""
     read, done = ran

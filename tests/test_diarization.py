@@ -142,6 +142,7 @@ def test_too_few_speakers_are_told(workspace, tiny_corpus):
         prepare(tiny_corpus, workspace / "corpora" / "mixed", mix=2, join=2)
 
 
+@pytest.mark.recipe
 def test_a_recipe_trains_on_mixtures(mixtures, workspace, tone_recipe):
     """Training mixtures of four voices, each a tone of its own; more than half is told apart."""
     recipe = dict(tone_recipe)

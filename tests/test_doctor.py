@@ -259,6 +259,7 @@ def look():
 
 
 class TestEncoder:
+    @pytest.mark.recipe
     def test_the_policy_that_is_best_and_what_padding_costs(self, encoder, look):
         found = look(encoder("hubert"))
         assert {one.status for one in found.values()} == {"ok"}
@@ -280,6 +281,7 @@ class TestEncoder:
         assert look(encoder("wavlm"))["ssl, lengths"].remedy == "set length_policy: equal"
         assert look(encoder("whisper"))["ssl, lengths"].status == "warning"
 
+    @pytest.mark.recipe
     @pytest.mark.parametrize("name", ["whisper", "w2v-bert"])
     def test_encoders_without_policies_are_measured_too(self, encoder, look, name):
         found = look(encoder(name))
@@ -293,6 +295,7 @@ class TestEncoder:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         return folder
 
+    @pytest.mark.recipe
     def test_states_beyond_float16(self, encoder, look, tmp_path):
         def grow(tensors):
             tensors["encoder.layers.2.final_layer_norm.weight"].fill_(1e5)

@@ -67,6 +67,7 @@ def undisturbed(one_task):
     return found[0], time.monotonic() - began
 
 
+@pytest.mark.recipe
 @pytest.mark.stress
 @pytest.mark.timeout(3600)
 def test_killed_at_any_moment_and_run_again_it_is_byte_for_byte_the_same(
@@ -328,6 +329,7 @@ def test_a_batch_is_its_utterances_alone(one_task, encoder):
             torch.testing.assert_close(one[0], other, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.recipe
 def test_the_command_prints_size_and_time_and_asks(one_task, tiny_corpus, workspace):
     import yaml
     from typer.testing import CliRunner

@@ -116,6 +116,7 @@ def pair(tiny_corpus, tmp_path_factory):
 
 @pytest.mark.timeout(300)  # it begins processes, which a busy machine does slowly
 class TestPair:
+    @pytest.mark.recipe
     def test_both_have_one_task_and_each_utterance_once(self, pair):
         one, first, second = (
             json.loads((pair / f"{name}.json").read_text()) for name in ("one", "0", "1")

@@ -54,6 +54,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(workspace, recipe, stop):
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+@pytest.mark.recipe
 def test_one_model_answers_every_task_and_shows_its_layers(workspace, recipe, tiny_corpus):
     train_run(read_recipe(recipe), workspace / "run")
     files = [tiny_corpus.parent / f"s7-{i}.wav" for i in range(2)]

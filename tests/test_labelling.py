@@ -217,6 +217,7 @@ def _saved(folder, kind, config, **more):
 
 
 class TestHubTeacher:
+    @pytest.mark.recipe
     @pytest.mark.parametrize("kind", ["Wav2Vec2", "Hubert", "WavLM"])
     @pytest.mark.parametrize("config", [CONV, CONV | LARGE], ids=["base", "large"])
     def test_it_answers_as_the_library_does_for_one_clip(self, tmp_path, unlabelled, kind, config):
@@ -342,6 +343,7 @@ def trained(tmp_path_factory, tiny_corpus):
 
 
 class TestRunTeacher:
+    @pytest.mark.recipe
     def test_it_answers_as_predict_does_alone_and_in_a_batch(self, trained, tiny_corpus):
         teacher = find_teacher(str(trained))
         assert (teacher.classes, teacher.label, teacher.task) == (
@@ -360,6 +362,7 @@ class TestRunTeacher:
         found = [line.split("\t")[2] for line in predict_files(trained, paths, ["emotion"])]
         assert [teacher.classes[index] for index in whole] == found
 
+    @pytest.mark.recipe
     def test_one_that_reads_through_a_prompted_transformer(
         self, workspace, tone_recipe, tiny_corpus
     ):
@@ -418,6 +421,7 @@ class TestRunTeacher:
 class TestWrongInput:
     """Exit code 2, one message, and nothing is written."""
 
+    @pytest.mark.recipe
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [

@@ -201,6 +201,7 @@ class TestShown:
         assert sizes[0] > 0.1
         assert sizes[1] == pytest.approx(sizes[0] * 80 / 30, rel=0.05)
 
+    @pytest.mark.recipe
     def test_a_report_tells_it_of_each_row(self, recipe, more, workspace):
         emotion = {"emotion": {"extra_training": ["more/manifest.jsonl"]}}
         sweep = SweepFile(
@@ -253,6 +254,7 @@ class TestShown:
         assert " and 3 of 6 test labels are pseudo-labels of t@1" in data.origins[0].text()
 
 
+@pytest.mark.recipe
 def test_the_whole_way_from_a_teacher_to_its_student(recipe, workspace, tiny_corpus):
     """A teacher labels three other speakers; a student of these is not tested on the teacher's."""
     speakers = {"train_speakers": ["s0", "s1"], "dev_speakers": ["s2"], "test_speakers": ["s6"]}

@@ -89,6 +89,7 @@ def test_only_training_utterances_are_read_in_the_fit(workspace, pca_recipe, mon
     assert sorted(ids) == sorted(u.id for u in splits["train"])
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize("order", ["merge_first", "layers_first"])
 def test_a_run_keeps_its_fit_and_goes_on_with_it(workspace, pca_recipe, tiny_corpus, order):
     class Stop(Exception):

@@ -74,6 +74,7 @@ def test_csv_is_a_table(run):
     assert {row["end"] for row in rows} == {"0.400"}
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize("form", ["text", "json", "csv"])
 def test_a_file_that_was_broken_off_is_gone_on_with(run, trained, form, tmp_path):
     out = tmp_path / "out"

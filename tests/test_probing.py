@@ -289,6 +289,7 @@ def probed(file, out, *overrides):
     return read, clips, run_probe(read, clips, out)
 
 
+@pytest.mark.recipe
 def test_layers_keep_their_numbers(file, workspace):
     read, data, results = probed(file, workspace / "out", "upstreams.random.layers=[1, 3]")
     assert {r.layer for r in results if r.encoder == "random"} == {1, 3}
@@ -296,6 +297,7 @@ def test_layers_keep_their_numbers(file, workspace):
     assert [row[0] for row in rows] == ["mel", "random, layer 1", "random, layer 3", "chance"]
 
 
+@pytest.mark.recipe
 def test_every_layer_is_probed_and_nothing_twice(file, workspace):
     read, data, results = probed(file, workspace / "out")
     layers = 1 + len({r.layer for r in results if r.encoder == "random"})

@@ -53,6 +53,7 @@ def test_interfaces_may_be_named_and_of_ones_own(monkeypatch):
         quickstart_sweep(interfaces="frame_gating,mfha")
 
 
+@pytest.mark.recipe
 def test_new_rows_run_and_a_task_left_out_is_a_dash(workspace, tone_recipe, monkeypatch):
     tone_recipe["upstreams"]["coarse"] = {"kind": "filterbank", "num_mels": 8, "frame_rate": 50}
     tone_recipe["training"]["steps"] = 2

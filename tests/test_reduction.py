@@ -122,6 +122,7 @@ def test_a_run_learns_the_same_scores_the_same_and_answers_the_same(base, worksp
     assert [*predict_files(reduced, clips)] == [*predict_files(whole, clips)]
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize("kind", ["merged", "mean"])
 def test_what_is_read_is_what_would_have_been_merged(base, kind):
     recipe = recipe_with(base, kind)
@@ -140,6 +141,7 @@ def test_what_is_read_is_what_would_have_been_merged(base, kind):
             torch.testing.assert_close(layer[row, : len(wanted)], wanted, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.recipe
 def test_layers_show_the_same_weights(base, workspace):
     uses = {}
     for kind in ("none", "merged", "mean"):
@@ -203,6 +205,7 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+@pytest.mark.recipe
 def test_sizes_are_told_as_they_are_written(base):
     sizes = {}
     for kind in ("none", "merged", "mean"):

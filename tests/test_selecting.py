@@ -184,6 +184,7 @@ def test_the_test_split_is_never_read_and_nothing_is_done_twice(selection, works
         select(read_selection(selection, ["seeds=[2]"]), workspace / "out")
 
 
+@pytest.mark.recipe
 def test_the_command_prints_tables_advice_and_data(selection, workspace):
     done = CliRunner().invoke(
         cli.app, ["select", str(selection), "--out", "out"], catch_exceptions=False

@@ -20,6 +20,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.recipe
 def test_a_file_that_may_not_grow_leaves_nothing_half_written(tmp_path):
     """The system's own limit, as a full disk has it."""
     code = """

@@ -98,6 +98,7 @@ def test_published_numbers_stand_beside_ours(sweep, workspace):
     assert "published" not in others
 
 
+@pytest.mark.recipe
 def test_a_sweep_runs_resumes_and_reports(sweep, workspace):
     read = read_sweep(sweep, ["folds.test=4"])
     done = run_sweep(read, workspace / "out")
@@ -149,6 +150,7 @@ def test_jobs_give_the_same_runs(sweep, workspace):
     assert any(what == "fine" for what, _, _ in said)
 
 
+@pytest.mark.recipe
 def test_the_choice_is_made_on_development_data(sweep, workspace):
     """Test predictions play no part: spoil them, and the same rows are chosen."""
     from speechfuse.checkpoint import Run
@@ -243,6 +245,7 @@ def test_tasks_on_other_corpora_turn_by_themselves(sweep, workspace, tiny_corpus
     assert turned[2:] == turned[:2]
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize(
     ("asked", "left"),
     [
@@ -303,6 +306,7 @@ def test_layers_are_drawn_once_for_each_row_of_a_large_sweep(sweep, workspace, m
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "recipes" / "experiments").glob("*.yaml"))
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_shipped_experiments_compare_rows_over_three_seeds(path, tmp_path, monkeypatch):
     for variable in ("SPEECHFUSE_ENCODERS", "SPEECHFUSE_REAL"):
@@ -314,6 +318,7 @@ def test_shipped_experiments_compare_rows_over_three_seeds(path, tmp_path, monke
     assert len(cells(read, tmp_path)) == 3 * len(read.rows) * len(read.conditions)
 
 
+@pytest.mark.recipe
 def test_columns_name_their_task_where_two_have_one_metric(sweep, workspace):
     read = read_sweep(sweep, ["recipe.training.steps=1", "seeds=[1]"])
     tasks = read.recipe["tasks"]

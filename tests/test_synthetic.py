@@ -30,6 +30,7 @@ def digest(folder):
     return found.hexdigest()
 
 
+@pytest.mark.recipe
 def test_the_same_settings_give_the_same_bytes(tmp_path):
     one = prepare_synthetic(tmp_path / "one" / "synthetic", SMALL)
     prepare_synthetic(tmp_path / "two" / "synthetic", SMALL)
@@ -151,6 +152,7 @@ def test_emotions_overlap_but_differ_on_average():
 FEW = LanguageSettings(speakers=(2, 1, 1), utterances=1)
 
 
+@pytest.mark.recipe
 def test_every_voice_speaks_every_language(tmp_path):
     """Else the voice would tell the language."""
     corpus = prepare_languages(tmp_path / "languages", FEW)

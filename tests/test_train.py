@@ -77,6 +77,7 @@ def test_evaluate_gives_the_same_numbers_again(workspace, tone_recipe):
     assert json.loads((workspace / "run" / "metrics.json").read_text()) == metrics
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize("head", [{}, {"kind": "text"}])
 def test_another_beam_gives_what_a_run_of_it_gives_and_changes_no_file(
     workspace, tone_recipe, head
@@ -115,6 +116,7 @@ def files(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.recipe
 def test_the_same_recipe_gives_the_same_run(workspace, tone_recipe):
     recipe = read_recipe(tone_recipe)
     one, two = (train_run(recipe, workspace / name) for name in ("one", "two"))
@@ -138,6 +140,7 @@ def assert_same_log(parts, whole):
     ]
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize("stop", [3, 5, 8, 9])
 def test_a_stopped_run_goes_on_to_the_same_weights(workspace, tone_recipe, stop):
     """With dropout, in mid-epoch: batches, seeds and optimiser go on where they were."""
@@ -266,6 +269,7 @@ def test_texts_are_not_learned_from_crops(workspace, tone_recipe):
         train_run(recipe, workspace / "run")
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("stop", [1, 4, 6, 10])
 def test_ctrl_c_ends_the_step_and_the_run_goes_on_from_there(
@@ -318,6 +322,7 @@ def test_a_run_goes_on_with_the_turns_of_its_schedule(workspace, tone_recipe, in
     assert_same_log(workspace / "parts", workspace / "whole")
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize("stop", [6, 12])
 def test_a_stopped_run_goes_on_in_another_folder(workspace, tone_recipe, stop):
     """The best score, here the first, is still known there, and its weights are found."""
@@ -390,6 +395,7 @@ def test_a_changed_corpus_is_noticed(workspace, tone_recipe, tiny_corpus):
         evaluate_again(workspace / "run")
 
 
+@pytest.mark.recipe
 def test_stored_layers_are_not_computed_again(workspace, tone_recipe):
     train_run(read_recipe(tone_recipe), workspace / "one")
     told = []
@@ -405,6 +411,7 @@ HARMONIFUSE = {
 }
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize("change", [{"fusion": {"interface": {"kind": "hconv"}}}, HARMONIFUSE])
 def test_an_absent_task_rests(workspace, tone_recipe, monkeypatch, change):
     """In a step of another task its parameters stay, with momentum and decay of earlier steps."""
@@ -466,6 +473,7 @@ def test_predict_answers_for_files(workspace, tone_recipe, tiny_corpus):
     assert len(list(predict_files(workspace / "run", files[:1]))) == 2
 
 
+@pytest.mark.recipe
 def test_noise_is_another_store_and_the_same_each_time(workspace, tone_recipe):
     noisy = merged(tone_recipe, {"tasks": {"emotion": {"noise_snr": 0}}})
     train_run(read_recipe(noisy), workspace / "one")
@@ -557,6 +565,7 @@ def test_a_run_is_not_read_with_other_weights_of_its_upstream(
         list(predict_files(workspace / "run", [tiny_corpus.parent / "s7-0.wav"]))
 
 
+@pytest.mark.recipe
 def test_a_later_commit_with_the_same_weights_is_the_same_upstream(
     workspace, tone_recipe, encoder, monkeypatch
 ):
@@ -622,6 +631,7 @@ def test_mixed_precision_trains(workspace, tone_recipe):
     assert all(v.isfinite().all() for v in weights(workspace / "run").values())
 
 
+@pytest.mark.recipe
 def test_layer_weights_may_learn_faster(workspace, tone_recipe, encoder):
     source = str(encoder("hubert"))
     tone_recipe["upstreams"] = {"ssl": {"kind": "huggingface", "source": source}}

@@ -77,6 +77,7 @@ def names_of_blocks(part, count):
 
 
 class TestWhatMoves:
+    @pytest.mark.recipe
     @pytest.mark.parametrize("name", ARCHITECTURES)
     @pytest.mark.parametrize("count", [1, 2, 3])
     def test_the_upper_blocks_move_and_nothing_else(self, encoder, name, count):
@@ -96,6 +97,7 @@ class TestWhatMoves:
         assert moved_by_training(part) == expected
         assert trained_parameters(part) == sum(part.get_parameter(n).numel() for n in expected)
 
+    @pytest.mark.recipe
     @pytest.mark.parametrize("name", ARCHITECTURES)
     @pytest.mark.parametrize("which", ["top_1", "all"])
     def test_adapters_move_and_nothing_else(self, encoder, name, which):
@@ -133,6 +135,7 @@ class TestWhatMoves:
         part.requires_grad_(True).train()
         assert not any(layer.requires_grad for layer in part(wav()).layers)
 
+    @pytest.mark.recipe
     @pytest.mark.parametrize("name", ARCHITECTURES)
     def test_alone_equals_in_a_batch_while_it_is_trained(self, encoder, name):
         part = tuned(encoder(name), train_upstream="all")
@@ -154,6 +157,7 @@ class TestWhatMoves:
 
 
 class TestState:
+    @pytest.mark.recipe
     @pytest.mark.parametrize("name", ["hubert", "hubert batch norm", "whisper"])
     @pytest.mark.parametrize("way", WAYS)
     def test_what_moved_is_kept_and_nothing_else(self, encoder, name, way):

@@ -163,6 +163,7 @@ class TestLayers:
             assert torch.equal(hidden, every.layers[number])
         assert len(part.blocks()) == layers[-1]
 
+    @pytest.mark.recipe
     @pytest.mark.parametrize("layers", [[0], [2], [3]])
     @pytest.mark.parametrize("name", ARCHITECTURES)
     def test_plans_count_what_is_loaded(self, encoder, name, layers):
