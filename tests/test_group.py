@@ -91,7 +91,7 @@ def pair(tiny_corpus, tmp_path_factory):
             "fusion": {"interface": {"kind": "weighted_sum"}},
             "tasks": {
                 "asr": {"corpus": corpus, "head": head},
-                "emotion": {"corpus": corpus, "head": classifier},
+                "emotion": {"corpus": corpus, "head": classifier, "class_weights": {"calm": 0.3}},
             },
             "training": {
                 "steps": 10,

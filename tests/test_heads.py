@@ -31,6 +31,7 @@ HEADS = [(name, {}) for name in catalog.HEADS] + [
     ("conv_transformer", {"project": 9, "dim": 16, "blocks": 1, "ffn_dim": 8}),
     ("classifier", {"mean_std": True, "standardize": True}),
     ("classifier", {"project": 5}),
+    ("classifier", {"loss_weights": (0.5, 2.0, 4.0)}),
     ("slots", {"project": 5, "mean_std": True}),
     ("classifier", {"mean_std": True, "hidden": 16}),
     ("speaker", {"standardize": True}),
@@ -135,7 +136,8 @@ def test_the_mean_over_frames_is_all_to_a_head_that_says_so_and_to_no_other(name
     )
     pairs = zip(whole, part, strict=True)
     same = all(a.shape == b.shape and torch.allclose(a, b, atol=1e-5) for a, b in pairs)
-    every = catalog.checked_options("head", name, options)
+    own = {k: v for k, v in options.items() if k not in catalog.FILLED_IN}
+    every = catalog.checked_options("head", name, own)
     assert same == catalog.HEADS[name].reads_mean(every)
 
 
@@ -240,6 +242,17 @@ def test_classifier_reads_the_mean_of_valid_frames():
     head, given = Classifier(8, num_classes=3).eval(), frames(1e4)
     expected = head.linear(torch.stack([given.hidden[0].mean(0), given.hidden[1, :5].mean(0)]))
     torch.testing.assert_close(head.logits(given), expected)
+
+
+def test_a_weighted_loss_is_a_mean_by_the_weights_of_the_true_classes():
+    plain, given = Classifier(8, num_classes=3).eval(), frames()
+    weighted = Classifier(8, num_classes=3, loss_weights=[0.5, 2.0, 4.0]).eval()
+    weighted.load_state_dict(plain.state_dict())
+    rows = plain.logits(given).double().log_softmax(-1)
+    found = weighted.loss(given, targets("classifier"))  # classes 0 and 2
+    assert found.count == 4.5
+    by_hand = -0.5 * rows[0, 0] - 4 * rows[1, 2]
+    torch.testing.assert_close(found.total.double(), by_hand, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("kind", [Classifier, Speaker])

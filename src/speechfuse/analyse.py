@@ -125,7 +125,7 @@ def _ablations(
 ) -> list[LayerUse]:
     def loss(changed: Sequence[LayerStack]) -> float:
         value = model.loss(changed, task, targets)
-        return float(value.total) / max(1, value.count)
+        return float(value.total) / (value.count or 1)
 
     whole = loss(stacks)
     found = []

@@ -409,6 +409,11 @@ def build_head(entry: TaskRecipe, in_dim: int, sizes: Mapping[str, Any]) -> Head
             f"head '{entry.head.kind}' needs {missing[0]}, which this task does not give; "
             "it is a head for another kind of task"
         )
+    if "loss_weights" in sizes and "loss_weights" not in taken:
+        raise RecipeError(
+            f"head '{entry.head.kind}' weighs no classes; leave class_weights out, or use a head "
+            "that takes loss_weights, like 'classifier'"
+        )
     filled = {name: value for name, value in sizes.items() if name in taken}
     head: Head = cls(in_dim, **filled, **options)
     return head

@@ -115,7 +115,7 @@ CONTRACTS: Mapping[str, type[Any]] = {
 # What the library fills in itself: a recipe cannot set it.
 FILLED_IN = (
     *("tasks", "out_dim", "num_classes", "slot_sizes", "num_tokens", "symbols", "longest"),
-    *("text_sizes", "prompts"),
+    *("text_sizes", "prompts", "loss_weights"),
 )
 
 

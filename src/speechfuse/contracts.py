@@ -301,7 +301,7 @@ class LossSum:
     """A loss as sum and count, so that batches and ranks of different size average rightly."""
 
     total: Tensor  # ()
-    count: int
+    count: float  # of what was summed, or the sum of its weights
 
 
 class Head(nn.Module, ABC):
@@ -365,6 +365,9 @@ class Task(ABC):
     @abstractmethod
     def fit(self, utterances: Sequence[Utterance]) -> None:
         """Learn label set or vocabulary from training utterances."""
+
+    def weigh(self, utterances: Sequence[Utterance]) -> None:  # noqa: B027  (most weigh nothing)
+        """After `fit`, count all that is learned from, with labels that only learning has."""
 
     def check(self, utterances: Sequence[Utterance]) -> None:  # noqa: B027  (most need none)
         """Raise DataError for utterances, of any split, that cannot be scored."""

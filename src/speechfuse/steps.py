@@ -80,11 +80,11 @@ class FusionTraining(LightningModule):
         if batch.parts > 1:
             both = torch.stack([total.double(), total.new_tensor(count).double()])
             distributed.all_reduce(both)
-            total, count = both[0], int(both[1])
-        mean = total / max(1, count)
+            total, count = both[0], float(both[1])
+        mean = total / (count or 1)
         self.schedule.saw(batch.task, mean)
         self.log(f"train/{batch.task}/loss", mean.float(), batch_size=len(batch.utterances))
-        return loss.total * batch.parts / max(1, count)  # gradients are averaged over parts
+        return loss.total * batch.parts / (count or 1)  # gradients are averaged over parts
 
     def validation_step(self, batch: Batch, _: int) -> None:
         predictions = self.model.predict(batch.inputs, batch.task)

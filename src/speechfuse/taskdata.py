@@ -180,6 +180,8 @@ def load_task(
         splits["train"] = own + more
     for members in splits.values():
         task.check(members)
+    if state is None:
+        task.weigh(splits["train"])
     trials = {split: _trials(corpus, splits[split]) for split in ("dev", "test")}
     for split, pairs in trials.items():
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -17,22 +17,29 @@ from speechfuse.types import Frames, Share, Tokens
 
 
 class Classifier(Head):
-    """Scores of classes from the mean over frames, for example of emotions."""
+    """Scores of classes from the mean over frames, for example of emotions.
+
+    loss = sum_b w[b] * cross_entropy[b] / sum_b w[b]        w: of the true class
+    """
 
     predicts: Prediction = "class"
+    loss_weights: Tensor | None  # of each class, (C,)
 
     def __init__(
         self,
         in_dim: int,
         *,
         num_classes: int,
+        loss_weights: Sequence[float] | None = None,
         project: Annotated[int, Field(ge=0)] = 0,
         mean_std: bool = False,
         standardize: bool = False,
         dropout: Share = 0.0,
         hidden: Annotated[int, Field(ge=0)] = 0,
     ) -> None:
-        """project: width of a linear layer on every frame first, without ReLU, as SUPERB's; 0 is
+        """loss_weights: of each class, from the task; all alike if left out.
+
+        project: width of a linear layer on every frame first, without ReLU, as SUPERB's; 0 is
         none. mean_std: read the standard deviation over frames too.
 
         standardize, dropout: of what is pooled; standardised it is learned in far fewer steps.
@@ -48,6 +55,8 @@ class Classifier(Head):
         self.norm = Standardize(dim) if standardize else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(dim, num_classes)
+        weights = None if loss_weights is None else torch.tensor(loss_weights)
+        self.register_buffer("loss_weights", weights, persistent=False)  # the task keeps them
 
     @classmethod
     def reads_mean(cls, options: Mapping[str, Any]) -> bool:
@@ -64,8 +73,9 @@ class Classifier(Head):
         return logits
 
     def loss(self, frames: Frames, targets: Tokens) -> LossSum:
-        total = F.cross_entropy(self.logits(frames).float(), targets.ids[:, 0], reduction="sum")
-        return LossSum(total, len(targets.ids))
+        ids, weights = targets.ids[:, 0], self.loss_weights
+        total = F.cross_entropy(self.logits(frames).float(), ids, weights, reduction="sum")
+        return LossSum(total, len(ids) if weights is None else float(weights[ids].sum()))
 
     def predict(self, frames: Frames) -> list[int]:
         found: list[int] = self.logits(frames).argmax(-1).tolist()

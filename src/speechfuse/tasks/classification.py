@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from speechfuse.contracts import Prediction, Row, Task
-from speechfuse.errors import DataError, did_you_mean
+from speechfuse.errors import DataError, RecipeError, did_you_mean
 from speechfuse.metrics import Evidence, accuracy, balanced_accuracy
 from speechfuse.tasks.rows import answers, columns, padded
-from speechfuse.types import Tokens, Trial, Utterance
+from speechfuse.types import Positive, Tokens, Trial, Utterance
 
 
 class Classification(Task):
@@ -24,12 +25,18 @@ class Classification(Task):
         label: str = "emotion",
         labels: Sequence[str] | None = None,
         select_by: Literal["accuracy", "balanced_accuracy"] = "balanced_accuracy",
+        class_weights: Literal["none", "balanced"] | dict[str, Positive] = "none",
     ) -> None:
         """label: column that holds the class. labels: the classes.
 
         select_by: metric of the development set that selects a checkpoint.
+
+        class_weights: how much an utterance of each class counts in the loss; by name, 1 where
+        none is given; balanced: such that all classes of the training set count alike in sum.
         """
         self.label, self.labels = label, sorted(labels or [])
+        self.class_weights = class_weights
+        self.weights: list[float] | None = None  # in the order of the labels
         self.primary = select_by
         self.needs = (label,)
         self._given = labels is not None
@@ -37,6 +44,20 @@ class Classification(Task):
     def fit(self, utterances: Sequence[Utterance]) -> None:
         if not self._given:
             self.labels = sorted({u.label(self.label) or "" for u in utterances})
+
+    def weigh(self, utterances: Sequence[Utterance]) -> None:
+        """Raises RecipeError for the weight of a class that is not there."""
+        if isinstance(self.class_weights, dict):
+            for name in self.class_weights:
+                if name not in self.labels:
+                    hint = did_you_mean(name, self.labels)
+                    raise RecipeError(f"class_weights: no {self.label} '{name}'; {hint}")
+            self.weights = [self.class_weights.get(name, 1.0) for name in self.labels]
+        elif self.class_weights == "balanced":
+            counts = Counter(u.label(self.label) for u in utterances)
+            # A class that nobody has is in no target: what it would weigh does not matter.
+            each = len(utterances) / len(counts)
+            self.weights = [each / (counts[name] or each) for name in self.labels]
 
     def check(self, utterances: Sequence[Utterance]) -> None:
         """Raises DataError for a label outside the set."""
@@ -50,7 +71,8 @@ class Classification(Task):
                 )
 
     def head_options(self) -> dict[str, Any]:
-        return {"num_classes": len(self.labels)}
+        weighed = {} if self.weights is None else {"loss_weights": self.weights}
+        return {"num_classes": len(self.labels), **weighed}
 
     def targets(self, utterances: Sequence[Utterance]) -> Tokens:
         return padded([self.labels.index(u.label(self.label) or "")] for u in utterances)
@@ -74,7 +96,9 @@ class Classification(Task):
         return {"accuracy": accuracy(*classes), "balanced_accuracy": balanced_accuracy(*classes)}
 
     def state(self) -> dict[str, Any]:
-        return {"labels": self.labels}
+        weighed = {} if self.weights is None else {"weights": self.weights}
+        return {"labels": self.labels, **weighed}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.labels = list(state["labels"])
+        self.weights = state.get("weights")
