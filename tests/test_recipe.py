@@ -105,6 +105,10 @@ def test_a_task_name_that_the_model_needs_is_refused(name):
         ("training.interleave={temperature: .inf}", "temperature: Input should be a finite number"),
         ("training.interleave={loss_aware: hot}", "loss_aware: Input should be a valid number"),
         ("training.interleave={loss_aware: 1, asr: 1}", "{loss_aware: 1} stands alone"),
+        (
+            "training={turns: even, interleave: {loss_aware: 1}}",
+            "has an order that no loss changes",
+        ),
         ("training.interleave=3", "interleave: expected a mapping of settings (found 3)"),
         ("training={average: 3, keep: last}", "training.average: keep is 'last'"),
         ("tasks.emotion={corpus: synthetic, head: {kind: speaker}}", "use classifier"),

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 import torch
 
-from speechfuse.data.schedule import FIRST, LEAST, LossAware, Schedule, make_schedule
+from speechfuse.data.schedule import FIRST, LEAST, Even, LossAware, Schedule, make_schedule
 from speechfuse.errors import RecipeError
 from speechfuse.recipe import ByLoss, ByTemperature
 
@@ -50,6 +50,31 @@ def test_turns_have_their_shares_and_start_again_from_the_seed():
     assert counts["asr"] / 2000 == pytest.approx(0.6, abs=0.04)
     assert counts["emotion"] / 2000 == pytest.approx(0.2, abs=0.04)
     assert turns != list(itertools.islice(Schedule(dict(counts), 2).turns(), 2000))
+
+
+@pytest.mark.parametrize(
+    "shares", [{"a": 1, "b": 1}, {"a": 3, "b": 1}, {"a": 5, "b": 2}, {"a": 2, "b": 1, "c": 1}]
+)
+def test_even_turns_have_the_shares_in_every_stretch(shares):
+    """As many turns as the shares sum to; the first task first, the same for any seed."""
+    size = sum(shares.values())
+    turns = list(
+        itertools.islice(
+            make_schedule(shares, dict.fromkeys(shares, 1.0), 0, "even").turns(), 40 * size
+        )
+    )
+    for start in range(0, len(turns), size):
+        assert Counter(turns[start : start + size]) == shares
+    assert turns[0] == "a"
+    assert turns == list(itertools.islice(Even(shares, 3).turns(), 40 * size))
+
+
+def test_even_turns_of_uneven_shares_stay_near_them():
+    shares = {"a": 0.61803, "b": 0.2, "c": 0.18197}
+    counts = Counter()
+    for number, task in enumerate(itertools.islice(Even(shares, 0).turns(), 5000), 1):
+        counts[task] += 1
+        assert all(abs(counts[task] - number * shares[task]) < 2 for task in shares)
 
 
 class TestLossAware:

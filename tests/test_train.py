@@ -299,11 +299,19 @@ def test_ctrl_c_ends_the_step_and_the_run_goes_on_from_there(
 
 
 @pytest.mark.recipe
-@pytest.mark.parametrize("interleave", ["proportional", {"temperature": 2}, {"loss_aware": 2}])
-def test_a_run_goes_on_with_the_turns_of_its_schedule(workspace, tone_recipe, interleave):
+@pytest.mark.parametrize(
+    "turns",
+    [
+        {"interleave": "proportional"},
+        {"interleave": {"temperature": 2}},
+        {"interleave": {"loss_aware": 2}},
+        {"interleave": {"emotion": 2, "verification": 1}, "turns": "even"},
+    ],
+)
+def test_a_run_goes_on_with_the_turns_of_its_schedule(workspace, tone_recipe, turns):
     """After Ctrl-C in the midst and within a step of two batches; the losses of before count."""
     dropout = {"kind": "classifier", "dropout": 0.3}
-    training = {"steps": 24, "evaluate_every": 10, "accumulate": 2, "interleave": interleave}
+    training = {"steps": 24, "evaluate_every": 10, "accumulate": 2} | turns
     tone_recipe["tasks"].pop("asr")
     change = {"training": training, "tasks": {"emotion": {"head": dropout}}}
     recipe = read_recipe(merged(tone_recipe, change))

@@ -66,7 +66,7 @@ def fit(
         if model.parameters_of(name)
     }
     sizes = {name: source.batches for name, source in sources.items()}
-    schedule = make_schedule(training.interleave, sizes, recipe.seed)
+    schedule = make_schedule(training.interleave, sizes, recipe.seed, training.turns)
     taught = {name: sources[name] for name in schedule.tasks}
     resume = run.folder / "checkpoints" / "last.ckpt"
     if resume.is_file():

@@ -199,6 +199,9 @@ Interleave = Annotated[
 ]
 
 
+Turns = Literal["drawn", "even"]
+
+
 class TrainingRecipe(_Strict):
     """Warm-up, then a falling or a constant rate, over batches of one task each."""
 
@@ -216,6 +219,7 @@ class TrainingRecipe(_Strict):
     # Share of each task's batches; or proportional, by the size of its training data in batches;
     # or {temperature: 5}, by that to the power 1/5; or {loss_aware: 1}, more for who is behind.
     interleave: Interleave = {}
+    turns: Turns = "drawn"  # by chance, or in a fixed order with the shares in every stretch
     evaluate_every: int | None = Field(None, gt=0)  # steps; a fifth of all if left out
     log_conflict: int | None = Field(None, gt=0)  # steps between cosines of tasks' gradients
     keep: Literal["best", "last"] = "best"  # which checkpoint is the run's, best on development
@@ -310,6 +314,11 @@ def load_recipe(
     else:
         if isinstance(recipe.training.interleave, dict):
             wrong += _wrong_shares(recipe.training.interleave, recipe.tasks)
+        if recipe.training.turns == "even" and isinstance(recipe.training.interleave, ByLoss):
+            wrong.append(
+                "training.turns: 'even' has an order that no loss changes; leave it out, or give "
+                "fixed shares as training.interleave"
+            )
         if recipe.training.average > 1 and recipe.training.keep == "last":
             wrong.append("training.average: keep is 'last', so there is one; use keep: best")
         wrong += _wrong_tuning(recipe)

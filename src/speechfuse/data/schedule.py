@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from speechfuse.errors import RecipeError
-from speechfuse.recipe import ByLoss, ByTemperature, Interleave
+from speechfuse.recipe import ByLoss, ByTemperature, Interleave, Turns
 
 FIRST = 5  # batches of each task whose mean is its first loss; shares are equal until then
 SMOOTHING = 0.1  # weight of the newest loss in the running mean of a task
@@ -48,6 +48,22 @@ class Schedule:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there, with the next `turns`."""
+
+
+class Even(Schedule):
+    """The same shares without chance: each turn is that of the task that is furthest behind.
+
+    Over any number of turns a task has its share of them, up to one turn for two tasks. With shares
+    of 3 and 1 and `accumulate: 4` every step has three batches of one and one of the other.
+    """
+
+    def turns(self) -> Iterator[str]:
+        owed = [0.0] * len(self.tasks)
+        while True:
+            owed = [debt + share for debt, share in zip(owed, self._shares, strict=True)]
+            most = max(range(len(owed)), key=lambda i: round(owed[i], 9))  # the first of equals
+            owed[most] -= 1
+            yield self.tasks[most]
 
 
 class LossAware(Schedule):
@@ -105,8 +121,10 @@ class LossAware(Schedule):
         self._taken, self._losses = list(state["taken"]), dict(state["losses"])
 
 
-def make_schedule(asked: Interleave, sizes: Mapping[str, float], seed: int) -> Schedule:
-    """sizes: of the training data of each task that is trained, in batches.
+def make_schedule(
+    asked: Interleave, sizes: Mapping[str, float], seed: int, turns: Turns = "drawn"
+) -> Schedule:
+    """sizes: of the training data of each task that is trained, in batches. turns: of fixed shares.
 
     By size: examples-proportional mixing. With a temperature T: size ** (1 / T) (Arivazhagan et al.
     2019, arXiv:1907.05019; Raffel et al. 2020, arXiv:1910.10683).
@@ -127,4 +145,4 @@ def make_schedule(asked: Interleave, sizes: Mapping[str, float], seed: int) -> S
             f"training.interleave: {', '.join(sizes)} would be trained and all their shares are 0; "
             "give one a share"
         )
-    return Schedule(shares, seed)
+    return Even(shares, seed) if turns == "even" else Schedule(shares, seed)
