@@ -1,6 +1,7 @@
 """Each known failure is made, found and named with its number; a mended one is not."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from speechfuse.build import build_fusion, read_recipe, stack_specs
 from speechfuse.data.corpus import write_table
-from speechfuse.experiments.diagnosis import _uniform, diagnose
+from speechfuse.experiments.diagnosis import _uniform, _worse, diagnose
 from speechfuse.experiments.report import write_report
 from speechfuse.experiments.runner import run_sweep
 from speechfuse.experiments.sweep import Cell, read_sweep
@@ -118,6 +119,9 @@ def test_every_failure_is_named_and_none_when_it_is_mended(ran, workspace):
     predicted(both, "asr", "test", lambda text: f"{text} more")
     (line,) = diagnose(read, [one, both])
     assert line.startswith("both, asr: WER is worse than 'one' alone, by 50.0 points; try")
+    another = {"ssl": one.recipe.upstreams["ssl"].model_copy(update={"kind": "another"})}
+    other = replace(one, recipe=one.recipe.model_copy(update={"upstreams": another}))
+    assert not any("is worse than" in line for line in _worse(read, [other, both], "test"))
     assert line in write_report(read, [one, both], workspace / "out").read_text().replace(
         "&#39;", "'"
     )

@@ -104,6 +104,28 @@ def test_another_beam_gives_what_a_run_of_it_gives_and_changes_no_file(
     assert greedy["test"]["asr"] == Run(workspace / "greedy").metrics()["test"]["asr"]
 
 
+def test_a_folder_in_which_a_run_is_trained_is_refused(workspace, tone_recipe):
+    """Until it ends, however it ends; the run at work is not disturbed."""
+    recipe = read_recipe(tone_recipe)
+    train_run(recipe, workspace / "alone")
+
+    def begin_again(what, done, total):
+        if what == "training steps" and done == 5:
+            with pytest.raises(RunError, match="run is being trained by another process; wait"):
+                train_run(recipe, workspace / "run")
+
+    def fail(what, done, total):
+        begin_again(what, done, total)
+        if what == "training steps" and done == 7:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train_run(recipe, workspace / "run", fail)
+    assert (
+        train_run(recipe, workspace / "run")["test"] == (Run(workspace / "alone").metrics()["test"])
+    )
+
+
 def test_a_run_that_searches_no_text_refuses_a_beam(workspace, tone_recipe):
     tone_recipe["tasks"] = {"emotion": tone_recipe["tasks"]["emotion"]}
     tone_recipe["training"].pop("interleave", None)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -66,21 +67,38 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._lock = FileLock(folder / ".lock", timeout=0)
 
     def begin(self, recipe: Recipe) -> None:
         """Claim the folder for a recipe, or go on in it; a finished run's files stay as they are.
 
+        No other process may begin it until this one calls `end`, or is gone.
+
         Raises:
-            RunError: the folder belongs to another recipe, or to other weights of an upstream.
+            RunError: the folder belongs to another recipe, to other weights of an upstream, or
+                another process is at work in it.
         """
         upstreams = self.check(recipe)
         if self.finished:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except NotImplementedError:  # the file system has no locks
+            pass
+        except Timeout as error:
+            raise RunError(
+                f"{self.folder} is being trained by another process; wait for it, or choose "
+                "another folder"
+            ) from error
         self._write_json("upstreams.json", upstreams)
         write_text(self.folder / "versions.txt", versions())
         mine = recipe.model_dump(mode="json")  # last: it makes the folder a run's
         write_text(self.folder / "recipe.yaml", yaml.safe_dump(mine, sort_keys=False))
+
+    def end(self) -> None:
+        """Leave the folder to others."""
+        self._lock.release()
 
     def check_shared(self) -> None:
         """Raises RunError if another process began the folder and it is not seen from here."""

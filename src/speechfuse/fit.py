@@ -165,7 +165,7 @@ def fit_together(
     progress: Progress | None,
 ) -> None:
     """The same in as many processes as the recipe asks for."""
-    arguments = (recipe, model.state_dict(), tasks, inputs, run)
+    arguments = (recipe, model.state_dict(), tasks, inputs, run.folder)
     run_together(_fit_part, arguments, recipe.training.devices or 1, progress)
     run.load_model(model)
 
@@ -175,7 +175,7 @@ def _fit_part(
     weights: Mapping[str, Tensor],
     tasks: Mapping[str, TaskData],
     inputs: AllInputs,
-    run: Run,
+    folder: Path,
     progress: Progress,
     rank: Rank,
 ) -> None:
@@ -183,6 +183,7 @@ def _fit_part(
     names = {name: data.task for name, data in tasks.items()}
     model = build.build_model(recipe, build.stack_specs(recipe), names)
     model.load_state_dict(weights)
+    run = Run(folder)
     with joined(rank):
         fit(recipe, model, tasks, inputs, run, progress, rank)
     if rank.number == 0:

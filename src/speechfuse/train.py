@@ -46,11 +46,14 @@ def train_run(
     if run.finished:
         return run.metrics()
     check_places(recipe.training, rank)
-    with joined(rank):
-        model, tasks, inputs, about = _trained(recipe, run, progress, rank)
-    if rank.number > 0:
-        return {}
-    return evaluate_run(run, model=model, tasks=tasks, inputs=inputs, about=about)
+    try:
+        with joined(rank):
+            model, tasks, inputs, about = _trained(recipe, run, progress, rank)
+        if rank.number > 0:
+            return {}
+        return evaluate_run(run, model=model, tasks=tasks, inputs=inputs, about=about)
+    finally:
+        run.end()
 
 
 def _trained(

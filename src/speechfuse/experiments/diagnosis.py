@@ -144,9 +144,9 @@ def _remedy(recipe: Recipe) -> str:
 
 
 def _worse(sweep: SweepFile, done: Sequence[Cell], split: Split) -> Iterator[str]:
-    """Fused rows below the best row of one encoder, by more than the interval of the difference."""
+    """Fused rows below the best row of one of their encoders, by more than the interval allows."""
     tables = Tables(done, split)
-    models = {cell.row: len(cell.recipe.upstreams) for cell in done}
+    models = {cell.row: [*cell.recipe.upstreams.values()] for cell in done}
     remedies = {cell.row: _remedy(cell.recipe) for cell in done}
     for condition in sweep.conditions:
         rows = [row for row in models if tables.has((row,), condition)]
@@ -159,13 +159,17 @@ def _worse(sweep: SweepFile, done: Sequence[Cell], split: Split) -> Iterator[str
                 row: sign * sum(e.point() for e in evidence[row][key]) / len(evidence[row][key])
                 for row in having
             }
-            single = [row for row in having if models[row] == 1]
-            if not single:
-                continue
-            best = max(single, key=lambda row: points[row])
             for row in having:
+                parts = [
+                    other
+                    for other in having
+                    if len(models[other]) == 1 and models[other][0] in models[row]
+                ]
+                if len(models[row]) == 1 or not parts:
+                    continue
+                best = max(parts, key=lambda part: points[part])
                 ours, theirs = evidence[row][key], evidence[best][key]
-                if models[row] == 1 or [*ours[0].speakers] != [*theirs[0].speakers]:
+                if [*ours[0].speakers] != [*theirs[0].speakers]:
                     continue
                 loss = paired_difference(ours, theirs)
                 if (loss.high if sign > 0 else -loss.low) < 0:
