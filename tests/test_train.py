@@ -350,6 +350,10 @@ def test_a_run_goes_on_with_the_turns_of_its_schedule(workspace, tone_recipe, tu
     whole, parts = weights(workspace / "whole"), weights(workspace / "parts")
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
     assert_same_log(workspace / "parts", workspace / "whole")
+    shares = [value for _, name, value in Run(workspace / "whole").log() if name.endswith("/share")]
+    follows = isinstance(turns["interleave"], dict) and "loss_aware" in turns["interleave"]
+    assert bool(shares) == follows
+    assert sum(shares) == pytest.approx(len(shares) / 2)  # of two tasks
 
 
 @pytest.mark.recipe

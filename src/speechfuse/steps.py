@@ -84,6 +84,9 @@ class FusionTraining(LightningModule):
         mean = total / (count or 1)
         self.schedule.saw(batch.task, mean)
         self.log(f"train/{batch.task}/loss", mean.float(), batch_size=len(batch.utterances))
+        if not self.schedule.known_ahead:
+            shares = zip(self.schedule.tasks, self.schedule.shares(), strict=True)
+            self.log_dict({f"train/{task}/share": share for task, share in shares})
         return loss.total * batch.parts / (count or 1)  # gradients are averaged over parts
 
     def validation_step(self, batch: Batch, _: int) -> None:
