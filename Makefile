@@ -2,6 +2,7 @@
 # make test         environment, all checks and tests
 # make stress       200 kills at random moments and 2,000 damages to each kind of file: an hour or so
 # make bench        extraction, fusion, writing, the cache and training against plain references
+# make docs         the documentation as a site in site/; a broken link or reference is an error
 # All work alone on a fresh machine with Python 3.11 or newer; PYTHON=python3.12 chooses another.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: quickstart test stress bench check clean
+.PHONY: quickstart test stress bench docs check clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/speechfuse quickstart
@@ -29,6 +30,9 @@ bench: $(VENV)/.installed
 	$(BIN)/speechfuse bench epoch --repeats 3
 	$(BIN)/speechfuse bench scaling --seconds 720 --repeats 1
 
+docs: $(VENV)/.installed
+	$(BIN)/python -m scripts.site.build
+
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -37,8 +41,8 @@ check: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[corpus,demo,lm,lora,probe,dev]'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[corpus,demo,docs,lm,lora,probe,dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) corpora stores runs
+	rm -rf $(VENV) corpora stores runs site

@@ -18,7 +18,7 @@ END = 0  # ends a text; the blank of CTC, which no text has either
 class Text(Head):
     """Position u of a text predicts token u + 1, the last one that it ends (token 0).
 
-    loss = (1 - ctc) * sum over u of -log p(token u + 1) + ctc * CTC loss of the speech positions
+        loss = (1 - ctc) * sum_u of -log p(token u + 1) + ctc * CTC loss of the speech positions
 
     It reads a prompted transformer, and `decoding.generate` makes it write: greedy, or the best of
     a beam.

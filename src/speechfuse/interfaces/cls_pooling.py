@@ -16,8 +16,8 @@ from speechfuse.types import Count, Frames, LayerStack, Share, StackSpec
 class ClsPooling(Interface):
     """The layers of a frame are tokens; what a learned CLS token becomes among them is the frame.
 
-    tokens[b, t] = [cls, stack.layers[0][b, t], ..., stack.layers[L - 1][b, t]]
-    hidden[b, t] = nn.TransformerEncoderLayer(tokens[b, t])[0]
+        tokens[b, t] = [cls, stack.layers[0][b, t], ..., stack.layers[L - 1][b, t]]
+        hidden[b, t] = nn.TransformerEncoderLayer(tokens[b, t])[0]
 
     Post-norm, ReLU; only the output at CLS is computed, so the feed-forward runs once for a frame
     and not for each layer. Starts as torch's layer does, with a small random CLS. The paper's

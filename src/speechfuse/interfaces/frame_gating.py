@@ -15,9 +15,9 @@ from speechfuse.types import Frames, LayerStack, StackSpec
 class FrameGating(Interface):
     """Each layer asks for its own weight in a frame, from what it holds there.
 
-    scores[l, b, t] = logits[l] + gates[l] . stack.layers[l][b, t] / sqrt(D)
-    weights = softmax over l of scores                                     (L, B, T)
-    hidden[b, t] = sum over l of weights[l, b, t] * stack.layers[l][b, t]
+        scores[l, b, t] = logits[l] + gates[l] . stack.layers[l][b, t] / sqrt(D)
+        weights = softmax over l of scores                                     (L, B, T)
+        hidden[b, t] = sum over l of weights[l, b, t] * stack.layers[l][b, t]
 
     All zero at the start, which is the plain mean; with gates at zero it is WeightedSum. The
     plainest gate over layers that reads its input, after no single paper: the dynamic layer

@@ -19,8 +19,8 @@ SHARED = "shared"
 class GatedEncoder(Interface):
     """One learned logit for each layer and task; zero logits start as the plain mean.
 
-    weights = softmax(logits[task])                              (L,)
-    hidden[b, t] = sum over l of weights[l] * stack.layers[l][b, t]
+        weights = softmax(logits[task])                              (L,)
+        hidden[b, t] = sum over l of weights[l] * stack.layers[l][b, t]
 
     The paper's layers are the blocks 1..L, without what the first block reads: with this interface
     a recipe drops state 0 of every encoder (fusion.drop_state_0). "Gated" is the paper's word for

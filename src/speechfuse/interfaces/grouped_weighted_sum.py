@@ -16,8 +16,8 @@ from speechfuse.types import Count, Frames, LayerStack, StackSpec
 class GroupedWeightedSum(Interface):
     """Neighbouring layers share a softmax; the sums of all groups are projected together.
 
-    sum_g[b, t] = sum over l in group g of softmax(logits of g)[l] * stack.layers[l][b, t]
-    hidden = W [sum_1, ..., sum_K] + bias
+        sum_g[b, t] = sum over l in group g of softmax(logits of g)[l] * stack.layers[l][b, t]
+        hidden = W [sum_1, ..., sum_K] + bias
 
     Zero logits start as the plain mean of each group. The paper says "subset of layers" only; ours
     are consecutive, in order, and differ by one layer at most; a layer alone in its group is taken

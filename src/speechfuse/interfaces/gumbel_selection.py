@@ -16,10 +16,10 @@ from speechfuse.types import Count, Frames, LayerStack, Positive, StackSpec
 class GumbelSelection(Interface):
     """Learned logits decide which layer supplies each feature ("GumD" in arXiv:2511.08389).
 
-    sample = softmax over l of (logits + Gumbel noise) / temperature      (L, D)
-    hidden[b, t, d] = stack.layers[c[d]][b, t, d]
-    training:   c[d] = argmax over l of sample[l, d], with the gradient of the sample
-    evaluation: c[d] = argmax over l of logits[l, d]
+        sample = softmax over l of (logits + Gumbel noise) / temperature      (L, D)
+        hidden[b, t, d] = stack.layers[c[d]][b, t, d]
+        training:   c[d] = argmax over l of sample[l, d], with the gradient of the sample
+        evaluation: c[d] = argmax over l of logits[l, d]
 
     Straight-through Gumbel softmax (Jang et al. 2017, arXiv:1611.01144), one draw for a whole
     batch. Zero logits start as an even draw in training and as layer 0 in evaluation. Temperature,

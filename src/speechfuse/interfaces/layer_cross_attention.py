@@ -15,8 +15,8 @@ from speechfuse.types import Count, Frames, LayerStack, Share, StackSpec
 class LayerCrossAttention(Interface):
     """Multi-head attention with queries of its own; the layers of a frame are keys and values.
 
-    read[b, t] = nn.MultiheadAttention(queries, layers of frame t, layers of frame t)   (Q, D)
-    hidden[b, t] = read[b, t, 0], or for several queries W [read[b, t, 0], ...] + bias
+        read[b, t] = nn.MultiheadAttention(queries, layers of frame t, layers of frame t)   (Q, D)
+        hidden[b, t] = read[b, t, 0], or for several queries W [read[b, t, 0], ...] + bias
 
     The queries are small at the start, so that every layer counts about the same. The paper reads
     summary tokens of a vision transformer's layers, one result for an image; here every frame has

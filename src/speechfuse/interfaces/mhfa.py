@@ -15,10 +15,10 @@ from speechfuse.types import Count, Frames, LayerStack, StackSpec
 class MHFA(Interface):
     """One vector for each utterance: some layers say where to look, others what is read there.
 
-    keys[b, t]   = K (sum over l of softmax(logits[0])[l] * stack.layers[l][b, t])    (compression,)
-    values[b, t] = V (sum over l of softmax(logits[1])[l] * stack.layers[l][b, t]) + bias
-    weights[b, :, h] = softmax over the valid frames of A[h] . keys[b, t]
-    hidden[b, 0] = W [sum over t of weights[b, t, h] * values[b, t] for every head h] + bias
+        keys[b, t]   = K (sum over l of softmax(logits[0])[l] * stack.layers[l][b, t])
+        values[b, t] = V (sum over l of softmax(logits[1])[l] * stack.layers[l][b, t]) + bias
+        weights[b, :, h] = softmax over the valid frames of A[h] . keys[b, t]
+        hidden[b, 0] = W [sum over t of weights[b, t, h] * values[b, t] for every head h] + bias
 
     Zero logits start as the plain mean of layers. The paper's code has biases in K and A too: they
     add the same to every frame, which the softmax over time takes away, so they are left out.

@@ -19,9 +19,9 @@ SHARED = "shared"
 class PromptAdaptiveFusion(Interface):
     """A weight for every layer of every position, from the task and from the hidden state.
 
-    scores[l, b, t] = logits[task][l] + ffn(stack.layers[l][b, t])
-    alpha = softmax over l of scores                                       (L, B, T)
-    hidden[b, t] = sum over l of alpha[l, b, t] * stack.layers[l][b, t]
+        scores[l, b, t] = logits[task][l] + ffn(stack.layers[l][b, t])
+        alpha = softmax over l of scores                                       (L, B, T)
+        hidden[b, t] = sum over l of alpha[l, b, t] * stack.layers[l][b, t]
 
     ffn is a layer norm, D -> D / 4, GELU, -> 1 without bias (softmax would ignore it), and shared
     by all layers. Its last weights and the logits are zero, so that it starts as the plain mean.

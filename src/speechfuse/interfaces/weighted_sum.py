@@ -13,10 +13,12 @@ from speechfuse.types import Frames, LayerStack, StackSpec
 
 
 class WeightedSum(Interface):
-    """One learned logit per layer; zero logits start as the plain mean.
+    """One learned logit per layer.
 
-    weights = softmax(logits)                                    (L,)
-    hidden[b, t] = sum over l of weights[l] * stack.layers[l][b, t]
+        weights = softmax(logits)                                    (L,)
+        hidden[b, t] = sum over l of weights[l] * stack.layers[l][b, t]
+
+    Zero logits start as the plain mean.
     """
 
     linear = True

@@ -79,9 +79,9 @@ class SpeechModel:
     """A trained run, ready to answer.
 
     Example:
-        model = speechfuse.load("runs/a")
-        answer = model("call.wav", tasks=["asr", "emotion"])
-        print(answer["asr"].text, answer["emotion"].scores)
+            model = speechfuse.load("runs/a")
+            answer = model("call.wav", tasks=["asr", "emotion"])
+            print(answer["asr"].text, answer["emotion"].scores)
     """
 
     def __init__(
