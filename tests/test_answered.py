@@ -1,12 +1,23 @@
 import numpy as np
 import pytest
 
-from speechfuse.pipeline.answers import Answer, Label, Layers, Scores, Speakers, Transcript, Word
+from speechfuse.decision import COSTS, Decision
+from speechfuse.pipeline.answers import (
+    Answer,
+    Label,
+    Layers,
+    Scores,
+    Speakers,
+    Transcript,
+    Voice,
+    Word,
+)
 from speechfuse.turns import Turn
+from speechfuse.types import Metric
 
 pytest.importorskip("gradio", reason="the page and the service need the extra `demo`")
 
-from speechfuse.serve.answered import answer_html, refusal_html
+from speechfuse.serve.answered import answer_html, comparison_html, refusal_html
 from speechfuse.serve.pictures import INK, by_word, class_bars, layer_picture
 from speechfuse.serve.refusals import Refusal
 
@@ -31,6 +42,18 @@ def test_nothing_that_a_model_or_client_says_is_markup():
     assert "<script" not in page
     assert page.count('class="picture"') == 3
     assert "<script" not in refusal_html(Refusal(422, EVIL, EVIL, EVIL))
+
+
+def test_two_voices_are_told_apart_at_the_threshold_of_the_run():
+    unit = np.array([1.0, 0.0], np.float32)
+    costs = {name: Metric(0.125, 0.1, 0.2, 9) for name in COSTS}
+    decision = Decision(0.7, "eer", 0.05, 90, 9, 0, costs)
+    for other, verdict in (([0.8, 0.6], "One speaker"), ([0.6, 0.8], "Two speakers")):
+        pair = Voice(unit, decision), Voice(np.array(other, np.float32), decision)
+        page = comparison_html({"who": pair})
+        assert f"{verdict} at threshold 0.700; on test trials 12.5 % false accepts" in page
+    page = comparison_html({"who": (Voice(unit), Voice(unit))})
+    assert "No threshold yet: speechfuse evaluate finds one" in page
 
 
 def test_pictures_take_the_colour_of_the_page():

@@ -30,6 +30,7 @@ from speechfuse.cache.shards import write_tensors
 from speechfuse.data.corpus import read_table, write_table
 from speechfuse.data.manifests import manifest_name
 from speechfuse.data.teachers import Seen, seen_from
+from speechfuse.decision import Decision
 from speechfuse.errors import RunError, damage
 from speechfuse.model import FusionModel
 from speechfuse.ops import file_hash
@@ -242,6 +243,18 @@ class Run:
 
     def save_metrics(self, metrics: Mapping[str, Any]) -> None:
         self._write_json("metrics.json", metrics)
+
+    def decisions(self) -> dict[str, Decision]:
+        """Thresholds by task; none of a run that was evaluated before there were any.
+
+        Raises:
+            RunError: they are damaged.
+        """
+        if not self.finished:
+            return {}
+        kept = self._read_json("metrics.json").get("thresholds", {})
+        with damage(self.folder / "metrics.json", RunError, _EVALUATE):
+            return {name: Decision.from_dict(one) for name, one in kept.items()}
 
     def metrics(self) -> dict[str, Any]:
         """Raises RunError if there are none, or they are no metrics."""

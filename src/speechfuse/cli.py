@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -946,6 +946,7 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
         for metric, m in scores.items()
     ]
     _table("", ["task", "split", "metric", "%", "95 % interval", "speakers"], rows)
+    _print_thresholds(metrics.get("thresholds", {}))
     if any("wer" in scores for scores in metrics["test"].values()):
         typer.echo(f"WER and CER compare texts as {NORMALISER}")
     for task, texts in metrics.get("pseudo_labels", {}).items():
@@ -953,6 +954,15 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
             typer.echo(f"{task}: {text}")
     for task, count in metrics["targets_longer_than_frames"].items():
         typer.echo(f"{task}: {count} training texts are longer than their frames, CTC skips them")
+
+
+def _print_thresholds(found: Mapping[str, Any]) -> None:
+    from speechfuse.decision import Decision
+
+    for task, kept in found.items():
+        decision = Decision.from_dict(kept)
+        columns = ["on test trials", "", "95 % interval"]
+        _table(f"{task}: {decision.origin()}", columns, decision.cells())
 
 
 def _table(title: str, columns: list[str], rows: list[list[str]], *, left: bool = False) -> None:

@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from speechfuse.decision import Decision
 from speechfuse.errors import ShapeError
 from speechfuse.metrics import Evidence
 from speechfuse.types import (
@@ -346,6 +347,15 @@ class Searches(Protocol):
 
     def search_with(self, beam_size: int) -> None:
         """Keep so many texts from now on; 1 is greedy."""
+        ...
+
+
+@runtime_checkable
+class Decides(Protocol):
+    """A task whose scores become yes or no at a threshold."""
+
+    def decision(self, development: Sequence[Row], test: Sequence[Row]) -> Decision:
+        """Found on the table of the development split; test: what it costs there, no more."""
         ...
 
 

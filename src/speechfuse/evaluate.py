@@ -11,7 +11,7 @@ import torch
 
 from speechfuse import build
 from speechfuse.checkpoint import Run
-from speechfuse.contracts import Row, Searches, Task, Upstream
+from speechfuse.contracts import Decides, Row, Searches, Task, Upstream
 from speechfuse.data.batching import by_duration
 from speechfuse.errors import RunError, damage
 from speechfuse.filling import best_device
@@ -24,6 +24,7 @@ from speechfuse.reduction import with_reduction
 from speechfuse.taskdata import TaskData, load_tasks
 from speechfuse.types import Progress, Utterance
 
+SCORED = {"dev", "test", "texts_cut", "thresholds"}  # parts of metrics that are made anew
 BATCH_SECONDS = 120.0  # audio in one pass over stored layers
 UPSTREAM_SECONDS = 60.0  # in one that runs a tuned upstream, too
 
@@ -61,6 +62,9 @@ def _score(
                 metric: asdict(with_interval(evidence))
                 for metric, evidence in data.task.score(rows).items()
             }
+        if isinstance(data.task, Decides):
+            decision = data.task.decision(tables["dev", name], tables["test", name])
+            metrics.setdefault("thresholds", {})[name] = decision.to_dict()
     return metrics, tables
 
 
@@ -76,7 +80,7 @@ def evaluate_again(
         RunError: no run there, not trained yet, or nothing in it searches for texts.
     """
     run, model, tasks, inputs = open_run(folder, progress)
-    about = {k: v for k, v in run.metrics().items() if k not in ("dev", "test", "texts_cut")}
+    about = {k: v for k, v in run.metrics().items() if k not in SCORED}
     if beam_size is None:
         return evaluate_run(run, model=model, tasks=tasks, inputs=inputs, about=about)
     searching = {name: head for name, head in model.heads.items() if isinstance(head, Searches)}

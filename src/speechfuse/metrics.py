@@ -9,7 +9,7 @@ speakers are drawn alike and their difference is paired.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,6 +28,11 @@ NAMES = {
     "balanced_accuracy": "balanced accuracy (UA)",
     "intent_accuracy": "intent accuracy (all slots right)",
     "eer": "EER",
+    "false_accepts": "false accepts",
+    "false_rejects": "false rejects",
+    "error": "error at the threshold",
+    "actual_dcf": "actual DCF",
+    "min_dcf": "min DCF",
     "r2": "R2 (variance explained)",
     "der": "DER (no collar)",
 }
@@ -89,8 +94,11 @@ class SpeakerTrials:
 
     @cached_property
     def _drawn(self) -> Values:
+        return np.array([eer(self.scores, self.same, drawn) for drawn in self.weights()])
+
+    def weights(self) -> Iterator[Values]:
+        """How often each trial counts in each draw that has trials of both kinds, (N,)."""
         random = np.random.default_rng([len(self.speakers), 20121])
-        found = []
         for times in speaker_draws(len(self.speakers)):
             both = times[self.enrolment] * times[self.test]
             weights = np.where(self.same, times[self.enrolment], both)
@@ -98,8 +106,7 @@ class SpeakerTrials:
                 continue
             drawn = random.poisson(weights).astype(float64)
             if drawn[self.same].sum() and drawn[~self.same].sum():
-                found.append(eer(self.scores, self.same, drawn))
-        return np.array(found)
+                yield drawn
 
 
 Evidence = SpeakerSums | SpeakerTrials
@@ -111,7 +118,7 @@ def with_interval(evidence: Evidence | Sequence[Evidence]) -> Metric:
     value = float(np.mean([one.point() for one in several]))
     rows = [one.drawn() for one in several]
     shortest = min(len(row) for row in rows)
-    low, high = _percentiles(np.mean([row[:shortest] for row in rows], axis=0))
+    low, high = interval(np.mean([row[:shortest] for row in rows], axis=0))
     return Metric(value, low, high, len(several[0].speakers))
 
 
@@ -121,11 +128,12 @@ def paired_difference(ours: Sequence[Evidence], theirs: Sequence[Evidence]) -> M
     rows = [[one.drawn() for one in several] for several in (ours, theirs)]
     shortest = min(len(row) for several in rows for row in several)
     mine, other = (np.mean([row[:shortest] for row in several], axis=0) for several in rows)
-    low, high = _percentiles(mine - other)
+    low, high = interval(mine - other)
     return Metric(value, low, high, len(ours[0].speakers))
 
 
-def _percentiles(values: Values) -> tuple[float, float]:
+def interval(values: Values) -> tuple[float, float]:
+    """Of 95 % of the draws."""
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
 
@@ -205,6 +213,20 @@ def eer(scores: Values, same: NDArray[np.bool_], weights: Values | None = None) 
 
     scores: (N,), higher means the same speaker. weights: how often each trial counts.
     """
+    _, miss, alarm = error_points(scores, same, weights)
+    after = int(np.argmax(alarm >= miss))
+    before = max(0, after - 1)
+    gap_before, gap_after = miss[before] - alarm[before], miss[after] - alarm[after]
+    share = gap_before / (gap_before - gap_after) if gap_before != gap_after else 0.0
+    return float(miss[before] + share * (miss[after] - miss[before]))
+
+
+def error_points(
+    scores: Values, same: NDArray[np.bool_], weights: Values | None = None
+) -> tuple[Values, Values, Values]:
+    """Different scores from the highest, (K,), and the shares of misses and of false alarms,
+    (K + 1,): of who accepts none, then down to each of the scores. Arguments as of `eer`.
+    """
     weights = np.ones(len(scores)) if weights is None else weights
     order = np.argsort(-scores, kind="stable")
     target = np.where(same, weights, 0.0)[order].cumsum()
@@ -212,11 +234,7 @@ def eer(scores: Values, same: NDArray[np.bool_], weights: Values | None = None) 
     last = np.append(np.diff(scores[order]) != 0, True)  # equal scores are accepted together
     miss = np.concatenate([[1.0], 1 - target[last] / target[-1]])
     alarm = np.concatenate([[0.0], impostor[last] / impostor[-1]])
-    after = int(np.argmax(alarm >= miss))
-    before = max(0, after - 1)
-    gap_before, gap_after = miss[before] - alarm[before], miss[after] - alarm[after]
-    share = gap_before / (gap_before - gap_after) if gap_before != gap_after else 0.0
-    return float(miss[before] + share * (miss[after] - miss[before]))
+    return scores[order][last], miss, alarm
 
 
 def mono_average(scores: Mapping[str, float]) -> float:

@@ -108,7 +108,9 @@ def text_lines(model: SpeechModel, answers: Iterable[Answer]) -> Iterator[str]:
         note = "\tnot standardised, unlike the trials" if raw else ""
         for i, (name, one) in enumerate(found):
             for other_name, other in found[i + 1 :]:
-                yield f"{name}\t{other_name}\t{task}\t{one.similarity(other):.3f}{note}"
+                told = one.compare(other)
+                pair = f"{name}\t{other_name}\t{task}\t{told.similarity:.3f}"
+                yield f"{pair}\t{told.text()}{note}"
 
 
 def json_lines(answers: Iterable[Answer]) -> Iterator[str]:

@@ -139,6 +139,7 @@ def model_card(run: Run, recipe: Recipe, license: str | None, *, drawn: bool) ->
             for task, scores in metrics[split].items()
             for metric, m in scores.items()
         ],
+        decisions=run.decisions(),
         seen=sorted({one.corpus for one in run.seen()}),
         license=license,
         drawn=drawn,

@@ -10,6 +10,7 @@ import numpy as np
 from numpy import float32
 from numpy.typing import NDArray
 
+from speechfuse.decision import Decision
 from speechfuse.errors import DataError
 from speechfuse.turns import Turn
 
@@ -63,19 +64,41 @@ class Label:
         return {"label": self.label, "scores": scores, "stretches": stretches}
 
 
+class Comparison(NamedTuple):
+    """How alike two voices are."""
+
+    similarity: float  # cosine, -1 to 1
+    same: bool | None  # one speaker; None: the run has no threshold
+    decision: Decision | None  # the threshold, and what it costs
+
+    def text(self) -> str:
+        """The verdict in words."""
+        if self.decision is None:
+            return "no threshold yet: speechfuse evaluate finds one"
+        who = "one speaker" if self.same else "two speakers"
+        return f"{who} at threshold {self.decision.threshold:.3f}; {self.decision.expected()}"
+
+
 @dataclass(frozen=True)
 class Voice:
     """A speaker's vector of unit length."""
 
     vector: NDArray[float32]
+    decision: Decision | None = None  # from where on two are one speaker's
 
     def similarity(self, other: Voice) -> float:
         """Cosine, -1 to 1."""
         return float(self.vector @ other.vector)
 
+    def compare(self, other: Voice) -> Comparison:
+        """Whether it is the same voice, at the threshold of the run."""
+        cosine, found = self.similarity(other), self.decision
+        return Comparison(cosine, None if found is None else cosine >= found.threshold, found)
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"vector": [round(float(x), 6) for x in self.vector]}
+        threshold = None if self.decision is None else self.decision.threshold
+        return {"vector": [round(float(x), 6) for x in self.vector], "threshold": threshold}
 
 
 @dataclass(frozen=True)

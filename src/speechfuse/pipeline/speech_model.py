@@ -102,6 +102,7 @@ class SpeechModel:
         """
         run = Run(folder)
         self.folder, self.recipe, self.stretch = folder, run.recipe(), stretch
+        self.decisions = run.decisions()
         self.tasks: dict[str, Task] = {}
         for name, state in run.tasks().items():
             self.tasks[name] = build.build_task(name, self.recipe.tasks[name])
@@ -297,7 +298,7 @@ class SpeechModel:
         task, head = self.tasks[name], self.model.head_of(name)
         if task.reads == "vector":
             units = torch.nn.functional.normalize(torch.stack([*found]).float(), dim=1, eps=1e-12)
-            return [Voice(unit.cpu().numpy()) for unit in units]
+            return [Voice(unit.cpu().numpy(), self.decisions.get(name)) for unit in units]
         if task.reads == "turns":
             return [
                 Speakers([Turn(f"speaker {i + 1}", begin, end) for i, begin, end in turns])
@@ -502,7 +503,8 @@ def _join(parts: Sequence[tuple[float, float, Any]]) -> Result:
     if isinstance(first, Voice):
         vectors = np.stack([result.vector for _, _, result in parts])
         mean = (vectors * seconds[:, None]).sum(0)
-        return Voice((mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32))
+        unit = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
+        return Voice(unit, first.decision)
     if first.scores is None:
         longest = max(parts, key=lambda part: part[1])[2]
         return Label(longest.label, None)

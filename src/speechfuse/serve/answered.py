@@ -62,12 +62,14 @@ def comparison_html(found: Mapping[str, tuple[Voice, Voice]]) -> str:
     """How alike two voices are, by every task that compares."""
     cards = []
     for task, (one, other) in found.items():
-        cosine = one.similarity(other)
+        compared = one.compare(other)
+        cosine, verdict = f"{compared.similarity:.3f}", f"{_sentence(compared.text())}"
         cards.append(
             _card(
                 task,
-                f'<p class="said">cosine {cosine:.3f}</p>'
-                f'<meter min="0" max="1" value="{cosine:.3f}">{cosine:.3f}</meter>'
+                f'<p class="said">cosine {cosine}</p>'
+                f'<meter min="0" max="1" value="{cosine}">{cosine}</meter>'
+                f'<p class="verdict">{escape(verdict)}</p>'
                 '<p class="note">1: the same voice to the model; 0: nothing in common. Where the '
                 "line between same and different lies depends on the recordings: compare some "
                 "that you know.</p>",

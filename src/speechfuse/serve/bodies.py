@@ -46,6 +46,7 @@ class VoiceBody(_Body):
     """A speaker's vector of unit length: the cosine of two tells how alike voices are."""
 
     vector: list[float]
+    threshold: float | None = Field(description="Cosine from which on two are one speaker's.")
 
 
 class TurnBody(_Body):

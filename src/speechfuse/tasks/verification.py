@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
 
 from speechfuse.contracts import Prediction, Row, Task
+from speechfuse.decision import Criterion, Decision, decide
 from speechfuse.errors import DataError
 from speechfuse.metrics import Evidence, SpeakerTrials
 from speechfuse.tasks.rows import padded
@@ -21,6 +25,9 @@ class Verification(Task):
     standardize: give every dimension of the embeddings zero mean and unit variance over the split,
     which takes no labels; without it a few large dimensions decide the cosine. Only trials are
     standardised: `predict` on a few files gives the plain cosine and says so.
+
+    threshold: of the plain cosine, above which two are one speaker: where both errors are equal on
+    development trials, or where the cost is least if a share of p_target is of one speaker.
     """
 
     reads: Prediction = "vector"
@@ -28,8 +35,15 @@ class Verification(Task):
     primary, higher_is_better = "eer", False
     min_speakers = 2  # pairs of two speakers are needed
 
-    def __init__(self, *, standardize: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        standardize: bool = False,
+        threshold: Criterion = "eer",
+        p_target: Annotated[float, Field(gt=0, lt=1)] = 0.05,
+    ) -> None:
         self.standardize = standardize
+        self.threshold, self.p_target = threshold, p_target
         self.speakers: list[str] = []
 
     def fit(self, utterances: Sequence[Utterance]) -> None:
@@ -59,13 +73,13 @@ class Verification(Task):
         """One row for each trial whose two utterances are here."""
         speaker = {u.id: u.speaker or u.id for u in utterances}
         stacked = torch.stack([v.double() for v in predictions])
+        plain = stacked
         if self.standardize:
             stacked = (stacked - stacked.mean(0)) / stacked.std(0, correction=0).clamp_min(1e-5)
-        units = torch.nn.functional.normalize(stacked, dim=1, eps=1e-12).numpy()
-        vectors = {u.id: unit for u, unit in zip(utterances, units, strict=True)}
+        vectors = _units(utterances, stacked)
         here = [t for t in trials if t.enrolment in vectors and t.test in vectors]
         self.check_trials(here)
-        return [
+        rows = [
             {
                 "enrolment": t.enrolment,
                 "test": t.test,
@@ -76,23 +90,44 @@ class Verification(Task):
             }
             for t in here
         ]
+        if not self.standardize:
+            return rows
+        units = _units(utterances, plain)
+        cosines = [f"{units[t.enrolment] @ units[t.test]:.6f}" for t in here]
+        return [{**row, "cosine": cosine} for row, cosine in zip(rows, cosines, strict=True)]
 
     def score(self, rows: Sequence[Row]) -> dict[str, Evidence]:
-        pairs = [(row["enrolment_speaker"], row["test_speaker"]) for row in rows]
-        speakers = sorted({name for pair in pairs for name in pair})
-        index = {name: i for i, name in enumerate(speakers)}
-        indices = np.array([[index[a], index[b]] for a, b in pairs])
-        trials = SpeakerTrials(
-            speakers,
-            indices[:, 0],
-            indices[:, 1],
-            np.array([row["same"] == "1" for row in rows]),
-            np.array([float(row["score"]) for row in rows]),
-        )
-        return {"eer": trials}
+        return {"eer": _scored(rows, "score")}
+
+    def decision(self, development: Sequence[Row], test: Sequence[Row]) -> Decision:
+        """Of the plain cosine, which is what two files alone have."""
+        column = "cosine" if self.standardize else "score"
+        known, new = _scored(development, column), _scored(test, column)
+        return decide(known, new, self.threshold, self.p_target)
 
     def state(self) -> dict[str, Any]:
         return {"speakers": self.speakers}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.speakers = list(state["speakers"])
+
+
+def _scored(rows: Sequence[Row], column: str) -> SpeakerTrials:
+    """Trials with the scores of a column."""
+    pairs = [(row["enrolment_speaker"], row["test_speaker"]) for row in rows]
+    speakers = sorted({name for pair in pairs for name in pair})
+    index = {name: i for i, name in enumerate(speakers)}
+    indices = np.array([[index[a], index[b]] for a, b in pairs])
+    return SpeakerTrials(
+        speakers,
+        indices[:, 0],
+        indices[:, 1],
+        np.array([row["same"] == "1" for row in rows]),
+        np.array([float(row[column]) for row in rows]),
+    )
+
+
+def _units(utterances: Sequence[Utterance], vectors: Tensor) -> dict[str, NDArray[np.float64]]:
+    """Vectors of unit length by utterance."""
+    units = torch.nn.functional.normalize(vectors, dim=1, eps=1e-12).numpy()
+    return {u.id: unit for u, unit in zip(utterances, units, strict=True)}
