@@ -34,6 +34,12 @@ def mutations(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture(scope="session")
+def harmed_sounds(request: pytest.FixtureRequest) -> int:
+    """How many recordings of all forms together are damaged at random."""
+    return 10_000 if request.config.getoption("--stress") else 200
+
+
+@pytest.fixture(scope="session")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A folder with a tiny random encoder of an architecture, made once."""
     root = tmp_path_factory.mktemp("encoders")

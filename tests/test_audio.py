@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import soundfile
@@ -39,6 +41,43 @@ def test_a_span_is_cut_out(tmp_path):
     part = read_audio(path, start=0.25, duration=0.5)
     assert len(part) == 8000
     assert part[0] == pytest.approx(-0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "GSM610", "ALAW"])
+def test_files_of_telephones_are_read_from_anywhere(tmp_path, subtype):
+    """GSM cannot be sought in."""
+    soundfile.write(tmp_path / "call.wav", tone(8000, 2.0), 8000, subtype)
+    whole = read_audio(tmp_path / "call.wav")
+    part = read_audio(tmp_path / "call.wav", 0.5, 0.25)
+    assert len(part) == 4000
+    np.testing.assert_allclose(part[500:3500], whole[8500:11500], atol=2e-3)
+
+
+def test_absurd_headers_and_samples_are_refused(tmp_path):
+    """A second of samples at 1 Hz would be hours, and 1e30 becomes infinite on the way."""
+    soundfile.write(tmp_path / "slow.wav", np.zeros(1000), 1)
+    with pytest.raises(DataError, match="1 channels at 1 Hz, expected at most 64 at 1000 to"):
+        read_audio(tmp_path / "slow.wav")
+    soundfile.write(tmp_path / "wide.wav", np.zeros((10, 65)), 16000)
+    with pytest.raises(DataError, match="65 channels at 16000 Hz"):
+        read_audio(tmp_path / "wide.wav")
+    soundfile.write(tmp_path / "loud.wav", np.array([0.1, 1e30, -1e30]), 8000, subtype="FLOAT")
+    with pytest.raises(DataError, match=r"holds 2 NaN or infinite samples, or such beyond 2e.09"):
+        read_audio(tmp_path / "loud.wav")
+
+
+def test_a_header_that_promises_hours_takes_no_memory_for_them(tmp_path):
+    path = tmp_path / "tone.flac"
+    soundfile.write(path, tone(16000), 16000)
+    data = bytearray(path.read_bytes())
+    data[21] |= 0x0F  # the number of samples, 36 bits: 2^36 - 1
+    data[22:26] = b"\xff" * 4
+    path.write_bytes(data)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"tone\.flac"):
+        read_audio(path)
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
 
 
 def test_bad_files_are_named_with_a_remedy(tmp_path):

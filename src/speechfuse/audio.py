@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SAMPLE_RATE = 16000  # Hz, inside the library
+RATES, CHANNELS = (1000, 768_000), 64  # of a file: outside them a header is damaged or a trap
+LOUDEST = 2.0**31  # of a sample; what is far louder becomes infinite on the way
+BLOCK_VALUES = 1 << 20  # read at once, of all channels
 REMEDY = "convert it with: ffmpeg -i IN -ar 16000 -ac 1 OUT.flac"
 
 
@@ -31,38 +36,92 @@ def read_audio(path: Path, start: float = 0.0, duration: float | None = None) ->
         DataError: the file is missing, unreadable, empty or broken off, or holds NaN or infinite
             samples.
     """
-    import soundfile
     import soxr
 
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing"
         raise DataError(f"no audio file at {path}, found {found}; check the path")
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
-            left = file.frames - file.seek(min(round(start * rate), file.frames))
-            count = -1 if duration is None else round(duration * rate)
-            samples = file.read(count, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise DataError(f"cannot decode {path} ({error}); {REMEDY}") from error
-    if not len(samples):
+    with open_sound(path, str(path)) as sound:
+        rate = sound.samplerate
+        first = min(round(start * rate), sound.frames)
+        if first and sound.seekable():
+            sound.seek(first)
+        elif first:  # as of GSM in WAV
+            _ = sum(len(block) for block in mono_blocks(sound, first, str(path)))
+        left = sound.frames - first
+        promised = left if duration is None else min(left, round(duration * rate))
+        blocks = [*mono_blocks(sound, None if duration is None else promised, str(path))]
+    mono = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+    if not len(mono):
         raise DataError(f"{path} holds no samples from {start:g} s on; remove it or mend its times")
-    promised = left if duration is None else min(left, count)
-    if len(samples) < 0.9 * promised:  # a header may be a little wrong, as of some MP3 files
-        raise DataError(
-            f"{path} breaks off after {len(samples) / rate:.2f} of {promised / rate:.2f} s; "
-            f"copy it again, or {REMEDY}"
-        )
-    if not np.isfinite(samples).all():
-        bad = int((~np.isfinite(samples)).sum())
-        raise DataError(f"{path} holds {bad} NaN or infinite samples; make the file again")
-    mono = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
+    check_whole(len(mono), promised, rate, str(path))
     if rate == SAMPLE_RATE:
-        return np.ascontiguousarray(mono)
+        return mono
     resampled: NDArray[float32] = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
     if not len(resampled):
         raise DataError(f"{path} has {len(mono)} samples at {rate} Hz, too few to resample")
     return resampled
+
+
+@contextmanager
+def open_sound(file: Path | BinaryIO, name: str) -> Iterator[Any]:
+    """A file that libsndfile reads, with a header that sound can have.
+
+    Raises:
+        DataError: it cannot be opened, or what is done within cannot be done with it.
+    """
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(file) as sound:
+            rate, channels = sound.samplerate, sound.channels
+            if not RATES[0] <= rate <= RATES[1] or channels > CHANNELS:
+                raise DataError(
+                    f"{name} has {channels} channels at {rate} Hz, expected at most {CHANNELS} at "
+                    f"{RATES[0]} to {RATES[1]} Hz; {REMEDY}"
+                )
+            yield sound
+    except DataError:
+        raise
+    except (soundfile.LibsndfileError, RuntimeError, TypeError, OSError) as error:
+        raise DataError(f"cannot decode {name} ({error}); {REMEDY}") from error
+
+
+def mono_blocks(sound: Any, count: int | None, name: str) -> Iterator[NDArray[float32]]:
+    """The channels' mean, block by block: a header may promise more than memory can hold.
+
+    count: samples of a channel; all, if left out.
+
+    Raises:
+        DataError: NaN or infinite samples.
+    """
+    size, left = BLOCK_VALUES // sound.channels, math.inf if count is None else count
+    while left:
+        asked = int(min(size, left))
+        block = sound.read(asked, dtype="float32", always_2d=True)
+        check_samples(block, name)
+        left -= len(block)
+        if len(block):
+            yield np.ascontiguousarray(block.mean(axis=1) if block.shape[1] > 1 else block[:, 0])
+        if len(block) < asked:
+            break
+
+
+def check_samples(samples: NDArray[float32], name: str) -> None:
+    """Raises DataError if no sound has such samples; integers that were not scaled pass."""
+    if bad := int((~(np.abs(samples) <= LOUDEST)).sum()):
+        raise DataError(
+            f"{name} holds {bad} NaN or infinite samples, or such beyond {LOUDEST:.0e}; make it again"
+        )
+
+
+def check_whole(found: int, promised: int, rate: int, name: str) -> None:
+    """Raises DataError if a file ends too early; a header may be a little wrong, as of some MP3."""
+    if found < 0.9 * promised:
+        raise DataError(
+            f"{name} breaks off after {found / rate:.2f} of {promised / rate:.2f} s; "
+            f"copy it again, or {REMEDY}"
+        )
 
 
 def pad_clips(clips: list[Tensor]) -> Waveforms:

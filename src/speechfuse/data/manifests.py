@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from speechfuse.audio import open_sound
 from speechfuse.data.archives import member_of, unpack
 from speechfuse.data.corpus import (
     Corpus,
@@ -335,19 +336,13 @@ def _utterance(
 
 def _about(path: Path, where: str) -> tuple[int, int, int]:
     """Sample rate, samples and channels from a file's header."""
-    import soundfile
-
-    from speechfuse.audio import REMEDY
-
     if not path.is_file():
         raise DataError(f"{where}: no audio file at {path}")
-    try:
-        info = soundfile.info(path)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise DataError(f"{where}: cannot decode {path} ({error}); {REMEDY}") from error
-    if not info.frames:
+    with open_sound(path, f"{where}: {path}") as sound:
+        found = sound.samplerate, sound.frames, sound.channels
+    if not found[1]:
         raise DataError(f"{where}: {path} holds no samples; remove it from the manifest")
-    return info.samplerate, info.frames, info.channels
+    return found
 
 
 def _first_twice(names: Sequence[str]) -> str | None:

@@ -17,10 +17,16 @@ import numpy as np
 from numpy import float32
 from numpy.typing import NDArray
 
-from speechfuse.audio import REMEDY, SAMPLE_RATE, read_audio
+from speechfuse.audio import (
+    SAMPLE_RATE,
+    check_samples,
+    check_whole,
+    mono_blocks,
+    open_sound,
+    read_audio,
+)
 from speechfuse.errors import DataError
 
-BLOCK_SECONDS = 10.0  # read at once
 FADE_SECONDS = 0.2  # over which a pause is looked for
 Samples = NDArray[float32]
 
@@ -108,44 +114,30 @@ def quietest(samples: Samples) -> int:
 
 def _blocks(file: Path | BinaryIO, name: str) -> Iterator[Samples]:
     """16 kHz mono, block by block."""
-    import soundfile
     import soxr
 
-    try:
-        with soundfile.SoundFile(file) as sound:
-            rate, read = sound.samplerate, 0
-            stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
-            size = round(BLOCK_SECONDS * rate)
-            while True:
-                block = sound.read(size, dtype="float32", always_2d=True)
-                read += len(block)
-                ends = len(block) < size
-                mono = _finite(block.mean(axis=1), name)
-                done = mono if rate == SAMPLE_RATE else stream.resample_chunk(mono, last=ends)
-                if len(done):
-                    yield done
-                if ends:
-                    break
-            if read < 0.9 * sound.frames:
-                raise DataError(
-                    f"{name} breaks off after {read / rate:.2f} of {sound.frames / rate:.2f} s; "
-                    f"copy it again, or {REMEDY}"
-                )
-    except (soundfile.LibsndfileError, RuntimeError, TypeError, OSError) as error:
-        raise DataError(f"cannot decode {name} ({error}); {REMEDY}") from error
+    read = 0
+    with open_sound(file, name) as sound:
+        rate = sound.samplerate
+        stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+        for mono in mono_blocks(sound, None, name):
+            read += len(mono)
+            done = mono if rate == SAMPLE_RATE else stream.resample_chunk(mono)
+            if len(done):
+                yield done
+        check_whole(read, sound.frames, rate, name)
+        if rate != SAMPLE_RATE and len(
+            rest := stream.resample_chunk(np.zeros(0, np.float32), last=True)
+        ):
+            yield rest
     if not read:
         raise DataError(f"{name} holds no samples; leave it out")
 
 
 def _seconds(path: Path, name: str) -> float:
-    import soundfile
-
-    try:
-        with soundfile.SoundFile(path) as sound:
-            seconds: float = sound.frames / sound.samplerate
-            return seconds
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
-        raise DataError(f"cannot decode {name} ({error}); {REMEDY}") from error
+    with open_sound(path, name) as sound:
+        seconds: float = sound.frames / sound.samplerate
+        return seconds
 
 
 def _mono(samples: Any, rate: Any, name: str) -> Samples:
@@ -167,20 +159,14 @@ def _mono(samples: Any, rate: Any, name: str) -> Samples:
         middle = 0.0 if array.dtype.kind == "i" else full / 2
         array = (array.astype(np.float64) - middle) / (full - middle)
     mono = array.astype(np.float32)
-    mono = _finite(mono.mean(axis=1) if mono.ndim == 2 else mono, name)
+    check_samples(mono, name)
+    mono = mono.mean(axis=1) if mono.ndim == 2 else mono
     if float(rate) == SAMPLE_RATE:
         return np.ascontiguousarray(mono)
     resampled: Samples = soxr.resample(mono, float(rate), SAMPLE_RATE, quality="HQ")
     if not len(resampled):
         raise DataError(f"{name} has {len(mono)} samples at {rate} Hz, too few to resample")
     return resampled
-
-
-def _finite(samples: Samples, name: str) -> Samples:
-    if not np.isfinite(samples).all():
-        bad = int((~np.isfinite(samples)).sum())
-        raise DataError(f"{name} holds {bad} NaN or infinite samples; make it again")
-    return samples
 
 
 def _named(given: Any) -> str:

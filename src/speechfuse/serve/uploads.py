@@ -18,7 +18,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from speechfuse.audio import SAMPLE_RATE
+from speechfuse.audio import CHANNELS, RATES, SAMPLE_RATE
 from speechfuse.errors import DataError
 from speechfuse.pipeline.recordings import Recording, Samples
 from speechfuse.serve.limits import Limits
@@ -26,7 +26,6 @@ from speechfuse.serve.refusals import FORMATS, Refusal, unreadable
 
 SPOOL = 1 << 20  # bytes in memory, more are on disk
 FIELD = 10_000  # bytes of a field beside the audio
-RATES, CHANNELS = (1000, 768_000), 64
 Fields = dict[str, list[str]]
 
 
