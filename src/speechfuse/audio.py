@@ -111,7 +111,7 @@ def check_samples(samples: NDArray[float32], name: str) -> None:
     """Raises DataError if no sound has such samples; integers that were not scaled pass."""
     if bad := int((~(np.abs(samples) <= LOUDEST)).sum()):
         raise DataError(
-            f"{name} holds {bad} NaN or infinite samples, or such beyond {LOUDEST:.0e}; make it again"
+            f"{name} holds {bad} NaN or infinite samples, or beyond {LOUDEST:.0e}; make it again"
         )
 
 
