@@ -29,16 +29,21 @@ PLACE = ("source", "revision")  # where an upstream comes from, which its layers
 
 
 def read_recipe(
-    source: Path | Mapping[str, Any], overrides: Sequence[str] = (), *, refuse_repeats: bool = True
+    source: Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    refuse_repeats: bool = True,
+    expand: bool = True,
 ) -> Recipe:
     """A recipe whose parts and options are all known.
 
-    refuse_repeats: an encoder that is there twice, unless the recipe allows it.
+    refuse_repeats: an encoder that is there twice, unless the recipe allows it. expand: environment
+    variables in it.
 
     Raises:
         RecipeError: all that is wrong with it, one line each, or an encoder that is there twice.
     """
-    recipe = _resolved(load_recipe(source, overrides, check=_wrong_parts))
+    recipe = _resolved(load_recipe(source, overrides, check=_wrong_parts, expand=expand))
     for name, part in recipe.upstreams.items():
         if recipe.fusion.drop_state_0 and part.options.get("layers") is not None:
             raise RecipeError(

@@ -1,7 +1,8 @@
 """Short names for the parts that ship with the library; the only file that imports all of them.
 
 A recipe may instead say `kind: my_module:MyPart` for a class in a file of the user's own, found
-in the current folder or installed; then nothing here needs to change.
+in the current folder or installed; then nothing here needs to change. What a run folder names so
+is not imported unless the user says so, for it may be of somebody else.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -119,12 +122,37 @@ FILLED_IN = (
 )
 
 
+# Within `of_others`, the only code in files of their own that may be imported; None: all.
+_OWN: ContextVar[Collection[str] | None] = ContextVar("own", default=None)
+_TRUSTED: ContextVar[bool] = ContextVar("trusted", default=False)
+
+
+@contextmanager
+def trusted_code(trust: bool = True) -> Iterator[None]:
+    """Within, parts that run folders name as `module:Name` are imported, as --trust-code does."""
+    before = _TRUSTED.set(trust or _TRUSTED.get())
+    try:
+        yield
+    finally:
+        _TRUSTED.reset(before)
+
+
+@contextmanager
+def of_others(own: Collection[str] = ()) -> Iterator[None]:
+    """Within, a recipe is read that somebody else may have written. own: parts trusted anyway."""
+    before = _OWN.set(own)
+    try:
+        yield
+    finally:
+        _OWN.reset(before)
+
+
 def find(role: str, kind: str) -> type[Any]:
     """The class that a recipe means by `kind`.
 
     Raises:
-        RecipeError: no such name, the named module or class cannot be imported, or it does not
-            play the role.
+        RecipeError: no such name, the named module or class cannot be imported or is not to be
+            trusted, or it does not play the role.
     """
     table = ROLES[role]
     if kind in table:
@@ -132,6 +160,13 @@ def find(role: str, kind: str) -> type[Any]:
     if ":" not in kind:
         raise RecipeError(f"unknown {role} kind '{kind}'; {did_you_mean(kind, table)}")
     module, _, name = kind.partition(":")
+    own = _OWN.get()
+    if own is not None and kind not in own and not _TRUSTED.get():
+        raise RecipeError(
+            f"{role} kind '{kind}' is code in a file of its own, which is not run because a run "
+            f"folder names it; look at {module}, and if you trust it add --trust-code (in Python "
+            "trust_code=True)"
+        )
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)

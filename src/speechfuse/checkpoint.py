@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 
 from speechfuse import __version__, build
 from speechfuse.cache.shards import write_tensors
+from speechfuse.catalog import of_others
 from speechfuse.data.corpus import read_table, write_table
 from speechfuse.data.manifests import manifest_name
 from speechfuse.data.teachers import Seen, seen_from
@@ -125,7 +126,7 @@ class Run:
             build.refuse_equal_weights(recipe, upstreams)
             return upstreams
         remedy = "choose another folder or delete this one"
-        if changed := recipe_changes(self.recipe(), recipe):
+        if changed := recipe_changes(self.recipe(recipe), recipe):
             raise RunError(
                 f"{self.folder} holds a run of another recipe (differs in "
                 f"{', '.join(changed[:5])}); {remedy}"
@@ -148,8 +149,13 @@ class Run:
                 found[name] = changed
         return found
 
-    def recipe(self) -> Recipe:
-        """Raises RunError if there is no run here."""
+    def recipe(self, own: Recipe | None = None) -> Recipe:
+        """What was asked. own: a recipe of the user's, whose parts are trusted here, too.
+
+        Raises:
+            RunError: there is no run here.
+            RecipeError: it is damaged, or names code that is not trusted.
+        """
         path = self.folder / "recipe.yaml"
         if not path.is_file():
             raise RunError(
@@ -160,7 +166,8 @@ class Run:
         if "processes" in asked.get("training", {}):  # what older versions called devices
             asked["training"]["devices"] = asked["training"].pop("processes")
         # Whether an encoder may be there twice was decided when the folder was made.
-        return build.read_recipe(asked, refuse_repeats=False)
+        with of_others(_texts(own.model_dump()) if own else ()):
+            return build.read_recipe(asked, refuse_repeats=False, expand=False)
 
     def upstreams(self) -> dict[str, dict[str, str]]:
         """The identities of its upstreams when it was begun."""
@@ -194,6 +201,11 @@ class Run:
             RunError: none here, or others than its weights were trained with.
         """
         states, weights = self._read_json("tasks.json"), self.folder / "model.safetensors"
+        if {*states} != {*read_yaml(self.folder / "recipe.yaml").get("tasks", ())}:
+            raise RunError(
+                f"tasks.json in {self.folder} has other tasks than the recipe.yaml beside it "
+                f"({', '.join(states) or 'none'}); put the run's own back"
+            )
         if weights.is_file() and self._made_with(weights) not in (None, self._tasks_hash()):
             raise RunError(
                 f"tasks.json in {self.folder} is not what {weights.name} was trained with: it "
@@ -272,7 +284,15 @@ class Run:
 
     def save_table(self, split: str, task: str, rows: Sequence[dict[str, str]]) -> None:
         (self.folder / "predictions").mkdir(exist_ok=True)
-        write_table(self._table(split, task), rows)
+        if (self.folder / "predictions").is_symlink():
+            raise RunError(
+                f"predictions in {self.folder} is a link, and would be written elsewhere; delete it"
+            )
+        path = self._table(split, task)
+        part = path.with_name(f".{path.name}.part")
+        part.unlink(missing_ok=True)
+        write_table(part, rows)
+        part.replace(path)
 
     def table(self, split: str, task: str) -> list[dict[str, str]]:
         path = self._table(split, task)
@@ -307,9 +327,11 @@ class Run:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all, and never through a link that lies there."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
+    part.unlink(missing_ok=True)
+    with part.open("x", encoding="utf-8") as file:
+        file.write(text)
     part.replace(path)
 
 
@@ -325,6 +347,15 @@ def versions() -> str:
 def recipe_changes(old: Recipe, new: Recipe) -> list[str]:
     """Dotted names of the settings that differ, but for those that change no result."""
     return _changed(old.model_dump(mode="json"), new.model_dump(mode="json"))
+
+
+def _texts(value: Any) -> set[str]:
+    """Every text in a mapping, at any depth, keys counted."""
+    if isinstance(value, Mapping):
+        return _texts([*value, *value.values()])
+    if isinstance(value, list | tuple):
+        return {text for inner in value for text in _texts(inner)}
+    return {value} if isinstance(value, str) else set()
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:

@@ -32,6 +32,24 @@ Jobs = Annotated[int, typer.Option(min=0, help="Runs at a time; 0: a core each, 
 RunFolder = Annotated[Path, typer.Argument(help="A run folder made by train.")]
 
 
+def _trust(context: typer.Context, trust: bool) -> None:
+    """For as long as the command runs."""
+    if trust:
+        from speechfuse.catalog import trusted_code
+
+        context.with_resource(trusted_code())
+
+
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code",
+        callback=_trust,
+        help="Import parts that the run names as module:Class: whoever wrote them can do anything.",
+    ),
+]
+
+
 def main() -> None:
     """Run a command; the user's errors become one message and exit code 2."""
     try:
@@ -117,6 +135,7 @@ def select(
     trained: Annotated[
         Path | None, typer.Option(help="Runs of single layers: how well they were foreseen.")
     ] = None,
+    trust_code: TrustCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print data, fractions of one.")] = False,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes, like limits.utterances=200.")
@@ -352,6 +371,7 @@ def pseudo_label(
     seen: Annotated[
         str, typer.Option(help="Corpora that the teacher was trained on beside those on its card.")
     ] = "",
+    trust_code: TrustCode = False,
 ) -> None:
     """Label a corpus with a teacher's emotions; keep those it is sure of, as many of each.
 
@@ -478,6 +498,7 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="Texts kept while one is searched; prints, and changes no file."),
     ] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Score a run again from its weights; the numbers are those that training gave."""
     from speechfuse.evaluate import evaluate_again
@@ -495,6 +516,7 @@ def compare(
     ],
     split: Annotated[Literal["test", "dev"], typer.Option(help="Scores of it.")] = "test",
     as_json: Annotated[bool, typer.Option("--json", help="Print data, fractions of one.")] = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Which differences between runs are real: the first against each of the others, paired.
 
@@ -530,6 +552,7 @@ def predict(
         typer.Option(help="File to write, or to go on with; for srt a folder of NAME.srt."),
     ] = None,
     layers: Annotated[bool, typer.Option(help="With the weights of layers (json).")] = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Transcribe, name the emotion, compare speakers: one line for each file and task.
 
@@ -572,9 +595,11 @@ def publish(
     license: Annotated[str | None, typer.Option(help="Of the weights, like apache-2.0.")] = None,
     push: Annotated[str | None, typer.Option(help="Put it on the hub as ORG/NAME.")] = None,
     private: Annotated[bool, typer.Option(help="Not for everyone, with --push.")] = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Write a run as a Hugging Face folder: trained weights, what `load` needs, a model card."""
-    from speechfuse.publish import push_to_hub, save_pretrained
+    from speechfuse.checkpoint import Run
+    from speechfuse.publish import code_of, push_to_hub, save_pretrained
 
     pairs = [text.partition("=") for text in source or ()]
     if bad := [name for name, _, place in pairs if not place]:
@@ -583,6 +608,8 @@ def publish(
     with _progress() as progress:
         made = save_pretrained(run, folder, sources=sources, license=license, progress=progress)
     typer.echo(f"published in {made}; read its README.md before others do")
+    if code := code_of(Run(made).recipe()):
+        typer.echo(f"others need your code for {', '.join(code)}, and --trust-code")
     if push:
         typer.echo(push_to_hub(made, push, private=private))
 
@@ -591,6 +618,7 @@ def publish(
 def weights(
     run: RunFolder,
     picture: Annotated[Path | None, typer.Option(help="Write a picture (SVG or PNG).")] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """How much each layer of each model counts for each task."""
     if picture and not (picture.parent.is_dir() and picture.suffix in (".svg", ".png")):
@@ -628,6 +656,7 @@ def alpha(
         Path | None, typer.Option(help="Prompts by task that were not trained on, a YAML file.")
     ] = None,
     utterances: Annotated[int, typer.Option(min=2, help="Of each test set looked at.")] = 240,
+    trust_code: TrustCode = False,
 ) -> None:
     """Which layers of the prompted transformer each prompt chooses, and what makes it choose them.
 
@@ -687,6 +716,7 @@ def serve(
         float, typer.Option(min=1, help="Seconds of a long recording read at once.")
     ] = 20.0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU if found.")] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Serve a run: a page to record or upload on, and an HTTP service.
 

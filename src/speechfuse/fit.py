@@ -140,6 +140,7 @@ def fit(
                 train_dataloaders=stream,
                 val_dataloaders=Development(model, tasks, inputs, rank),
                 ckpt_path=resume if resume.is_file() else None,
+                weights_only=True,
             )
         except SystemExit as stopped:  # what Lightning makes of KeyboardInterrupt
             raise KeyboardInterrupt from stopped

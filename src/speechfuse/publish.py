@@ -144,8 +144,19 @@ def model_card(run: Run, recipe: Recipe, license: str | None, *, drawn: bool) ->
         license=license,
         drawn=drawn,
         picture=PICTURE,
+        code=code_of(recipe),
         version=__version__,
     )
+
+
+def code_of(recipe: Recipe) -> list[str]:
+    """Parts that are no part of the library, and are not published."""
+    fusion, context = recipe.fusion, recipe.context
+    kinds = [one.kind for one in (*recipe.upstreams.values(), fusion.merge, fusion.interface)]
+    kinds += [context.kind, context.interface.kind] if context else []
+    for name, entry in recipe.tasks.items():
+        kinds += [entry.kind or name, entry.head.kind]
+    return sorted({kind for kind in kinds if ":" in kind})
 
 
 def _public(recipe: Recipe, sources: Mapping[str, str]) -> Recipe:

@@ -291,10 +291,13 @@ def load_recipe(
     source: Path | Mapping[str, Any],
     overrides: Sequence[str] = (),
     check: Callable[[Mapping[str, Any]], list[str]] | None = None,
+    *,
+    expand: bool = True,
 ) -> Recipe:
     """Read a recipe from a file or a mapping and apply overrides like `training.steps=100`.
 
-    `${NAME}` in a text stands for an environment variable. check: finds what else is wrong.
+    `${NAME}` in a text stands for an environment variable, unless `expand` is false: another
+    person's recipe could send what is in them to the hub. check: finds what else is wrong.
 
     Raises:
         RecipeError: all that is wrong with it, one line each.
@@ -306,7 +309,7 @@ def load_recipe(
     for override in overrides:
         apply_override(data, override)
     wrong: list[str] = []
-    data = expanded(data, wrong)
+    data = expanded(data, wrong) if expand else data
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:

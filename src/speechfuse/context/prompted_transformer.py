@@ -222,7 +222,9 @@ def _blocks(kind: str, pretrained: str | None, **sizes: Any) -> Any:
         )
     else:
         try:
-            model = transformers.AutoModel.from_pretrained(pretrained)
+            model = transformers.AutoModel.from_pretrained(
+                pretrained, use_safetensors=True, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             raise RecipeError(f"no pretrained transformer at '{pretrained}': {error}") from error
         if model.config.model_type not in ("llama", "qwen2"):

@@ -200,7 +200,8 @@ def normalisation(name: str, patient: Patient, dtype: str | None) -> Iterator[Fi
     samples = 0.2 * _voice(1.0, 0) + 0.1
     folder = model_folder(upstream.source, upstream.revision, weights=False)
     make: Any = transformers.AutoFeatureExtractor
-    given = make.from_pretrained(folder)(samples, sampling_rate=SAMPLE_RATE, return_tensors="np")
+    read = make.from_pretrained(folder, trust_remote_code=False)
+    given = read(samples, sampling_rate=SAMPLE_RATE, return_tensors="np")
     theirs = not np.allclose(given["input_values"][0], samples, atol=1e-6)
     found = f"audio is {words[ours]}, do_normalize is {str(theirs).lower()}"
     if ours == theirs:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from speechfuse import build
+from speechfuse.catalog import trusted_code
 from speechfuse.checkpoint import Run, write_text
 from speechfuse.experiments.claims import claim_tables
 from speechfuse.experiments.diagnosis import diagnose
@@ -188,7 +189,8 @@ def _layer_figures(done: Sequence[Cell]) -> Iterator[tuple[str, Any]]:
             continue
         if Run(cell.folder).moved(build.identities(cell.recipe)):
             continue  # it no longer has what it reads
-        uses = run_layer_use(cell.folder)
+        with trusted_code():  # the recipe is the sweep's
+            uses = run_layer_use(cell.folder)
         if any(len(use.weights or use.ablation or ()) > 1 for use in uses):
             yield cell.row, layer_figure(uses)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from speechfuse import build
 from speechfuse.audio import SAMPLE_RATE, pad_clips
+from speechfuse.catalog import trusted_code
 from speechfuse.checkpoint import Run
 from speechfuse.contracts import ScoresClasses, ShowsLayers, Task, Upstream
 from speechfuse.data.batching import by_duration
@@ -91,24 +92,29 @@ class SpeechModel:
         device: str | None = None,
         stretch: float = STRETCH_SECONDS,
         tasks: Sequence[str] | None = None,
+        trust_code: bool = False,
     ) -> None:
         """device: cpu, cuda, cuda:1; a GPU if there is one, if left out.
 
         stretch: seconds of a long recording that are read at once. tasks: those that will be asked.
+        trust_code: import parts that the run's recipe names as `module:Name`.
 
         Raises:
             RunError: no trained run, or other weights of an upstream.
+            RecipeError: parts that are not trusted.
             UpstreamError: an upstream that cannot be found.
         """
         run = Run(folder)
-        self.folder, self.recipe, self.stretch = folder, run.recipe(), stretch
+        with trusted_code(trust_code):
+            self.recipe = run.recipe()
+        self.folder, self.stretch, self._trust_code = folder, stretch, trust_code
         self.decisions = run.decisions()
         self.tasks: dict[str, Task] = {}
         for name, state in run.tasks().items():
             self.tasks[name] = build.build_task(name, self.recipe.tasks[name])
             self.tasks[name].load_state(state)
         self.checked(tasks)
-        run.check(self.recipe)
+        run.check(self.recipe)  # which is trusted now
         self.device = best_device() if device is None else torch.device(device)
         self.model = load_model(run, self.recipe, self.tasks).to(self.device)
         tuned = build.tuned_upstreams(self.recipe)
@@ -131,7 +137,8 @@ class SpeechModel:
         """Write what others need to use it, with a card; options: of `publish.save_pretrained`."""
         from speechfuse.publish import save_pretrained
 
-        return save_pretrained(self.folder, Path(folder), **options)
+        with trusted_code(self._trust_code):
+            return save_pretrained(self.folder, Path(folder), **options)
 
     def push_to_hub(self, name: str, *, private: bool = False, **options: Any) -> str:
         """Publish it on the hub under this name; options: of `save_pretrained`."""
@@ -428,7 +435,7 @@ def load(source: str | Path, *, revision: str | None = None, **options: Any) -> 
     """A trained run, from its folder, or a published one by its name on the hub.
 
     revision: a commit there. options: those of `SpeechModel`. Nothing of a downloaded folder is
-    unpickled or executed.
+    unpickled or executed, nor is code imported that it names, unless trust_code says so.
 
     Raises:
         RunError: no run there, or nothing of that name on the hub.

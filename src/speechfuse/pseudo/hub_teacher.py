@@ -52,8 +52,12 @@ class HubTeacher(Teacher):
                     "layout, or a run folder"
                 )
         try:
-            self._config: Any = transformers.AutoConfig.from_pretrained(self._folder)
-            self._extractor: Any = transformers.AutoFeatureExtractor.from_pretrained(self._folder)
+            self._config: Any = transformers.AutoConfig.from_pretrained(
+                self._folder, trust_remote_code=False
+            )
+            self._extractor: Any = transformers.AutoFeatureExtractor.from_pretrained(
+                self._folder, trust_remote_code=False
+            )
         except (ValueError, OSError, KeyError) as error:
             raise UpstreamError(f"{source} cannot be read as a model of audio: {error}") from error
         rate = getattr(self._extractor, "sampling_rate", SAMPLE_RATE)
@@ -102,6 +106,7 @@ class HubTeacher(Teacher):
                     folder,
                     dtype=torch.float32,
                     use_safetensors=True,
+                    trust_remote_code=False,
                     output_loading_info=True,
                 )
         except Exception as error:  # the library raises many kinds for a broken file

@@ -385,7 +385,7 @@ def _load(folder: Path, config: Mapping[str, Any], source: str, seed: int | None
 
     whisper_like = config["model_type"] == "whisper"
     model_class: Any = WhisperEncoder if whisper_like else transformers.AutoModel
-    full = transformers.AutoConfig.from_pretrained(folder)
+    full = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     full.layerdrop = full.encoder_layerdrop = 0.0  # every block, always
     if seed is not None or torch.get_default_device().type == "meta":
         with kept_random():
@@ -400,7 +400,12 @@ def _load(folder: Path, config: Mapping[str, Any], source: str, seed: int | None
             f"{source} has no *.safetensors.{pickled} Use a revision that has them (on the hub "
             "often refs/pr/1), or save the model once with save_pretrained(folder)"
         )
-    options: dict[str, Any] = {"config": full, "dtype": torch.float32, "use_safetensors": True}
+    options: dict[str, Any] = {
+        "config": full,
+        "dtype": torch.float32,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+    }
     if whisper_like:
         options["key_mapping"] = {r"^(model\.)?encoder\.": ""}
     try:
