@@ -24,7 +24,8 @@ from speechfuse.reduction import with_reduction
 from speechfuse.taskdata import TaskData, load_tasks
 from speechfuse.types import Progress, Utterance
 
-SCORED = {"dev", "test", "texts_cut", "thresholds"}  # parts of metrics that are made anew
+SPLITS = ("dev", "test")
+SCORED = {*SPLITS, "texts_cut", "thresholds"}  # parts of metrics that are made anew
 BATCH_SECONDS = 120.0  # audio in one pass over stored layers
 UPSTREAM_SECONDS = 60.0  # in one that runs a tuned upstream, too
 
@@ -36,9 +37,13 @@ def evaluate_run(
     tasks: Mapping[str, TaskData],
     inputs: Mapping[str, Sequence[Inputs]],
     about: Mapping[str, Any],
+    splits: Sequence[str] = SPLITS,
 ) -> dict[str, Any]:
-    """Predict dev and test, write predictions and metrics.json, return the metrics."""
-    metrics, tables = _score(model, tasks, inputs, about)
+    """Predict dev and test, write predictions and metrics.json, return the metrics.
+
+    splits: of these; metrics have nothing of another one.
+    """
+    metrics, tables = _score(model, tasks, inputs, about, splits)
     for (split, name), rows in tables.items():
         run.save_table(split, name, rows)
     run.save_metrics(metrics)
@@ -50,11 +55,12 @@ def _score(
     tasks: Mapping[str, TaskData],
     inputs: Mapping[str, Sequence[Inputs]],
     about: Mapping[str, Any],
+    splits: Sequence[str] = SPLITS,
 ) -> tuple[dict[str, Any], dict[tuple[str, str], list[Row]]]:
     metrics: dict[str, Any] = {**about, "texts_cut": {"dev": {}, "test": {}}, "dev": {}, "test": {}}
     tables = {}
     for name, data in tasks.items():
-        for split in ("dev", "test"):
+        for split in splits:
             rows = tables[split, name] = predicted_table(model, data, inputs[name], split)
             if cut := sum(row.get("cut") == "yes" for row in rows):
                 metrics["texts_cut"][split][name] = cut
@@ -62,7 +68,7 @@ def _score(
                 metric: asdict(with_interval(evidence))
                 for metric, evidence in data.task.score(rows).items()
             }
-        if isinstance(data.task, Decides):
+        if isinstance(data.task, Decides) and {*splits} == {*SPLITS}:
             decision = data.task.decision(tables["dev", name], tables["test", name])
             metrics.setdefault("thresholds", {})[name] = decision.to_dict()
     return metrics, tables

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from speechfuse import build
 from speechfuse.alignment import common_lengths
 from speechfuse.checkpoint import Run
 from speechfuse.errors import DataError, RecipeError, ShapeError
-from speechfuse.evaluate import evaluate_run, passes
+from speechfuse.evaluate import SPLITS, evaluate_run, passes
 from speechfuse.fit import fit, fit_together
 from speechfuse.fusion import fit_interfaces
 from speechfuse.group import check_places, joined
@@ -30,12 +30,19 @@ from speechfuse.types import LayerStack, Progress
 
 
 def train_run(
-    recipe: Recipe, folder: Path, progress: Progress | None = None, rank: Rank | None = None
+    recipe: Recipe,
+    folder: Path,
+    progress: Progress | None = None,
+    rank: Rank | None = None,
+    *,
+    start: Callable[[FusionModel], None] | None = None,
+    splits: Sequence[str] = SPLITS,
 ) -> dict[str, Any]:
     """Prepare, extract, train and evaluate; goes on where an earlier call stopped.
 
     rank: of this process among those that torchrun or srun began. The first one writes the folder
-    and returns its metrics, the others none.
+    and returns its metrics, the others none. start: puts weights into the model that it begins
+    with. splits: that are scored.
 
     Raises:
         SpeechFuseError: whatever is wrong with recipe, data or upstreams, before any training.
@@ -48,16 +55,22 @@ def train_run(
     check_places(recipe.training, rank)
     try:
         with joined(rank):
-            model, tasks, inputs, about = _trained(recipe, run, progress, rank)
+            model, tasks, inputs, about = _trained(recipe, run, progress, rank, start)
         if rank.number > 0:
             return {}
-        return evaluate_run(run, model=model, tasks=tasks, inputs=inputs, about=about)
+        return evaluate_run(
+            run, model=model, tasks=tasks, inputs=inputs, about=about, splits=splits
+        )
     finally:
         run.end()
 
 
 def _trained(
-    recipe: Recipe, run: Run, progress: Progress | None, rank: Rank
+    recipe: Recipe,
+    run: Run,
+    progress: Progress | None,
+    rank: Rank,
+    start: Callable[[FusionModel], None] | None,
 ) -> tuple[FusionModel, dict[str, TaskData], dict[str, list[Inputs]], dict[str, Any]]:
     """A model with the weights that are kept, its tasks, what it reads of them, and a summary."""
     with rank.first(rank.number == 0):  # a corpus is made once
@@ -81,6 +94,8 @@ def _trained(
         run.check_shared()
     began = time.monotonic()
     if not (run.folder / "checkpoints" / "last.ckpt").is_file():  # that holds what was fitted
+        if start:
+            start(model)
         _fit_interfaces(model, tasks, inputs)
     if any(p.requires_grad for p in model.parameters()):
         if rank.count == 1 and (recipe.training.devices or 1) > 1:
