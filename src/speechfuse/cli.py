@@ -537,6 +537,54 @@ def compare(
 
 
 @app.command()
+def prune(
+    run: RunFolder,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder to write; RUN-pruned if left out.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Points by which each task may be worse on development.")
+    ] = 1.0,
+    sure: Annotated[
+        bool, typer.Option(help="The whole interval has to be within it, not only the value.")
+    ] = False,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Of training after a cut; a quarter of the run's.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Speed is the median of so many.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print data, fractions of one.")] = False,
+) -> None:
+    """Remove encoder blocks above the last one that counts, and encoders that add nothing.
+
+    Encoders are left out in turn, the most expensive first, then blocks from the top by halving;
+    each cut is trained briefly from the run's weights and judged on development data alone. The
+    smallest that is good enough becomes a run of its own, compared on the test set with the run as
+    it was. The same command goes on after a stop.
+    """
+    from speechfuse.experiments.pruning import report
+    from speechfuse.experiments.pruning.run import prune_run
+
+    with _progress() as progress:
+        about = prune_run(
+            run,
+            out,
+            tolerance=tolerance / 100,
+            sure=sure,
+            steps=steps,
+            repeats=repeats,
+            progress=progress,
+        )
+    if as_json:
+        typer.echo(json.dumps(about, indent=2, ensure_ascii=False))
+        return
+    for table in report.prune_tables(about):
+        _table(*table)
+    typer.echo(report.summary(about))
+    if about["removed"]:
+        typer.echo(f"run: {about['out']}")
+
+
+@app.command()
 def predict(
     run: RunFolder,
     audio: Annotated[list[str], typer.Argument(help="Audio files, folders of them, patterns.")],

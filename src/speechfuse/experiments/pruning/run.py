@@ -1,0 +1,177 @@
+"""Prune a finished run: try cuts on development data, keep the smallest, compare on the test set.
+
+RUN-pruned         an ordinary run, and prune.json
+RUN-pruned.tried   runs of what was tried, until it is done; where nothing can go, prune.json
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from speechfuse.checkpoint import Run
+from speechfuse.errors import RunError
+from speechfuse.evaluate import SCORED, SPLITS, evaluate_again, evaluate_run, open_run
+from speechfuse.experiments.compare import compare
+from speechfuse.experiments.pruning.cuts import (
+    Cut,
+    Encoder,
+    cut_recipe,
+    encoders_of,
+    reads_one,
+    single_layers,
+    whole,
+)
+from speechfuse.experiments.pruning.record import costs, known_about, told, write_about
+from speechfuse.experiments.pruning.search import search
+from speechfuse.experiments.pruning.speed import encoder_speeds
+from speechfuse.experiments.pruning.trial import Bench, Rule, Trial, system
+from speechfuse.recipe import Recipe
+from speechfuse.taskdata import load_tasks
+from speechfuse.types import Progress, Utterance
+
+_NOT_COPIED = (  # what is written anew, or of training alone
+    ".lock",
+    "recipe.yaml",
+    "upstreams.json",
+    "versions.txt",
+    "metrics.json",
+    "predictions",
+    "checkpoints",
+    "log.csv",
+    "events.*",
+    "report.html",
+)
+
+
+def prune_run(
+    folder: Path,
+    out: Path | None = None,
+    *,
+    tolerance: float = 0.01,
+    sure: bool = False,
+    steps: int | None = None,
+    repeats: int = 5,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write a smaller run if there is one, and return what is in its prune.json.
+
+    tolerance: by which the primary metric of every task may be worse on development data, in
+    shares of one. sure: its whole interval, too. steps: of training after a cut, a quarter of the
+    run's if None. repeats: of measuring speed.
+
+    Raises:
+        RunError: no finished run there, or `out` holds something else.
+        SpeechFuseError: its corpora or encoders are not here, or have changed.
+        KeyboardInterrupt: what is done is kept, the same call goes on.
+    """
+    run = Run(folder)
+    recipe = run.recipe()
+    if not run.finished:
+        raise RunError(f"{folder} is not finished; train it first, the same command goes on")
+    out = out or folder.with_name(f"{folder.resolve().name}-pruned")
+    work = out.with_name(f"{out.name}.tried")
+    bench = Bench(run, work, steps or max(1, recipe.training.steps // 4))
+    rule = Rule(tolerance, sure)
+    settings = {"weights": bench.mark, **asdict(rule), "steps": bench.steps}
+    if known := known_about(out, work, settings):
+        return known
+    encoders = encoders_of(recipe)
+    start, about = whole(encoders), {"run": str(folder), **settings, "tried": []}
+    if reads_one(recipe):
+        start = single_layers(recipe, encoders)
+    if start == whole(encoders) and not _can_try(start, encoders):
+        encoder = next(iter(encoders.values()))
+        return about | {"removed": False, "why": _why_nothing(encoder)}
+    clips = _checked(run, recipe, progress)
+    tried: list[tuple[Trial, bool | None]] = []
+
+    def attempt(cut: Cut) -> Trial:
+        if not tried:  # what the training alone changes
+            tried.append((bench.tried(whole(encoders), encoders, _named(progress, "all")), None))
+        text = cut.text(encoders)
+        trial = bench.tried(cut, encoders, _named(progress, text))
+        tried.append((trial, rule.keeps(trial.losses)))
+        return trial
+
+    exact = None if start == whole(encoders) else _copied(bench, start, progress)
+    found = search(start, encoders, rule, attempt)
+    about["tried"] = [told(bench, encoders, *one) for one in tried]
+    chosen = found.chosen or exact
+    if chosen is None:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        limit = f"{100 * tolerance:g} points{', interval included,' if sure else ''}"
+        why = f"no cut that was tried keeps every task within {limit} on development data"
+        return write_about(work, about | {"removed": False, "why": why})
+    after = Run(chosen.folder)
+    evaluate_again(after.folder, progress)
+    about |= {"removed": True, "exact": found.chosen is None, "out": str(out)}
+    about |= costs(run, after, encoders, found.cut)
+    about["speed"] = encoder_speeds(recipe, after.recipe(), clips, repeats)
+    systems = [system("before", run), system("after", after)]
+    about["test"] = [asdict(d) | {"verdict": d.verdict} for d in compare(systems)]
+    about = write_about(after.folder, about)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir():
+        out.rmdir()  # it is empty
+    after.folder.rename(out)
+    shutil.rmtree(work)
+    return about
+
+
+def _can_try(start: Cut, encoders: Mapping[str, Encoder]) -> bool:
+    """Whether there is an encoder to leave out, or a block to stop before."""
+    stops = (one.can_stop and one.fewest < len(start.layers[one.name]) for one in encoders.values())
+    return len(encoders) > 1 or any(stops)
+
+
+def _why_nothing(encoder: Encoder) -> str:
+    if len(encoder.layers) == 1:
+        return f"encoder '{encoder.name}' is alone and has one layer"
+    return (
+        f"encoder '{encoder.name}' is alone and cannot stop lower: it has no option `layers`, or "
+        "its upper blocks are those that are trained"
+    )
+
+
+def _checked(run: Run, recipe: Recipe, progress: Progress | None) -> Sequence[Utterance]:
+    """Everything that the run was made of is here and as it was; its development utterances."""
+    run.check(recipe)
+    tasks = load_tasks(recipe, run.tasks(), progress)
+    run.check_data({name: data.marks() for name, data in tasks.items()})
+    for split in SPLITS:
+        for name in tasks:
+            run.table(split, name)
+    return next(iter(tasks.values())).splits["dev"]
+
+
+def _copied(bench: Bench, cut: Cut, progress: Progress | None) -> Trial:
+    """The run with encoders that end at the one layer that is read: the same weights."""
+    recipe = cut_recipe(bench.recipe, cut)
+    folder = bench.place(recipe)
+    if not Run(folder).finished:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(bench.run.folder, folder, ignore=shutil.ignore_patterns(*_NOT_COPIED))
+        begun = Run(folder)
+        begun.begin(recipe)
+        begun.end()
+        run, model, tasks, inputs = open_run(folder, progress)
+        metrics = bench.run.metrics()
+        about = {k: v for k, v in metrics.items() if k not in SCORED}
+        evaluate_run(run, model=model, tasks=tasks, inputs=inputs, about=about, splits=["dev"])
+    return bench.trial(cut, folder)
+
+
+def _named(progress: Progress | None, cut: str) -> Progress | None:
+    """Training steps under the name of the cut; everything else as it is."""
+    if progress is None:
+        return None
+
+    def say(what: str, done: int, total: int) -> None:
+        progress(cut if what == "training steps" else what, done, total)
+
+    return say

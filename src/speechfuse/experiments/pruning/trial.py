@@ -1,0 +1,107 @@
+"""One cut that is tried: trained briefly from the run's weights, and scored on development data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from speechfuse import build
+from speechfuse.checkpoint import Run
+from speechfuse.experiments.compare import Difference, System, compare
+from speechfuse.experiments.pruning.cuts import Cut, Encoder, cut_recipe
+from speechfuse.experiments.pruning.inherit import Inheritance
+from speechfuse.model import FusionModel
+from speechfuse.ops import file_hash
+from speechfuse.recipe import Recipe
+from speechfuse.train import train_run
+from speechfuse.types import Metric, Progress
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a cut is good enough."""
+
+    tolerance: float  # by which the primary metric of each task may be worse, in shares of one
+    sure: bool = False  # the whole interval has to be within it, not only the value
+
+    def keeps(self, losses: Mapping[str, Metric]) -> bool:
+        """losses: of each task; above zero is worse. The worst task decides."""
+        return all(
+            (loss.high if self.sure else loss.value) <= self.tolerance + 1e-9
+            for loss in losses.values()
+        )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A cut with what it costs on development data, against the run as it is."""
+
+    cut: Cut
+    folder: Path
+    scores: Mapping[str, Metric]  # of each task's primary metric
+    losses: Mapping[str, Metric]  # paired; above zero is worse
+
+
+class Bench:
+    """Where cuts of one run are tried; what was tried is not tried again."""
+
+    def __init__(self, run: Run, folder: Path, steps: int) -> None:
+        """folder: for the runs of what is tried. steps: of training, for each."""
+        self.run, self.folder, self.steps = run, folder, steps
+        self.recipe = run.recipe()
+        self._weights = run.folder / "model.safetensors"
+        self.mark = file_hash([self._weights])
+        self._before = system("before", run)
+
+    def tried(
+        self, cut: Cut, encoders: Mapping[str, Encoder], progress: Progress | None = None
+    ) -> Trial:
+        """Train a cut for the steps, from the run's weights, and score it.
+
+        Raises:
+            SpeechFuseError: whatever is wrong with the run's corpora or encoders.
+            KeyboardInterrupt: what is done is kept.
+        """
+        recipe = cut_recipe(self.recipe, cut, steps=self.steps)
+        folder = self.place(recipe)
+        tuned = [*build.tuned_upstreams(self.recipe)]
+
+        def start(model: FusionModel) -> None:
+            inherited = Inheritance(self.recipe, encoders, cut, tuned)
+            inherited.take(model, load_file(self._weights))
+
+        train_run(recipe, folder, progress, start=start, splits=["dev"])
+        return self.trial(cut, folder)
+
+    def place(self, recipe: Recipe) -> Path:
+        """A folder for a recipe that begins with these weights."""
+        about = json.dumps([self.mark, recipe.model_dump(mode="json")], sort_keys=True)
+        return self.folder / hashlib.sha256(about.encode()).hexdigest()[:12]
+
+    def trial(self, cut: Cut, folder: Path) -> Trial:
+        """What a run of a cut has lost."""
+        scores, losses = {}, {}
+        for one in compare([self._before, system("after", Run(folder))], "dev"):
+            task = build.build_task(one.task, self.recipe.tasks[one.task])
+            if one.metric == task.primary:
+                scores[one.task] = one.value
+                losses[one.task] = _loss(one)
+        return Trial(cut, folder, scores, losses)
+
+
+def system(name: str, run: Run) -> System:
+    """One run alone."""
+    recipe = run.recipe()
+    return System(name, recipe, {recipe.seed: [run]})
+
+
+def _loss(one: Difference) -> Metric:
+    found = one.difference
+    if not one.higher_is_better:
+        return found
+    return Metric(0.0 - found.value, 0.0 - found.high, 0.0 - found.low, found.speakers)
