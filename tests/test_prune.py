@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import speechfuse
 from speechfuse import cli
 from speechfuse.build import read_recipe
+from speechfuse.catalog import trusted_code
 from speechfuse.checkpoint import Run
 from speechfuse.errors import DataError, RunError
 from speechfuse.experiments.compare import compare, find_systems
@@ -32,7 +33,7 @@ DEAF = {"kind": "towers:Tower", "heard": -1}
 def place(tmp_path_factory):
     """One folder for all runs of this file, so that a corpus is prepared once."""
     folder = tmp_path_factory.mktemp("pruning")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, trusted_code():
         patch.chdir(folder)
         yield folder
 
@@ -152,7 +153,7 @@ def test_single_layer_is_cut_there_exactly_without_training(recipe, place, encod
 def test_where_all_of_it_counts_nothing_is_written(recipe, place):
     top = recipe | {"upstreams": {"hears": HEARS | {"heard": 3}}}
     run = trained(top, place / "all")
-    done = CliRunner().invoke(cli.app, ["prune", "all"], catch_exceptions=False)
+    done = CliRunner().invoke(cli.app, ["prune", "all", "--trust-code"], catch_exceptions=False)
     assert done.exit_code == 0
     assert "nothing is removed: no cut that was tried keeps every task within 1 p" in done.stdout
     assert "hears 2 of 3" in done.stdout

@@ -553,6 +553,7 @@ def prune(
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Speed is the median of so many.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print data, fractions of one.")] = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Remove encoder blocks above the last one that counts, and encoders that add nothing.
 
