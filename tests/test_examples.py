@@ -26,8 +26,7 @@ def test_an_interface_of_ones_own_trains(workspace, tone_recipe, monkeypatch):
 
 def test_the_readme_shows_the_example():
     readme = (EXAMPLES.parent / "README.md").read_text()
-    blocks = [part.split("```")[0] for part in readme.split("```python\n")[1:]]
-    (shown,) = [block for block in blocks if "MeanOfLayers" in block]
+    shown = readme.split('```python title="mean_of_layers.py"\n')[1].split("```")[0]
     assert shown in (EXAMPLES / "mean_of_layers.py").read_text()
 
 
