@@ -265,3 +265,33 @@ def test_weights_of_what_is_left_are_taken_over(recipe):
     assert found["fusions.emotion.interfaces.0.logits"].tolist() == [1, 2]
     kept = old["fusions.emotion.project.weight"][:, 24:]
     assert torch.equal(found["fusions.emotion.project.weight"], kept)
+
+
+@pytest.mark.recipe
+def test_a_prompted_transformer_is_taken_over_whole(recipe, place):
+    change = {
+        "upstreams": {"hears": HEARS},
+        "fusion": {"interface": {"kind": "gated_encoder"}, "per_task": False},
+        "context": {"preset": "tiny", "interface": {"kind": "prompt_adaptive"}},
+        "training": {"steps": 2, "learning_rate": 1e-6},
+    }
+    run = trained(merged(recipe, change) | {"upstreams": {"hears": HEARS}}, place / "harmonifuse")
+    about = prune_run(run, tolerance=1, repeats=1)
+    assert about["encoders"][0]["layers"] == [1]
+    old, new = (load_file(place / about[name] / "model.safetensors") for name in ("run", "out"))
+    for name, tensor in new.items():
+        if name.startswith("reader."):  # one step at so low a rate
+            assert torch.allclose(tensor, old[name], atol=1e-4), name
+    assert speechfuse.load(place / about["out"]).tasks
+
+
+@pytest.mark.recipe
+def test_blocks_that_are_trained_stay_below_the_cut(recipe, place, encoder):
+    hubert = {"kind": "huggingface", "source": str(encoder("hubert"))}
+    tuned = {"training": {"steps": 2, "train_upstream": "top_1"}}
+    run = trained(merged(recipe, tuned) | {"upstreams": {"hubert": hubert}}, place / "tuned")
+    about = prune_run(run, tolerance=1, repeats=1)
+    assert about["encoders"][0]["layers"] == [0, 1]
+    assert any(
+        "encoder.layers.0." in n for n in load_file(place / about["out"] / "model.safetensors")
+    )

@@ -1,7 +1,7 @@
 """Prune a finished run: try cuts on development data, keep the smallest, compare on the test set.
 
 RUN-pruned         an ordinary run, and prune.json
-RUN-pruned.tried   runs of what was tried, until it is done; where nothing can go, prune.json
+RUN-pruned.tried   runs of what was tried, until something is chosen
 """
 
 from __future__ import annotations
@@ -102,10 +102,9 @@ def prune_run(
     about["tried"] = [told(bench, encoders, *one) for one in tried]
     chosen = found.chosen or exact
     if chosen is None:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
         limit = f"{100 * tolerance:g} points{', interval included,' if sure else ''}"
-        why = f"no cut that was tried keeps every task within {limit} on development data"
+        why = f"no cut that was tried keeps every task within {limit} on development data; what was"
+        why += f" tried is kept in {work} for another --tolerance"
         return write_about(work, about | {"removed": False, "why": why})
     after = Run(chosen.folder)
     evaluate_again(after.folder, progress)

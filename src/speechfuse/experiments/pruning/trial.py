@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,7 @@ class Bench:
             inherited.take(model, load_file(self._weights))
 
         train_run(recipe, folder, progress, start=start, splits=["dev"])
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # as large as what is kept
         return self.trial(cut, folder)
 
     def place(self, recipe: Recipe) -> Path:
