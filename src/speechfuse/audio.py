@@ -24,6 +24,7 @@ SAMPLE_RATE = 16000  # Hz, inside the library
 RATES, CHANNELS = (1000, 768_000), 64  # of a file: outside them a header is damaged or a trap
 LOUDEST = 2.0**31  # of a sample; what is far louder becomes infinite on the way
 BLOCK_VALUES = 1 << 20  # read at once, of all channels
+SOUNDS = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf"}
 REMEDY = "convert it with: ffmpeg -i IN -ar 16000 -ac 1 OUT.flac"
 
 

@@ -476,7 +476,9 @@ def _check_fitted(recipe: Recipe, fusions: Iterable[Fusion]) -> None:
 def _before(recipe: Recipe, name: str) -> list[torch.nn.Module]:
     """What a task asks to be done to frames before its head reads them."""
     entry = recipe.tasks[name]
-    steps: list[torch.nn.Module] = [SpecAugment(entry.augment)] if entry.augment else []
+    steps: list[torch.nn.Module] = []
+    if entry.augment and entry.augment.masks:
+        steps.append(SpecAugment(entry.augment))
     if entry.utterance_norm != "none":
         steps.append(UtteranceNorm(variance=entry.utterance_norm == "mean_variance"))
     return steps

@@ -10,6 +10,7 @@ import torch
 from numpy import float32
 from numpy.typing import NDArray
 
+from speechfuse.alter import altered, made, mixed
 from speechfuse.audio import SAMPLE_RATE, pad_clips, read_audio
 from speechfuse.contracts import Upstream
 from speechfuse.errors import DataError
@@ -26,7 +27,7 @@ def read_batch(
     """
     clips = []
     for u in utterances:
-        samples = read_audio(u.audio, u.start, u.duration)
+        samples = _read(u)
         if len(samples) < upstream.plan.min_samples:
             raise DataError(
                 f"utterance {u.id} ({u.audio.name}) has {len(samples)} samples at "
@@ -39,14 +40,15 @@ def read_batch(
     return pad_clips(clips)
 
 
+def _read(u: Utterance) -> NDArray[float32]:
+    """Samples of an utterance as it is heard."""
+    if u.alteration is None:
+        return read_audio(u.audio, u.start, u.duration)
+    spoken = None if u.duration is None else u.duration * u.alteration.speed
+    return altered(read_audio(u.audio, u.start, spoken), u.alteration)
+
+
 def _with_noise(samples: NDArray[float32], snr: float) -> NDArray[float32]:
     """Pink noise mixed in, the same for the same samples; the level of the speech stays."""
     seed = int.from_bytes(hashlib.sha256(samples.tobytes()).digest()[:8], "little")
-    spectrum = np.fft.rfft(np.random.default_rng(seed).standard_normal(len(samples)))
-    spectrum[1:] /= np.sqrt(np.arange(1, len(spectrum)))
-    spectrum[0] = 0
-    noise = np.fft.irfft(spectrum, len(samples))
-    power = float(np.mean(samples.astype(np.float64) ** 2)), float(np.mean(noise**2))
-    gain = (power[0] / max(power[1], 1e-20)) ** 0.5 * 10 ** (-snr / 20)
-    mixed: NDArray[float32] = (samples + gain * noise).astype(np.float32)
-    return mixed
+    return mixed(samples, made("pink", len(samples), np.random.default_rng(seed)), snr)

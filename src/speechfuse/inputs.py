@@ -43,7 +43,7 @@ class Clips:
 
     def frames(self, utterance: Utterance) -> int:
         """Number of frames that the upstream will give."""
-        key = f"{utterance.audio}|{utterance.start}|{utterance.duration}"
+        key = f"{utterance.audio}|{utterance.start}|{utterance.duration}|{utterance.alteration}"
         if key not in self._frames:
             lengths = read_batch([utterance], self._upstream).lengths
             self._frames[key] = int(self._upstream.frames(lengths))

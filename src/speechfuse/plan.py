@@ -20,9 +20,9 @@ from speechfuse.fusion import MergeFirst, fit_interfaces
 from speechfuse.prompting import build_reader, read_at
 from speechfuse.recipe import Recipe
 from speechfuse.reduction import reduction, refuse_inexact, with_reduction
-from speechfuse.taskdata import is_prepared, prepared_folder
+from speechfuse.taskdata import is_prepared, load_tasks, prepared_folder
 from speechfuse.tuning import trained_parameters
-from speechfuse.types import Frames, LayerStack, StackSpec, Table
+from speechfuse.types import Frames, LayerStack, StackSpec, Table, Utterance
 from speechfuse.upstreams.attention import ATTENTION_SECONDS
 
 ASSUMED = {
@@ -136,7 +136,10 @@ def _store_table(
     """Each upstream's layers; beside them what may be stored in their place, to the same end."""
     corpora = dict.fromkeys(n for e in recipe.tasks.values() for n in (e.corpus, *e.extra_training))
     counted = [one for one in map(_counted, corpora) if one]
+    copies = _copies(recipe)
     hours, utterances = (sum(one[key] for one in counted) for key in ("hours", "utterances"))
+    hours += sum(u.duration or 0.0 for u in copies) / 3600
+    utterances += len(copies)
     rows = []
 
     def add(name: str, spec: StackSpec, *, mean: bool = False) -> None:
@@ -159,7 +162,8 @@ def _store_table(
                 ((name, one),) = build.read_upstreams(other).items()
                 add(f"{name}, {kind}", one.plan.spec, mean=one.pools)
     store = recipe.store
-    title = f"Stored layers ({store.dtype}, reduce: {store.reduce}, budget {store.budget_gb:g} GB)"
+    title = f"Stored layers ({store.dtype}, reduce: {store.reduce}, budget {store.budget_gb:g} GB"
+    title += f", with {len(copies):,} altered copies)" if copies else ")"
     return title, ["upstream", "for an hour of audio", "for these corpora"], rows
 
 
@@ -200,6 +204,22 @@ def _second(spec: StackSpec) -> LayerStack:
     frames = round(spec.frame_rate)
     layer = torch.zeros(1, frames, spec.dim)
     return LayerStack((layer,) * spec.num_layers, torch.tensor([frames]), spec.frame_rate)
+
+
+def _copies(recipe: Recipe) -> list[Utterance]:
+    """Altered training utterances of the corpora that are prepared, each once."""
+    asked = {n: e for n, e in recipe.tasks.items() if e.augment and e.augment.copies}
+    ready = {
+        name: entry
+        for name, entry in asked.items()
+        if all(is_prepared(prepared_folder(n)) for n in (entry.corpus, *entry.extra_training))
+    }
+    if not ready:
+        return []
+    data = load_tasks(recipe.model_copy(update={"tasks": ready}))
+    trained = (u for one in data.values() for u in one.splits["train"])
+    found = {(u.audio, u.start, u.alteration): u for u in trained if u.alteration}
+    return [*found.values()]
 
 
 def _counted(corpus: str) -> dict[str, Any] | None:

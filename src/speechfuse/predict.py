@@ -10,6 +10,7 @@ from glob import glob
 from pathlib import Path
 from typing import Literal
 
+from speechfuse.audio import SOUNDS
 from speechfuse.checkpoint import write_text
 from speechfuse.errors import DataError, RunError
 from speechfuse.pipeline.answers import Answer, Label, Speakers, Transcript, Voice, Word
@@ -19,7 +20,6 @@ from speechfuse.turns import format_turns
 from speechfuse.types import Progress
 
 Format = Literal["text", "json", "csv", "srt"]
-SOUNDS = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf"}
 COLUMNS = ("audio", "task", "prediction", "score", "start", "end")
 CAPTION = (42, 6.0, 0.8)  # most characters and seconds of a caption, and the pause that ends one
 

@@ -184,7 +184,10 @@ def _public(recipe: Recipe, sources: Mapping[str, str]) -> Recipe:
                 "without language_model"
             )
         named = tuple(Path(one).name for one in entry.extra_training)
-        update = {"corpus": Path(entry.corpus).name, "extra_training": named}
+        update: dict[str, Any] = {"corpus": Path(entry.corpus).name, "extra_training": named}
+        if (augment := entry.augment) and augment.noise:
+            noise = augment.noise.model_copy(update={"source": Path(augment.noise.source).name})
+            update["augment"] = augment.model_copy(update={"noise": noise})
         tasks[name] = entry.model_copy(update=update)
     store = type(recipe.store)()
     return recipe.model_copy(update={"upstreams": upstreams, "tasks": tasks, "store": store})

@@ -104,15 +104,56 @@ class SplitRecipe(_Strict):
     learn_from: dict[str, str] = {}  # columns, and what they are in training and development sets
 
 
-class AugmentRecipe(_Strict):
-    """SpecAugment on what a head reads, in training (Park et al. 2019, arXiv:1904.08779)."""
+def _speed(speed: float) -> float:
+    if not 0.5 <= speed <= 2:
+        raise PydanticCustomError("speed", "expected a factor from 0.5 to 2, like 0.9 or 1.1")
+    return speed
 
+
+def _rising(snr: tuple[float, float]) -> tuple[float, float]:
+    if not -100 <= snr[0] <= snr[1] <= 100:
+        raise PydanticCustomError("rising", "expected the least and the most dB, like [5, 20]")
+    return snr
+
+
+class NoiseRecipe(_Strict):
+    """Copies of training utterances in noise, the same ones in every run."""
+
+    source: str = "pink"  # pink, white, or a folder of recordings
+    snr: Annotated[tuple[float, float], AfterValidator(_rising)] = (5.0, 20.0)  # dB
+    copies: int = Field(1, gt=0)  # of each utterance
+    seed: int = 0  # of what is drawn; not that of training, so that stored layers serve all seeds
+
+
+class AugmentRecipe(_Strict):
+    """Copies of training utterances at other speeds (Ko et al. 2015) and in noise, and SpecAugment
+    on what a head reads, in training (Park et al. 2019, arXiv:1904.08779).
+    """
+
+    speed: tuple[Annotated[float, AfterValidator(_speed)], ...] = ()  # a copy of each for each
+    speed_speakers: Literal["same", "new"] = "same"  # a copy's voice counts as another speaker's
+    noise: NoiseRecipe | None = None
     time_warp: int = Field(0, ge=0)  # frames by which one frame is moved, less than this
     time_masks: int = Field(0, ge=0)
     time_width: int = Field(0, ge=0)  # frames; each mask is narrower
     time_share: float = Field(0.0, ge=0, le=1)  # of the utterance's frames, instead of time_width
     feature_masks: int = Field(0, ge=0)
     feature_width: int = Field(0, ge=0)  # features; each mask is narrower
+
+    @property
+    def speeds(self) -> list[float]:
+        """Of copies: each once; an utterance at its own speed is there already."""
+        return [speed for speed in dict.fromkeys(self.speed) if speed != 1]
+
+    @property
+    def copies(self) -> int:
+        """Of each training utterance."""
+        return len(self.speeds) + (self.noise.copies if self.noise else 0)
+
+    @property
+    def masks(self) -> bool:
+        """Whether it changes what a head reads."""
+        return bool(self.time_warp or self.time_masks or self.feature_masks)
 
 
 class TaskRecipe(BaseModel):
@@ -127,7 +168,7 @@ class TaskRecipe(BaseModel):
     batch_seconds: float | None = Field(None, gt=0)  # the training section's, if left out
     crop_seconds: float | None = Field(None, gt=0)  # another stretch of an utterance each time
     min_seconds: float = Field(0.0, ge=0)  # shorter utterances are not learned from
-    augment: AugmentRecipe | None = None  # of what the head reads, in training
+    augment: AugmentRecipe | None = None  # in training
     utterance_norm: Literal["none", "mean", "mean_variance"] = "none"  # of what the head reads
     flip_labels: float = Field(0.0, ge=0, lt=1)  # share of the training set given another class
     extra_training: tuple[str, ...] = ()  # corpora that are only learned from, as pseudo-labelled

@@ -211,7 +211,7 @@ def _reads_frames(entry: TaskRecipe) -> Iterator[str]:
         )
     if entry.crop_seconds:
         yield "crop_seconds reads another stretch each time, whose mean is another; leave it out"
-    if entry.augment:
-        yield "augment changes single frames; leave it out"
+    if entry.augment and entry.augment.masks:
+        yield "augment changes single frames; leave its masks and time_warp out"
     if entry.utterance_norm != "none":
         yield f"utterance_norm {entry.utterance_norm} takes the mean away; leave it out"

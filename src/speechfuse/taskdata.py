@@ -11,6 +11,7 @@ from pathlib import Path
 
 from speechfuse import build
 from speechfuse.contracts import Task
+from speechfuse.data.copies import with_copies
 from speechfuse.data.corpus import Corpus, read_corpus
 from speechfuse.data.flips import flip_labels
 from speechfuse.data.manifests import manifest_name, prepare, rearranged, trials_beside
@@ -27,7 +28,7 @@ from speechfuse.data.synthetic.languages import prepare_languages
 from speechfuse.data.teachers import FILE as TEACHERS
 from speechfuse.data.teachers import Seen
 from speechfuse.errors import DataError
-from speechfuse.recipe import Recipe, TaskRecipe
+from speechfuse.recipe import AugmentRecipe, Recipe, TaskRecipe
 from speechfuse.types import Progress, Trial, Utterance
 
 
@@ -166,10 +167,14 @@ def load_task(
     origins = find_origins(splits, task.needs, [corpus, *extra], where)
     if not entry.allow_seen_by_teacher:
         refuse_seen(origins, corpus, splits["test"], where)
+    if entry.augment:
+        _check_copies(task, entry.augment, where)
     if state is not None:
         task.load_state(state)
     else:  # a class that only extra utterances have could never be tested
-        task.fit(own if task.reads in ("class", "classes") else splits["train"])
+        new = entry.augment and entry.augment.speed_speakers == "new"
+        spoken = with_copies(splits["train"], entry.augment, where) if new else splits["train"]
+        task.fit(own if task.reads in ("class", "classes") else spoken)
     if entry.flip_labels:
         if task.reads != "class" or len(task.needs) != 1:
             raise DataError(
@@ -178,6 +183,7 @@ def load_task(
             )
         own = flip_labels(own, task.needs[0], entry.flip_labels, where)
         splits["train"] = own + more
+    splits["train"] = with_copies(splits["train"], entry.augment, where)
     for members in splits.values():
         task.check(members)
     if state is None:
@@ -192,6 +198,18 @@ def load_task(
     seen = [seen_in(one, _of(one, learned)) for one in (corpus, *extra)]
     seen += [one for origin in origins for one in origin.card.seen]
     return TaskData(name, task, splits, trials, entry.noise_snr, origins, seen)
+
+
+def _check_copies(task: Task, augment: AugmentRecipe, where: str) -> None:
+    """Refuse copies that the task's labels do not fit."""
+    if augment.speeds and task.reads == "turns":
+        raise DataError(
+            f"{where}: at another speed the turns would be at other times; leave augment.speed out"
+        )
+    if augment.speed_speakers == "new" and "speaker" not in task.needs:
+        raise DataError(
+            f"{where}: augment.speed_speakers is for tasks that learn speakers; leave it out"
+        )
 
 
 def _of(corpus: Corpus, utterances: Sequence[Utterance]) -> list[Utterance]:

@@ -130,6 +130,16 @@ class Sequences:
         return LayerStack(tuple(h[rows, index] for h in self.layers), lengths, self.frame_rate)
 
 
+@dataclass(frozen=True, slots=True)
+class Alteration:
+    """What is done to the audio of a copy of an utterance before it is read."""
+
+    speed: float = 1.0  # times as fast
+    noise: Literal["white", "pink"] | Path | None = None  # a path is of a recording
+    snr: float = 0.0  # dB
+    seed: int = 0  # of the noise
+
+
 _LABELS = ("text", "speaker", "emotion", "language")  # fields; others are in `extra`
 
 
@@ -147,6 +157,7 @@ class Utterance:
     language: str | None = None
     split: str | None = None  # train, dev or test
     extra: Mapping[str, str] = field(default_factory=dict)
+    alteration: Alteration | None = None  # of the audio; start and duration are as it is heard
 
     def label(self, name: str) -> str | None:
         """A label by name: text, speaker, emotion, language or a column of `extra`."""

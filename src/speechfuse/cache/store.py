@@ -97,9 +97,15 @@ class Store:
         return next((path for path in paths if layer in self._layers[path]), None)
 
     def key(self, utterance: Utterance) -> str:
-        """What the stored layers depend on beside the upstream: the audio's bytes and the span."""
+        """What the stored layers depend on beside the upstream: the audio's bytes, the span, and
+        how it is altered."""
         digest = audio_hashes(self.root).ask(absolute(utterance.audio), file_sha256)
         span = f"{utterance.start:.6f}|{utterance.duration or 0:.6f}"
+        if (how := utterance.alteration) is not None:
+            noise: Path | str | None = how.noise
+            if isinstance(noise, Path):
+                noise = audio_hashes(self.root).ask(absolute(noise), file_sha256)
+            span += f"|{how.speed:g}|{noise}|{how.snr:g}|{how.seed}"
         return hashlib.sha256(f"{digest}|{span}".encode()).hexdigest()[:24]
 
     def keys(self, utterances: Iterable[Utterance]) -> dict[str, Utterance]:
