@@ -273,7 +273,10 @@ REFUSED = {
         {"tasks": {"emotion": {"head": {"kind": "classifier", "mean_std": True}}}},
     ),
     "crop_seconds reads another stretch": ("mean", {"tasks": {"emotion": {"crop_seconds": 1}}}),
-    "augment changes single frames": ("mean", {"tasks": {"emotion": {"augment": {"time_masks": 1}}}}),
+    "augment changes single frames": (
+        "mean",
+        {"tasks": {"emotion": {"augment": {"time_masks": 1}}}},
+    ),
     "utterance_norm mean takes": ("mean", {"tasks": {"emotion": {"utterance_norm": "mean"}}}),
     "context 'prompted_transformer' reads every frame": ("mean", {"context": {"preset": "tiny"}}),
     "int8 keeps a scale": ("mean", {"store": {"dtype": "int8"}}),
