@@ -119,7 +119,18 @@ class Page:
     recipe: dict[str, Any] | None = None
 
     def run(self, block: Block) -> None:
-        """Run one block; what goes wrong says where it stands."""
+        """Run one block.
+
+        Raises:
+            AssertionError: what went wrong, and where it stands.
+        """
+        try:
+            self._run(block)
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise AssertionError(f"{block.place}: {what}") from error
+
+    def _run(self, block: Block) -> None:
         if block.mark == "not checked":
             return
         if block.title:
