@@ -41,7 +41,7 @@ check: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[corpus,demo,docs,lm,lora,probe,dev]'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[corpus,demo,docs,export,lm,lora,probe,dev]'
 	touch $@
 
 clean:

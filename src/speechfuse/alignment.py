@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from speechfuse.errors import ShapeError
+from speechfuse.ops import exporting, longest
 from speechfuse.types import LayerStack, StackSpec
 
 MAX_EDGE_FRAMES = 5  # what convolution edges may cost; more means different audio
@@ -56,7 +57,7 @@ def align(stacks: Sequence[LayerStack]) -> list[LayerStack]:
     lengths = common_lengths(
         [stack.lengths for stack in stacks], [stack.frame_rate for stack in stacks]
     )
-    frames = int(lengths.max())  # once: a GPU has to be waited for
+    frames = longest(lengths, _finest(stacks).layers[0].shape[1])  # a GPU has to be waited for
     return [
         LayerStack(spread_layers(_on_grid(stack, rate, lengths, frames), depth), lengths, rate)
         for stack in stacks
@@ -72,6 +73,8 @@ def common_lengths(lengths: Sequence[Tensor], rates: Sequence[float]) -> Tensor:
     finest = max(rates)
     found = torch.stack([n for n, rate in zip(lengths, rates, strict=True) if rate == finest])
     common = found.amin(0)
+    if exporting():
+        return common
     for frames, rate in zip(lengths, rates, strict=True):
         seconds = float((frames / rate - common / finest).abs().max())
         if seconds > (MAX_EDGE_FRAMES + 0.5) / rate:
@@ -97,8 +100,15 @@ def spread_layers(layers: Sequence[Tensor], depth: int) -> tuple[Tensor, ...]:
     return tuple(spread)
 
 
+def _finest(stacks: Sequence[LayerStack]) -> LayerStack:
+    return max(stacks, key=lambda stack: stack.frame_rate)
+
+
 def _on_grid(stack: LayerStack, rate: float, lengths: Tensor, frames: int) -> list[Tensor]:
     """Layers (B, T, D) at the times of the common grid; beyond `lengths` they hold anything."""
+    if stack.frame_rate == rate and exporting():  # which of two is longer is not known
+        index = torch.arange(frames).clamp_max(stack.layers[0].shape[1] - 1)
+        return [hidden[:, index] for hidden in stack.layers]
     if stack.frame_rate == rate:
         return [hidden[:, :frames] for hidden in stack.layers]
     device, dtype = stack.layers[0].device, stack.layers[0].dtype
@@ -107,8 +117,8 @@ def _on_grid(stack: LayerStack, rate: float, lengths: Tensor, frames: int) -> li
     position = torch.minimum(position.clamp_min(0)[None], (stack.lengths - 1)[:, None].double())
     low, high = position.floor().long(), position.ceil().long()
     share = (position - low)[..., None].to(dtype)
-    utterance = torch.arange(len(lengths), device=device)[:, None]
+    dim = stack.layers[0].shape[-1]
+    low, high = (index[..., None].expand(-1, -1, dim) for index in (low, high))
     return [
-        torch.lerp(hidden[utterance, low], hidden[utterance, high], share)
-        for hidden in stack.layers
+        torch.lerp(hidden.gather(1, low), hidden.gather(1, high), share) for hidden in stack.layers
     ]

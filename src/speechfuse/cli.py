@@ -664,6 +664,32 @@ def publish(
 
 
 @app.command()
+def export(
+    run: RunFolder,
+    format: Annotated[Literal["onnx", "torch"], typer.Option(help="Of the graphs.")] = "onnx",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; RUN-FORMAT beside the run if left out.")
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option(help="Weights in 8 bits; measures what that costs on the corpora.")
+    ] = False,
+) -> None:
+    """Write encoders, fusion and heads as graphs that run without speechfuse, and compare them."""
+    from speechfuse.export.package import default_folder, export_run
+
+    folder = out or default_folder(run, format, int8=int8)
+    with _progress() as progress:
+        report = export_run(run, folder, format=format, int8=int8, progress=progress)
+    rows = [
+        [task, f"{one['largest']:.1e}", f"{one['equal']} of {one['decisions']}"]
+        for task, one in report["parity"]["tasks"].items()
+    ]
+    _table("Package against run", ["task", "largest difference", "equal answers"], rows)
+    total = sum(report["bytes"].values()) / 1e6
+    typer.echo(f"{total:,.1f} MB in {folder}; python {folder / 'run.py'} clip.wav, see README.md")
+
+
+@app.command()
 def weights(
     run: RunFolder,
     picture: Annotated[Path | None, typer.Option(help="Write a picture (SVG or PNG).")] = None,

@@ -29,6 +29,10 @@ class RunError(SpeechFuseError, ValueError):
     """A run folder does not hold what it should, or belongs to another recipe."""
 
 
+class ExportError(SpeechFuseError, ValueError):
+    """A run has a part that no graph can be made of, or its graph does not do what the run does."""
+
+
 @contextmanager
 def damage(what: object, kind: type[SpeechFuseError], remedy: str) -> Iterator[None]:
     """Whatever is raised within, where a file is read that a machine wrote, is damage of it.

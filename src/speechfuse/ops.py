@@ -75,6 +75,21 @@ def at_rest(model: nn.Module) -> None:
             module.train()
 
 
+def exporting() -> bool:
+    """Whether a graph is being made of what is called: there are sizes then, and no numbers."""
+    return torch.compiler.is_exporting()
+
+
+def longest(lengths: Tensor, bound: int) -> int:
+    """The largest of lengths (B,); in a graph what they cannot exceed, the size of an axis."""
+    return bound if exporting() else int(lengths.max())
+
+
+def all_valid(mask: Tensor) -> bool:
+    """Whether nothing is padded; in a graph something may always be."""
+    return not exporting() and bool(mask.all())
+
+
 def length_mask(lengths: Tensor, size: int) -> Tensor:
     """True where a position is valid, shape (B, size)."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]
@@ -118,12 +133,24 @@ def pad_frames(frames: list[Tensor]) -> Tensor:
     return pad_sequence(frames, batch_first=True)
 
 
+def joined_frames(hidden: Tensor, join: int) -> Tensor:
+    """Neighbours side by side, zeros behind the last: (B, T, D) -> (B, T / join, join * D)."""
+    batch, size, dim = hidden.shape
+    if exporting():  # nothing to be proved of how many there are
+        starts = torch.arange((size + join - 1) // join)[:, None] * join
+        return F.pad(hidden, (0, 0, 0, join - 1))[:, starts + torch.arange(join)].flatten(2)
+    return F.pad(hidden, (0, 0, 0, -size % join)).reshape(batch, -1, join * dim)
+
+
 def mix(weights: Tensor, layers: Sequence[Tensor]) -> Tensor:
     """Sum over l of weights[l] * layers[l]: one pass over each layer and no stack.
 
     weights: (L,), or whatever lets weights[l] broadcast over a layer (B, T, D): (L, D) weighs
     features, (L, B, T, 1) frames.
     """
+    if exporting():  # memory and gradients are no matter of a graph
+        total: Any = sum(layer * weight for weight, layer in zip(weights, layers, strict=True))
+        return torch.as_tensor(total)
     mixed: Tensor = _Mix.apply(weights.to(layers[0].dtype), *layers)  # type: ignore[no-untyped-call]
     return mixed
 

@@ -57,9 +57,11 @@ class LayerStack:
     frame_rate: float  # Hz
 
     def __post_init__(self) -> None:
-        shapes = {tuple(layer.shape) for layer in self.layers}
-        if len(shapes) != 1 or len(next(iter(shapes))) != 3:
-            raise ShapeError(f"a layer stack is L tensors of one shape (B, T, D), found {shapes}")
+        shapes = [layer.shape for layer in self.layers]
+        if not shapes or len(shapes[0]) != 3 or any(shape != shapes[0] for shape in shapes):
+            raise ShapeError(
+                f"a layer stack is L tensors of one shape (B, T, D), found {[*map(tuple, shapes)]}"
+            )
 
     @property
     def spec(self) -> StackSpec:

@@ -7,12 +7,11 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from speechfuse.context.packing import Packed, pack
 from speechfuse.contracts import Context
 from speechfuse.errors import RecipeError, did_you_mean
-from speechfuse.ops import zero_padding
+from speechfuse.ops import joined_frames, zero_padding
 from speechfuse.types import Count, Frames, Sequences, Share, StackSpec, Tokens
 
 BYTES = 257  # those of UTF-8, and one that ends a prompt in words
@@ -180,10 +179,8 @@ class PromptedTransformer(Context):
     def _speech(self, frames: Frames) -> tuple[Tensor, Tensor]:
         norm, linear = self.adapt
         hidden = zero_padding(norm(frames.hidden), frames.lengths)
-        batch, size, dim = hidden.shape
-        hidden = F.pad(hidden, (0, 0, 0, -size % self.join)).reshape(batch, -1, self.join * dim)
         lengths = (frames.lengths + self.join - 1).div(self.join, rounding_mode="floor")
-        return linear(hidden), lengths
+        return linear(joined_frames(hidden, self.join)), lengths
 
     def _prompt(self, task: str, batch: int, given: Sequence[str] | None) -> tuple[Tensor, Tensor]:
         if task not in self.tasks:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechfuse.heads.ctc_head import CTCHead, Search
-from speechfuse.ops import length_mask, zero_padding
+from speechfuse.ops import exporting, length_mask, zero_padding
 from speechfuse.types import Count, Frames, Share
 
 MIN_FRAMES = 7  # from which the convolutions give one
@@ -71,7 +71,8 @@ class ConvTransformer(CTCHead):
 
     def log_probs(self, frames: Frames) -> tuple[Tensor, Tensor]:
         hidden = self.project(zero_padding(frames.hidden, frames.lengths))
-        hidden = F.pad(hidden, (0, 0, 0, max(0, MIN_FRAMES - hidden.shape[1])))
+        behind = MIN_FRAMES if exporting() else max(0, MIN_FRAMES - hidden.shape[1])
+        hidden = F.pad(hidden, (0, 0, 0, behind))
         hidden = F.relu(self.conv2(F.relu(self.conv1(hidden[:, None]))))  # (B, dim, T, features)
         hidden = self.embed(hidden.transpose(1, 2).flatten(2))
         scaled = hidden * hidden.shape[-1] ** 0.5

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechfuse.heads.ctc_head import CTCHead, Search
-from speechfuse.ops import normalise, zero_padding
+from speechfuse.ops import joined_frames, normalise, zero_padding
 from speechfuse.types import Count, Frames, Share
 
 
@@ -70,9 +70,7 @@ class CTC(CTCHead):
         hidden = zero_padding(normalise(frames.hidden, self.normalize), frames.lengths)
         lengths = self.lengths(frames.lengths)
         if self.join > 1:
-            batch, size, dim = hidden.shape
-            hidden = F.pad(hidden, (0, 0, 0, -size % self.join))
-            hidden = hidden.reshape(batch, -1, self.join * dim)
+            hidden = joined_frames(hidden, self.join)
         hidden = self.project(hidden)
         if self.activation == "gelu":
             hidden = self.dropout(F.gelu(hidden))

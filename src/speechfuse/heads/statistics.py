@@ -21,7 +21,11 @@ class Statistics(Head):
     def loss(self, frames: Frames, targets: Tokens) -> LossSum:
         return LossSum(frames.hidden.new_zeros(()), len(targets.ids))
 
-    def predict(self, frames: Frames) -> list[Tensor]:
+    def embedding(self, frames: Frames) -> Tensor:
+        """One vector per utterance, (B, 2 * in_dim)."""
         mean = masked_mean(frames.hidden, frames.lengths)
         deviation = masked_std(frames.hidden, frames.lengths)
-        return list(torch.cat([mean, deviation], dim=-1).float().cpu())
+        return torch.cat([mean, deviation], dim=-1)
+
+    def predict(self, frames: Frames) -> list[Tensor]:
+        return list(self.embedding(frames).float().cpu())

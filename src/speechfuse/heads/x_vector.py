@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from speechfuse.contracts import Head, LossSum, Prediction
 from speechfuse.heads.am_softmax import am_softmax
-from speechfuse.ops import masked_mean, masked_std, zero_padding
+from speechfuse.ops import exporting, masked_mean, masked_std, zero_padding
 from speechfuse.types import Count, Frames, Positive, Share, Tokens
 
 CONTEXTS, DILATIONS = (5, 3, 3, 1, 1), (1, 2, 3, 1, 1)
@@ -60,7 +60,7 @@ class XVector(Head):
         """One vector per utterance, (B, dim)."""
         # Zeros after the projection, so that a short utterance reads the same in every batch.
         hidden = zero_padding(self.project(frames.hidden), frames.lengths).transpose(1, 2)
-        hidden = F.pad(hidden, (0, max(0, LOST + 1 - hidden.shape[2])))
+        hidden = F.pad(hidden, (0, LOST if exporting() else max(0, LOST + 1 - hidden.shape[2])))
         for layer in self.layers:
             hidden = F.relu(layer(hidden))
         lengths = (frames.lengths - LOST).clamp_min(1)

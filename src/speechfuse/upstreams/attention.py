@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from speechfuse.ops import length_mask
+from speechfuse.ops import all_valid, length_mask
 
 ATTENTION_SECONDS = 10.0  # clip length for which plans count the products of attention
 
@@ -16,7 +16,7 @@ def attention_mask(config: Any, hidden: Tensor, lengths: Tensor) -> Tensor | Non
     from transformers.masking_utils import create_bidirectional_mask
 
     valid = length_mask(lengths, hidden.shape[1])
-    if bool(valid.all()):
+    if all_valid(valid):
         return None
     make: Any = create_bidirectional_mask
     mask: Tensor | None = make(config=config, inputs_embeds=hidden, attention_mask=valid)

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from speechfuse.contracts import UpstreamPlan
-from speechfuse.ops import length_mask, zero_padding
+from speechfuse.ops import all_valid, length_mask, zero_padding
 from speechfuse.types import StackSpec, Waveforms
 from speechfuse.upstreams.attention import ATTENTION_SECONDS, attention_mask
 from speechfuse.upstreams.blocks import (
@@ -260,7 +260,7 @@ class ConvTransformer(nn.Module):
         frames = hidden.shape[1]
         bias = layers[0].attention.compute_bias(frames, frames)  # (heads, T, T), shared by all
         valid = length_mask(lengths, frames)[:, None, None]
-        hole = None if bool(valid.all()) else torch.where(valid, 0.0, -torch.inf)
+        hole = None if all_valid(valid) else torch.where(valid, 0.0, -torch.inf)
         stable = bool(self.config.do_stable_layer_norm)
         for layer in layers:
             if stable:

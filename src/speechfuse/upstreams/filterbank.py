@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from speechfuse.audio import SAMPLE_RATE, log_mel, mel_macs
 from speechfuse.contracts import Upstream, UpstreamPlan
 from speechfuse.errors import RecipeError
-from speechfuse.ops import length_mask, zero_padding
+from speechfuse.ops import exporting, length_mask, longest, zero_padding
 from speechfuse.types import Count, LayerStack, StackSpec, Waveforms
 
 _WINDOW = 400  # samples, 25 ms
@@ -53,11 +53,13 @@ class Filterbank(Upstream):
     @torch.no_grad()
     def forward(self, wav: Waveforms) -> LayerStack:
         lengths = (wav.lengths + self.hop // 2) // self.hop
-        edge = _WINDOW // 2 - self.hop // 2
-        needed = (int(lengths.max()) - 1) * self.hop + _WINDOW
-        silent = wav.samples * length_mask(wav.lengths, wav.samples.shape[1])
-        samples = F.pad(silent, (edge, max(0, needed - edge - silent.shape[1])))
-        mel = log_mel(samples, self.num_mels, _WINDOW, self.hop)[..., : int(lengths.max())]
+        edge, given = _WINDOW // 2 - self.hop // 2, wav.samples.shape[1]
+        frames = longest(lengths, (given + self.hop // 2) // self.hop)
+        needed = (frames - 1) * self.hop + _WINDOW
+        silent = wav.samples * length_mask(wav.lengths, given)
+        behind = _WINDOW + self.hop if exporting() else max(0, needed - edge - given)
+        samples = F.pad(silent, (edge, behind))
+        mel = log_mel(samples, self.num_mels, _WINDOW, self.hop)[..., :frames]
         hidden = (mel.transpose(1, 2) + 4) / 4
         return LayerStack((zero_padding(hidden, lengths),), lengths, self.plan.spec.frame_rate)
 

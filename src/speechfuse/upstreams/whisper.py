@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from speechfuse.audio import log_mel, mel_macs
 from speechfuse.contracts import UpstreamPlan
 from speechfuse.errors import DataError
-from speechfuse.ops import length_mask, pad_frames, zero_padding
+from speechfuse.ops import exporting, length_mask, longest, pad_frames, zero_padding
 from speechfuse.types import StackSpec, Waveforms
 from speechfuse.upstreams.attention import ATTENTION_SECONDS, attention_mask
 from speechfuse.upstreams.blocks import Block, attend, narrow
@@ -86,9 +86,11 @@ class WhisperStates(nn.Module):
         frozen: no gradient is asked for, now or later.
         """
         room = self.limit - self.silence
-        if int(wav.lengths.max()) <= room:
+        if exporting() or int(wav.lengths.max()) <= room:
+            bound = (wav.samples.shape[1] + self.stride - 1) // self.stride
+            size = longest(self.frames(wav.lengths), bound)
             for hidden in self._encode(wav, frozen):
-                yield hidden[:, : int(self.frames(wav.lengths).max())]
+                yield hidden[:, :size]
             return
         if self.long == "refuse":
             raise DataError(
@@ -145,16 +147,21 @@ class WhisperStates(nn.Module):
         )
         lengths = (heard + self.hop - 1).div(self.hop, rounding_mode="floor")
         half = self.window // 2
+        bound = self.limit if self.pad == "30s" else wav.samples.shape[1] + self.silence
+        frames = longest(lengths, (bound + self.hop - 1) // self.hop)
         # Two frames more than are kept: the loudest one may lie just past the end of a clip.
-        size = max(int(lengths.max()) + 2, half // self.hop + 2) * self.hop + half
-        samples = F.pad(wav.samples, (0, max(0, size - wav.samples.shape[1])))[:, :size]
+        size = (frames + 2 if exporting() else max(frames, half // self.hop) + 2) * self.hop + half
+        samples = F.pad(
+            wav.samples, (0, size if exporting() else max(0, size - wav.samples.shape[1]))
+        )
+        samples = samples[:, :size]
         mirrored = samples[:, 1 : half + 1].flip(1)
         mel = log_mel(
             torch.cat([mirrored, samples], dim=1), self.config.num_mel_bins, self.window, self.hop
         )
         loudest = mel.amax(dim=(1, 2), keepdim=True)
         mel = (torch.maximum(mel, loudest - 8.0) + 4.0) / 4.0
-        return _zero_channels(mel[..., : int(lengths.max())], lengths), lengths
+        return _zero_channels(mel[..., :frames], lengths), lengths
 
 
 def _block(layer: Any) -> Block:

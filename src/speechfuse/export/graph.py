@@ -1,0 +1,147 @@
+"""What is exported: samples in, and what every task's head makes of them out, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from speechfuse.audio import SAMPLE_RATE
+from speechfuse.contracts import Head, ScoresClasses, Upstream
+from speechfuse.errors import ExportError
+from speechfuse.export.lstm import replace_lstms
+from speechfuse.export.writing import Decoder, Prompted
+from speechfuse.heads.ctc_head import CTCHead
+from speechfuse.heads.diarization import Diarization
+from speechfuse.heads.text import Text
+from speechfuse.model import FusionModel
+from speechfuse.ops import length_mask, zero_padding
+from speechfuse.types import Frames, LayerStack, Waveforms
+from speechfuse.upstreams.huggingface import HuggingFace
+from speechfuse.upstreams.w2v_bert import W2vBert
+
+INPUTS = ("samples", "lengths")
+
+
+class Graph(nn.Module):
+    """Encoders, fusion and heads of a run, of which no size is fixed but features and layers.
+
+    Each utterance is computed from its own samples alone, whatever it is padded to.
+    """
+
+    def __init__(self, upstreams: Sequence[Upstream], model: FusionModel) -> None:
+        """upstreams: all of them in recipe order, tuned ones as the model has them.
+
+        Raises:
+            ExportError: a part for which no graph can be made.
+        """
+        super().__init__()
+        self.upstreams, self.model = nn.ModuleList(upstreams), model
+        for upstream in upstreams:
+            if isinstance(upstream, HuggingFace) and isinstance(upstream.states, W2vBert):
+                raise ExportError(
+                    f"{upstream.source} is a W2v-BERT, whose features are computed by transformers "
+                    "outside of any graph; export a run on other encoders"
+                )
+        tasks = [*model.heads]
+        self.prompted = None if model.reader is None else Prompted(model.reader, tasks)
+        self.outputs = {task: self._names(task) for task in tasks}
+        replace_lstms(self)
+        self.requires_grad_(False).eval()
+
+    @property
+    def names(self) -> list[str]:
+        """Of all outputs, in order."""
+        return [name for names in self.outputs.values() for name in names]
+
+    def forward(self, samples: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+        """(B, S) float32 at 16 kHz, and how many samples of each are its own (B,) int64."""
+        silent = samples * length_mask(lengths, samples.shape[1])
+        wav = Waveforms(silent, lengths, SAMPLE_RATE)
+        stacks = [_stack(upstream, wav) for upstream in self.upstreams]
+        return tuple(
+            tensor
+            for task in self.outputs
+            for tensor in self._answered(self.model.fuse(stacks, task), task)
+        )
+
+    def decoders(self) -> dict[str, Decoder]:
+        """By task, of those that write."""
+        heads = {task: self.model.head_of(task) for task in self.outputs}
+        assert self.prompted is not None or not any(isinstance(h, Text) for h in heads.values())
+        return {
+            task: Decoder(self.prompted, head, task)
+            for task, head in heads.items()
+            if self.prompted is not None and isinstance(head, Text)
+        }
+
+    def _names(self, task: str) -> list[str]:
+        head = self.model.head_of(task)
+        if isinstance(head, CTCHead):
+            return [f"{task}.log_probs", f"{task}.lengths"]
+        if isinstance(head, Text):
+            heard = self.prompted is not None and self.prompted.reader.reads_prefix
+            names = [f"{task}.logits", f"{task}.valid", f"{task}.cache"]
+            return [*names, f"{task}.heard"] if heard else names
+        if isinstance(head, Diarization):
+            return [f"{task}.logits", f"{task}.lengths"]
+        if isinstance(head, ScoresClasses):
+            return [f"{task}.logits"]
+        if _embeds(head):
+            return [f"{task}.vector"]
+        raise ExportError(
+            f"head {type(head).__name__} of task '{task}' has none of log_probs, logits and "
+            "embedding, which a graph could give; add one"
+        )
+
+    def _answered(self, frames: Frames, task: str) -> Sequence[Tensor]:
+        """What the names say, of what the task's head or the context reads."""
+        head: Any = self.model.head_of(task)
+        if self.prompted is not None:
+            prefix = self.prompted.prefix(frames, task)
+            where = self.model.places[task]
+            frames = self.prompted.read(prefix, task, where)
+            if isinstance(head, Text):
+                logits = head.logits(frames.hidden)[:, 0]
+                valid = length_mask(prefix.total, prefix.layers[0].shape[1])
+                heard = self.prompted.heard(prefix)
+                given = [logits, valid, prefix.cache]
+                return given if heard is None else [*given, heard]
+        return head_outputs(head, frames)
+
+
+def head_outputs(head: Any, frames: Frames) -> Sequence[Tensor]:
+    """Scores of frames with their lengths, of classes, or a vector, of what a head reads."""
+    if isinstance(head, CTCHead):
+        return head.log_probs(frames)
+    if isinstance(head, Diarization):
+        return head.logits(frames), frames.lengths
+    if isinstance(head, ScoresClasses):
+        return [head.logits(frames).float()]
+    vector: Tensor = head.embedding(frames).float()
+    return [vector]
+
+
+def _embeds(head: Head) -> bool:
+    return head.predicts == "vector" and hasattr(head, "embedding")
+
+
+def _stack(upstream: nn.Module, wav: Waveforms) -> LayerStack:
+    """The layers as modules make them, without what only a batch of known sizes can do."""
+    if not isinstance(upstream, HuggingFace):
+        stack: LayerStack = upstream(wav)
+        return stack
+    lengths: Tensor = upstream.states.frames(wav.lengths)
+    states = enumerate(upstream.states.states(wav, frozen=False))
+    layers = tuple(zero_padding(h, lengths) for number, h in states if number in upstream.layers)
+    return LayerStack(layers, lengths, upstream.plan.spec.frame_rate)
+
+
+def example(shortest: int) -> tuple[Tensor, Tensor]:
+    """Two clips to follow through the graph, not shorter than the encoders' window."""
+    size = max(4000, 2 * shortest)
+    generator = torch.Generator().manual_seed(0)
+    samples = 0.1 * torch.randn(2, size, generator=generator)
+    return samples, torch.tensor([size, size - max(0, size - shortest) // 3])

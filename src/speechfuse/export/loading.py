@@ -1,0 +1,119 @@
+"""A run as a graph, and beside it as the library uses it, to be compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from speechfuse import build
+from speechfuse.checkpoint import Run
+from speechfuse.contracts import Task, Upstream
+from speechfuse.errors import RunError
+from speechfuse.evaluate import load_model
+from speechfuse.export.graph import Graph
+from speechfuse.pipeline.speech_model import STRETCH_SECONDS, SpeechModel
+from speechfuse.recipe import Part, Recipe
+from speechfuse.upstreams.huggingface import HuggingFace
+from speechfuse.upstreams.whisper import WhisperStates
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported, and what it has to equal."""
+
+    run: Run
+    recipe: Recipe
+    tasks: dict[str, Task]
+    graph: Graph
+    library: SpeechModel
+
+    @property
+    def min_samples(self) -> int:
+        """Below which an encoder gives no frame."""
+        return max(int(up.plan.min_samples) for up in self.upstreams)
+
+    @property
+    def upstreams(self) -> list[Upstream]:
+        return [up for up in self.graph.upstreams if isinstance(up, Upstream)]
+
+    @property
+    def stretch_seconds(self) -> float:
+        """The longest clip that all encoders take at once, at most what the library gives them."""
+        whispers = [
+            up.states
+            for up in self.upstreams
+            if isinstance(up, HuggingFace) and isinstance(up.states, WhisperStates)
+        ]
+        rooms = [(one.limit - one.silence) / one.sample_rate for one in whispers]
+        return min([STRETCH_SECONDS, *rooms])
+
+    @property
+    def low_precision(self) -> bool:
+        """Whether the library computes an encoder in bfloat16, which the graph never does."""
+        options = [part.options for part in self.recipe.upstreams.values()]
+        return any(one.get("compute") == "bfloat16" for one in options)
+
+
+def load_source(folder: Path) -> Source:
+    """Read a run twice.
+
+    Raises:
+        RunError: no run there, not trained yet, or other weights of an upstream.
+        ExportError: a part of it for which no graph can be made.
+    """
+    run = Run(folder)
+    recipe = run.recipe()
+    if not (folder / "model.safetensors").is_file():
+        raise RunError(f"{folder} is not trained yet; run speechfuse train on it first")
+    tasks = {}
+    for name, state in run.tasks().items():
+        tasks[name] = build.build_task(name, recipe.tasks[name])
+        tasks[name].load_state(state)
+    library = SpeechModel(folder, device="cpu")
+    model = load_model(run, recipe, tasks)
+    tuned = build.tuned_upstreams(recipe)
+    trained = iter(model.upstreams)
+    upstreams: list[Upstream] = []
+    for name in recipe.upstreams:
+        if name in tuned:
+            upstream = next(trained)
+            assert isinstance(upstream, Upstream)
+        else:
+            upstream = build.build_upstream(_in_float32(recipe), name)
+            upstream.load()
+        upstreams.append(upstream)
+    _greedy(library)
+    return Source(run, recipe, tasks, Graph(upstreams, model), library)
+
+
+def _in_float32(recipe: Recipe) -> Recipe:
+    """The same; products of an encoder in bfloat16 are for processors that have it."""
+    parts = {}
+    for name, part in recipe.upstreams.items():
+        known = {"compute": "float32"} if "compute" in part.options else {}
+        parts[name] = Part(kind=part.kind, **{**part.options, **known})
+    return recipe.model_copy(update={"upstreams": parts})
+
+
+def searches(recipe: Recipe) -> dict[str, str]:
+    """By task, how the run finds its texts where that is not the greedy way of a package."""
+    found = {}
+    for name, entry in recipe.tasks.items():
+        options = entry.head.options
+        search = options.get("search", "greedy")
+        if search != "greedy":
+            found[name] = f"search {search}, beam_size {options.get('beam_size')}"
+        elif entry.head.kind == "text" and options.get("beam_size", 1) > 1:
+            found[name] = f"beam_size {options['beam_size']}"
+    return found
+
+
+def _greedy(library: SpeechModel) -> None:
+    """What a package is compared with."""
+    heads: list[Any] = [*library.model.heads.values()]
+    for head in heads:
+        if hasattr(head, "search"):
+            head.search, head._flashlight = "greedy", None
+        elif hasattr(head, "max_tokens"):
+            head.beam_size = 1

@@ -1,0 +1,32 @@
+"""A package's README.md: how it is used, and its numbers in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from speechfuse.metrics import full_name
+from speechfuse.recipe import Recipe
+
+
+def readme(report: Mapping[str, Any], recipe: Recipe, sizes: Mapping[str, int]) -> str:
+    """report: as it is written beside it. sizes: bytes of the package's files."""
+    environment = Environment(
+        loader=PackageLoader("speechfuse"),
+        autoescape=False,  # it is Markdown
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    scores = report.get("scores", {})
+    rows = [
+        (task, split, full_name(metric), *(one[split][task][metric] for one in scores.values()))
+        for split, tasks in scores.get("onnx", {}).items()
+        for task, metrics in tasks.items()
+        for metric in metrics
+    ]
+    return environment.get_template("export.md.j2").render(
+        report=report, recipe=recipe, sizes=sizes, rows=rows
+    )

@@ -1,0 +1,405 @@
+"""A run as graphs that run without the library, and what cannot become one."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors import safe_open
+from torch import nn
+
+import speechfuse
+from speechfuse import catalog
+from speechfuse.alignment import aligned_specs
+from speechfuse.build import read_recipe
+from speechfuse.errors import ExportError, RunError
+from speechfuse.export import onnx_files, onnx_graphs
+from speechfuse.export.graph import _stack, head_outputs
+from speechfuse.export.package import default_folder, export_run
+from speechfuse.export.run import Package, best_path, stretches, turns
+from speechfuse.fusion import MergeFirst
+from speechfuse.heads.diarization import _filtered, _turns
+from speechfuse.pipeline.recordings import cut
+from speechfuse.recipe import merged
+from speechfuse.train import train_run
+from speechfuse.types import Frames, LayerStack, StackSpec, Waveforms
+from speechfuse.upstreams.huggingface import HuggingFace
+from test_harmonifuse import TINY
+from test_interfaces import made
+
+pytest.importorskip("onnxscript", reason="pip install 'speechfuse[export]'")
+onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'speechfuse[export]'")
+
+WITHOUT = """
+import sys
+
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "speechfuse", "lhotse", "onnx"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def run_alone(folder: Path, tmp_path: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """run.py where neither torch nor speechfuse can be imported."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, str(folder / "run.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+
+
+def in_onnx(module: nn.Module, inputs, axes, tmp_path: Path):
+    """A call of the same module in ONNX Runtime, at any size."""
+    names = [f"in{i}" for i in range(len(inputs))]
+    with torch.no_grad():
+        outputs = [f"out{i}" for i in range(len(module(*inputs)))]
+    program = onnx_graphs.traced(module, inputs, axes)
+    onnx_files.save({"one.onnx": onnx_graphs.to_onnx(program, names, outputs, axes)}, tmp_path)
+    session = onnxruntime.InferenceSession(str(tmp_path / "one.onnx"))
+
+    def call(*given):
+        return session.run(None, dict(zip(names, (one.numpy() for one in given), strict=True)))
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def package(answering, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "package"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(answering.parent)
+        export_run(answering, folder)
+    return folder
+
+
+def test_a_package_answers_as_the_run_does_where_torch_is_not(
+    package, answering, tiny_corpus, tmp_path
+):
+    names = [str(tiny_corpus.parent / f"s7-{i}.wav") for i in range(3)]
+    done = run_alone(package, tmp_path, *names, "missing.wav", "--json")
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("missing.wav\terror\t")
+    model = speechfuse.load(answering, device="cpu")
+    for line, name in zip(done.stdout.splitlines(), names, strict=True):
+        found, wanted = json.loads(line), model(name)
+        assert found["asr"]["text"] == wanted["asr"].text
+        assert found["emotion"]["label"] == wanted["emotion"].label
+        shares = wanted["emotion"].scores
+        assert found["emotion"]["scores"] == pytest.approx(shares, abs=1e-5)
+        assert found["verification"]["vector"] == pytest.approx(
+            wanted["verification"].vector, abs=1e-5
+        )
+    lines = run_alone(package, tmp_path, names[0], "--task", "emotion").stdout.splitlines()
+    assert lines == [f"{names[0]}\temotion\t{model(names[0])['emotion'].label}"]
+    asked = run_alone(package, tmp_path, names[0], "--task", "x")
+    assert asked.returncode == 2
+    assert "no task 'x'; it has: asr, emotion, verification" in asked.stderr
+
+
+def test_a_package_holds_its_weights_once_and_says_how_well_it_does(package):
+    report = json.loads((package / "report.json").read_text())
+    assert report["parity"]["batches"] == 12
+    assert report["parity"]["clips"] > 12
+    for one in report["parity"]["tasks"].values():
+        assert 0 < one["largest"] < 1e-4
+        assert one["equal"] == one["decisions"]
+    assert report["parity"]["tasks"]["asr"]["decisions"] == report["parity"]["clips"]
+    assert {"library", "onnx"} < {*report["seconds"]}
+    assert report["bytes"]["weights.safetensors"] > report["bytes"]["model.onnx"] > 0
+    with safe_open(package / "weights.safetensors", "np") as file:
+        assert sum(file.get_tensor(name).nbytes for name in file.keys()) > 100_000  # noqa: SIM118
+    for path in package.iterdir():
+        assert str(Path(speechfuse.__file__).parent).encode() not in path.read_bytes(), path
+    text = (package / "README.md").read_text()
+    assert "| asr |" in text
+    assert "python run.py clip.wav --task asr" in text
+
+
+def test_long_recordings_are_cut_as_the_library_cuts_them(package, answering, tmp_path):
+    random = np.random.default_rng(0)
+    loud = np.repeat(random.uniform(0.01, 0.5, 45), 16000)
+    samples = (loud * random.standard_normal(len(loud))).astype(np.float32)
+    pieces = [piece for _, piece in cut(iter([samples]), 20.0)]
+    assert len(pieces) > 2
+    assert [*map(len, stretches(samples, 20.0))] == [*map(len, pieces)]
+    soundfile.write(tmp_path / "long.wav", samples, 16000)
+    found = Package(package)(tmp_path / "long.wav")
+    wanted = speechfuse.load(answering, device="cpu")(tmp_path / "long.wav")
+    assert found["asr"]["text"] == wanted["asr"].text
+    assert found["emotion"]["scores"] == pytest.approx(wanted["emotion"].scores, abs=1e-5)
+    assert found["verification"]["vector"] == pytest.approx(wanted["verification"].vector, abs=1e-5)
+
+
+def test_tokens_and_turns_are_found_as_heads_find_them():
+    scores = np.eye(4)[[0, 2, 2, 0, 2, 3, 0]]
+    assert best_path(scores) == [2, 2, 3]
+    random = torch.Generator().manual_seed(0)
+    for frames in (1, 4, 40):
+        for median in (1, 3, 11):
+            active = torch.rand(frames, 3, generator=random) > 0.4
+            wanted = _turns(_filtered(active, median), 50.0)
+            assert turns(active.numpy(), median, 50.0) == wanted
+
+
+@pytest.mark.recipe
+@pytest.mark.timeout(400)
+def test_eight_bits_are_smaller_and_their_cost_is_measured(answering, tmp_path, monkeypatch):
+    monkeypatch.chdir(answering.parent)
+    folder = tmp_path / "int8"
+    report = export_run(answering, folder, int8=True, batches=2)
+    assert report["bytes"]["weights.safetensors"] < report["bytes_float32"]["weights.safetensors"]
+    metrics = json.loads((answering / "metrics.json").read_text())
+    for split in ("dev", "test"):
+        for task, known in metrics[split].items():
+            for name, metric in known.items():
+                whole = report["scores"]["onnx"][split][task][name]
+                assert whole["value"] == pytest.approx(metric["value"], abs=1e-6)
+                assert 0 <= report["scores"]["int8"][split][task][name]["value"] <= 2
+    assert "What 8 bits cost" in (folder / "README.md").read_text()
+    assert Package(folder)(np.zeros(8000, np.float32), ["emotion"])["emotion"]["label"]
+
+
+@pytest.mark.recipe
+@pytest.mark.timeout(400)
+def test_a_program_of_torch_takes_any_batch(answering, tmp_path):
+    folder = tmp_path / "torch"
+    report = export_run(answering, folder, format="torch", batches=5)
+    assert all(one["largest"] < 1e-4 for one in report["parity"]["tasks"].values())
+    assert {"model.pt2", "lstm.py", "run.py"} < {path.name for path in folder.iterdir()}
+    assert str(Path(speechfuse.__file__).parent).encode() not in (folder / "model.pt2").read_bytes()
+    clip = np.random.default_rng(0).standard_normal(9000).astype(np.float32)
+    soundfile.write(tmp_path / "clip.wav", clip / 10, 16000)
+    command = [sys.executable, str(folder / "run.py"), str(tmp_path / "clip.wav"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    wanted = speechfuse.load(answering, device="cpu")(tmp_path / "clip.wav")
+    assert json.loads(done.stdout)["asr"]["text"] == wanted["asr"].text
+
+
+@pytest.mark.recipe
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("per", ["token", "utterance"])
+def test_harmonifuse_writes_the_same_text_with_its_cache(
+    workspace, tone_recipe, tiny_corpus, tmp_path, per
+):
+    change = {
+        "fusion": {"interface": {"kind": "gated_encoder"}, "per_task": False},
+        "context": {**TINY, "interface": {"kind": "prompt_adaptive", "per": per}},
+        "tasks": {
+            "asr": {"head": {"kind": "text", "max_tokens": 12}},
+            "emotion": {"prompts": ["how does it feel", "mood"]} if per == "token" else {},
+        },
+    }
+    recipe = merged(tone_recipe, change)
+    del recipe["tasks"]["verification"]
+    train_run(read_recipe(recipe), workspace / "run")
+    report = export_run(workspace / "run", workspace / "out", batches=6)
+    asr = report["parity"]["tasks"]["asr"]
+    assert asr["largest"] < 1e-4
+    assert asr["equal"] == asr["decisions"] > 6
+    names = [str(tiny_corpus.parent / f"s{i}-0.wav") for i in (4, 6)]
+    done = run_alone(workspace / "out", tmp_path, *names, "--json")
+    model = speechfuse.load(workspace / "run", device="cpu")
+    texts = [model(name)["asr"].text for name in names]
+    assert [json.loads(line)["asr"]["text"] for line in done.stdout.splitlines()] == texts
+    assert any(texts)
+
+
+class Interfaces(nn.Module):
+    """Every interface on the merge of two stacks of other depth and rate, for every merge."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.specs = [StackSpec(4, 8, 50.0), StackSpec(3, 8, 40.0)]
+        self.interfaces = nn.ModuleDict({name: made(name, 4, 8) for name in catalog.INTERFACES})
+        self.merges = nn.ModuleList()
+        for cls in catalog.MERGES.values():
+            merge = cls(aligned_specs(self.specs))
+            interface = made("hconv", merge.spec.num_layers, merge.spec.dim)
+            self.merges.append(MergeFirst(merge, interface, models=2))
+        self.eval().requires_grad_(False)
+
+    def forward(self, fine, coarse, lengths):
+        fine_stack = LayerStack(tuple(fine.unbind(2)), lengths, 50.0)
+        coarse_stack = LayerStack(tuple(coarse.unbind(2)), lengths * 4 // 5, 40.0)
+        found = [part(fine_stack, "asr").hidden for part in self.interfaces.values()]
+        for fusion in self.merges:
+            frames = fusion([fine_stack, coarse_stack], "asr")
+            found += [frames.hidden, frames.lengths]
+        return tuple(found)
+
+
+def valid(found, wanted, size):
+    """Both, of an utterance's own frames."""
+    return found[:size], wanted[:size].numpy()
+
+
+@pytest.mark.recipe
+@pytest.mark.timeout(400)
+def test_every_interface_and_merge_gives_the_same_in_a_graph(tmp_path):
+    module = Interfaces()
+
+    def inputs(*sizes):
+        many = max(sizes)
+        fine, coarse = torch.randn(len(sizes), many, 4, 8), torch.randn(len(sizes), many, 3, 8)
+        return fine, coarse, torch.tensor(sizes)
+
+    axes = ({0: "b", 1: "t"}, {0: "b", 1: "u"}, {0: "b"})
+    call = in_onnx(module, inputs(30, 21, 25), axes, tmp_path)
+    for sizes in ((9,), (25, 40), (11, 7, 30, 12)):
+        given = inputs(*sizes)
+        wanted = module(*given)
+        names = [*catalog.INTERFACES]
+        for name, found, right in zip(names, call(*given), wanted, strict=False):
+            many = [1] * len(sizes) if module.interfaces[name].pools else sizes
+            for row, size in enumerate(many):
+                np.testing.assert_allclose(*valid(found[row], right[row], size), atol=2e-5)
+        rest = call(*given)[len(names) :]
+        for index, merge in enumerate(catalog.MERGES):
+            lengths = wanted[len(names) + 2 * index + 1]
+            assert rest[2 * index + 1].tolist() == lengths.tolist(), merge
+            for row, size in enumerate(lengths.tolist()):
+                pair = valid(rest[2 * index][row], wanted[len(names) + 2 * index][row], size)
+                np.testing.assert_allclose(*pair, atol=2e-5, err_msg=merge)
+
+
+class Heads(nn.Module):
+    """Every head that reads frames, of a width of 12."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        sizes = {"num_tokens": 6, "num_classes": 3, "slot_sizes": (3, 4)}
+        self.heads = nn.ModuleDict()
+        for name, cls in catalog.HEADS.items():
+            if cls.reads == "frames":
+                taken = cls.__init__.__annotations__.keys() & sizes.keys()
+                self.heads[name] = cls(12, **{key: sizes[key] for key in taken})
+        onnx_graphs_ready(self)
+
+    def forward(self, hidden, lengths):
+        frames = Frames(hidden, lengths, 50.0)
+        return tuple(one for head in self.heads.values() for one in head_outputs(head, frames))
+
+
+def onnx_graphs_ready(module: nn.Module) -> None:
+    from speechfuse.export.lstm import replace_lstms
+
+    replace_lstms(module)
+    module.eval().requires_grad_(False)
+
+
+@pytest.mark.recipe
+@pytest.mark.timeout(400)
+def test_every_head_gives_the_same_in_a_graph(tmp_path):
+    module = Heads()
+
+    def inputs(*sizes):
+        return torch.randn(len(sizes), max(sizes), 12), torch.tensor(sizes)
+
+    call = in_onnx(module, inputs(40, 31, 25), ({0: "b", 1: "t"}, {0: "b"}), tmp_path)
+    for sizes in ((9,), (25, 40), (11, 7, 30, 12)):
+        given = inputs(*sizes)
+        wanted = module(*given)
+        for found, right in zip(call(*given), wanted, strict=True):
+            if right.dim() < 3:
+                np.testing.assert_allclose(found, right.numpy(), atol=2e-5)
+                continue
+            for row, size in enumerate(sizes):
+                many = min(size, right.shape[1]) if right.shape[1] >= max(sizes) else 0
+                np.testing.assert_allclose(*valid(found[row], right[row], many), atol=2e-5)
+
+
+class Encoders(nn.Module):
+    def __init__(self, upstreams) -> None:
+        super().__init__()
+        self.upstreams = nn.ModuleList(upstreams)
+        self.eval().requires_grad_(False)
+
+    def forward(self, samples, lengths):
+        stacks = [_stack(up, Waveforms(samples, lengths, 16000)) for up in self.upstreams]
+        return tuple(one for stack in stacks for one in (stack.layers[-1], stack.lengths))
+
+
+@pytest.mark.recipe
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("hubert", "whisper", "hubert batch norm"),
+        ("wavlm", "wav2vec2 adapter", "data2vec"),
+    ],
+)
+def test_encoders_give_the_frames_of_the_library(names, encoder, tmp_path):
+    def upstreams():
+        found = [HuggingFace(source=str(encoder(name)), layers=[0, 1]) for name in names]
+        for one in found:
+            one.load()
+        return found
+
+    module, library = Encoders(upstreams()), upstreams()
+
+    def inputs(*sizes):
+        rows = torch.zeros(len(sizes), max(sizes))
+        for row, size in zip(rows, sizes, strict=True):
+            row[:size] = 0.1 * torch.randn(size)
+        return rows, torch.tensor(sizes)
+
+    given = inputs(9000, 7001, 8000)
+    call = in_onnx(module, given, ({0: "b", 1: "s"}, {0: "b"}), tmp_path)
+    for sizes in ((400,), (16000, 5000), (3000, 9123, 1201)):
+        given = inputs(*sizes)
+        found = call(*given)
+        for index, upstream in enumerate(library):
+            stack = upstream(Waveforms(*given, 16000))
+            assert found[2 * index + 1].tolist() == stack.lengths.tolist()
+            for row, size in enumerate(stack.lengths.tolist()):
+                pair = valid(found[2 * index][row], stack.layers[-1][row], size)
+                np.testing.assert_allclose(*pair, atol=1e-4, err_msg=names[index])
+
+
+def test_what_cannot_be_exported_is_said_and_leaves_nothing(answering, tmp_path, monkeypatch):
+    with pytest.raises(RunError, match="is no run folder"):
+        export_run(tmp_path, tmp_path / "out")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(RunError, match="is there already"):
+        export_run(answering, tmp_path / "there")
+    with pytest.raises(ExportError, match="--int8 is for --format onnx"):
+        export_run(answering, tmp_path / "out", format="torch", int8=True)
+    shutil.copytree(answering, tmp_path / "untrained")
+    (tmp_path / "untrained" / "model.safetensors").unlink()
+    with pytest.raises(RunError, match="is not trained yet"):
+        export_run(tmp_path / "untrained", tmp_path / "out")
+    monkeypatch.setattr(onnx_graphs, "find_spec", lambda name: None if name == "onnx" else name)
+    with pytest.raises(ExportError, match=r"needs onnx; pip install 'speechfuse\[export\]'"):
+        export_run(answering, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"there", "untrained"}
+
+
+def test_a_part_that_asks_for_a_number_is_refused():
+    class Asks(nn.Module):
+        def forward(self, hidden):
+            return (hidden[:, : int(hidden[0, 0] * 0 + 1)],)
+
+    class Counts(nn.Module):
+        def forward(self, hidden):
+            return (sum(hidden[:, i] for i in range(hidden.shape[1])),)
+
+    for module in (Asks(), Counts()):
+        with pytest.raises(ExportError, match="no graph can be made of this run"):
+            onnx_graphs.traced(module, (torch.randn(2, 5),), [{0: "b", 1: "t"}])
+
+
+def test_a_package_stands_beside_its_run_if_no_place_is_named(tmp_path):
+    assert default_folder(tmp_path / "a", "onnx", int8=False) == tmp_path / "a-onnx"
+    assert default_folder(tmp_path / "a", "onnx", int8=True) == tmp_path / "a-onnx-int8"
+    assert default_folder(tmp_path / "a", "torch", int8=False) == tmp_path / "a-torch"
