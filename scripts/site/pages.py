@@ -11,6 +11,7 @@ SECTIONS: dict[str, list[str]] = {
     "How to": [
         "pseudo_labels.md",
         "scale.md",
+        "export.md",
     ],
     "Methods": ["methods/unified_fusion.md", "methods/harmonifuse.md", "papers.md"],
     "Results": ["experiments.md", "performance.md", "reliability.md"],

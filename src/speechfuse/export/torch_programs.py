@@ -13,6 +13,7 @@ def save(program: Any, path: Path) -> None:
     of source that every node comes from.
     """
     program.example_inputs = None
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)
     torch.export.save(program, path)
