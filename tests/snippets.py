@@ -127,8 +127,8 @@ class Page:
         try:
             self._run(block)
         except Exception as error:
-            what = f"{type(error).__name__}: {error}"
-            raise AssertionError(f"{block.place}: {what}") from error
+            what = str(error).removeprefix(f"{block.place}: ")
+            raise AssertionError(f"{block.place}: {type(error).__name__}: {what}") from error
 
     def _run(self, block: Block) -> None:
         if block.mark == "not checked":

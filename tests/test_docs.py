@@ -74,6 +74,7 @@ def workspace(prepared, tmp_path, monkeypatch):
     folder = tmp_path / "work"
     shutil.copytree(prepared, folder)
     monkeypatch.chdir(folder)
+    (folder / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
     yield folder
     forget(folder)

@@ -9,6 +9,13 @@ Nav = list[dict[str, object]]
 SECTIONS: dict[str, list[str]] = {
     "Start": ["index.md"],
     "How to": [
+        "how-to/own_data.md",
+        "how-to/own_encoder.md",
+        "how-to/own_interface.md",
+        "how-to/own_task.md",
+        "how-to/several_gpus.md",
+        "how-to/small_memory.md",
+        "how-to/reproduce_the_papers.md",
         "pseudo_labels.md",
         "scale.md",
         "export.md",
