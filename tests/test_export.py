@@ -333,7 +333,7 @@ class Encoders(nn.Module):
 @pytest.mark.recipe
 @pytest.mark.timeout(400)
 def test_encoders_give_the_frames_of_the_library(encoder, tmp_path):
-    names = ("hubert", "wavlm large", "data2vec", "whisper")
+    names = ("hubert", "wavlm large", "data2vec", "whisper", "w2v-bert")
 
     def upstreams():
         found = [HuggingFace(source=str(encoder(name)), layers=[0, 1]) for name in names]
@@ -351,7 +351,7 @@ def test_encoders_give_the_frames_of_the_library(encoder, tmp_path):
 
     given = inputs(9000, 7001, 8000)
     call = in_onnx(module, given, ({0: "b", 1: "s"}, {0: "b"}), tmp_path)
-    for sizes in ((400,), (16000, 5000), (3000, 9123, 1201)):
+    for sizes in ((720,), (16000, 5000), (3000, 9123, 1201)):
         given = inputs(*sizes)
         found = call(*given)
         for index, upstream in enumerate(library):

@@ -162,26 +162,32 @@ def log_mel(samples: Tensor, num_mels: int, window: int = 400, hop: int = 160) -
     Returns (B, num_mels, T) with T = (S - window) // hop + 1.
     """
     if exporting():
-        power = _power_by_products(samples, window, hop)
+        taper = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
+        tapered = torch.from_numpy(taper[:, None] * waves(window, window))
+        power = power_by_products(samples, tapered, hop).float().transpose(1, 2)
     else:
-        taper = torch.hann_window(window, device=samples.device)
-        spectrum = torch.stft(samples, window, hop, window=taper, center=False, return_complex=True)
+        hann = torch.hann_window(window, device=samples.device)
+        spectrum = torch.stft(samples, window, hop, window=hann, center=False, return_complex=True)
         power = spectrum.abs().square()
     filters = mel_filters(num_mels, window // 2 + 1).to(samples.device)
     with torch.autocast(samples.device.type, enabled=False):  # ten decades, in mixed training too
         return torch.clamp(filters.T @ power, min=1e-10).log10()
 
 
-def _power_by_products(samples: Tensor, window: int, hop: int) -> Tensor:
-    """|STFT|^2 without a Fourier transform, which other runtimes do slowly: (B, bins, T).
+def power_by_products(samples: Tensor, waves: Tensor, hop: int) -> Tensor:
+    """|Fourier transform|^2 of windows as products with (window, 2 bins): (B, T, bins).
 
-    In double precision, as sums of large terms are to be small.
+    For a graph, whose runtimes transform slowly or not at all; in double precision, as sums of
+    large terms are to be small. waves: cosines side by side with sines, tapered.
     """
-    place = np.arange(window)
-    turns = 2 * np.pi * np.outer(place, np.arange(window // 2 + 1)) / window
-    taper = (0.5 - 0.5 * np.cos(2 * np.pi * place / window))[:, None]
-    waves = torch.from_numpy(np.concatenate([taper * np.cos(turns), taper * np.sin(turns)], axis=1))
+    window = len(waves)
     starts = torch.arange((samples.shape[1] - window) // hop + 1)[:, None] * hop
-    parts = samples[:, starts + torch.arange(window)].double() @ waves  # (B, T, 2 bins)
+    parts = samples[:, starts + torch.arange(window)].double() @ waves
     real, imaginary = parts.chunk(2, dim=-1)
-    return (real.square() + imaginary.square()).float().transpose(1, 2)
+    return real.square() + imaginary.square()
+
+
+def waves(window: int, transformed: int) -> NDArray[np.float64]:
+    """Cosines and sines of a Fourier transform of that many samples, at the first `window`."""
+    turns = np.outer(np.arange(window), np.arange(transformed // 2 + 1)) / transformed
+    return np.concatenate([np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)], axis=1)

@@ -20,7 +20,6 @@ from speechfuse.model import FusionModel
 from speechfuse.ops import length_mask, zero_padding
 from speechfuse.types import Frames, LayerStack, Waveforms
 from speechfuse.upstreams.huggingface import HuggingFace
-from speechfuse.upstreams.w2v_bert import W2vBert
 
 INPUTS = ("samples", "lengths")
 
@@ -39,12 +38,6 @@ class Graph(nn.Module):
         """
         super().__init__()
         self.upstreams, self.model = nn.ModuleList(upstreams), model
-        for upstream in upstreams:
-            if isinstance(upstream, HuggingFace) and isinstance(upstream.states, W2vBert):
-                raise ExportError(
-                    f"{upstream.source} is a W2v-BERT, whose features are computed by transformers "
-                    "outside of any graph; export a run on other encoders"
-                )
         tasks = [*model.heads]
         self.prompted = None if model.reader is None else Prompted(model.reader, tasks)
         self.outputs = {task: self._names(task) for task in tasks}

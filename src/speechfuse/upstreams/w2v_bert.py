@@ -9,15 +9,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from speechfuse.audio import power_by_products, waves
 from speechfuse.contracts import UpstreamPlan
-from speechfuse.ops import length_mask, pad_frames, zero_padding
+from speechfuse.ops import (
+    exporting,
+    joined_frames,
+    length_mask,
+    masked_mean,
+    pad_frames,
+    zero_padding,
+)
 from speechfuse.types import StackSpec, Waveforms
 from speechfuse.upstreams.attention import ATTENTION_SECONDS, attention_mask
 
 _WINDOW, _HOP, _STRIDE = 400, 160, 2  # samples, samples, frames: Kaldi's 25 ms and 10 ms
+_TRANSFORMED, _EMPHASIS, _FLOOR = 512, 0.97, 1.192092955078125e-07  # as its extractor has them
 
 
 def plan(config: Mapping[str, Any]) -> UpstreamPlan:
@@ -77,14 +87,7 @@ class W2vBert(nn.Module):
         frozen: no gradient is asked for, now or later.
         """
         lengths = self.frames(wav.lengths)
-        features = pad_frames(
-            [
-                self._features(samples[:size])[:frames]
-                for samples, size, frames in zip(
-                    wav.samples, wav.lengths.tolist(), lengths.tolist(), strict=True
-                )
-            ]
-        )
+        features = self._in_graph(wav) if exporting() else self._of_clips(wav, lengths)
         hidden = zero_padding(self.model.feature_projection(features)[0], lengths)
         mask = attention_mask(self.config, hidden, lengths)
         valid = None if mask is None else length_mask(lengths, hidden.shape[1])
@@ -101,6 +104,29 @@ class W2vBert(nn.Module):
                     conv_attention_mask=valid,
                 )
             yield hidden
+
+    def _of_clips(self, wav: Waveforms, lengths: Tensor) -> Tensor:
+        """What the projection reads, (B, T, 160), by transformers' extractor."""
+        sizes = zip(wav.samples, wav.lengths.tolist(), lengths.tolist(), strict=True)
+        return pad_frames([self._features(samples[:n])[:frames] for samples, n, frames in sizes])
+
+    def _in_graph(self, wav: Waveforms) -> Tensor:
+        """The same as products: log-mel frames, of each clip with zero mean and unit variance.
+
+        Taking the mean from a window, pre-emphasis, taper and Fourier transform are linear: one
+        matrix.
+        """
+        emphasis = np.eye(_WINDOW) - _EMPHASIS * np.eye(_WINDOW, k=-1)
+        emphasis[0, 0] = 1 - _EMPHASIS
+        prepared = self.extractor.window[:, None] * (emphasis @ (np.eye(_WINDOW) - 1 / _WINDOW))
+        spectrum = torch.from_numpy(prepared.T @ waves(_WINDOW, _TRANSFORMED))
+        power = power_by_products(2.0**15 * wav.samples, spectrum, _HOP)
+        mel = (power @ torch.from_numpy(self.extractor.mel_filters)).clamp_min(_FLOOR).log()
+        count = (wav.lengths - _WINDOW).div(_HOP, rounding_mode="floor") + 1
+        centred = zero_padding(mel - masked_mean(mel, count)[:, None], count)
+        variance = centred.square().sum(1) / (count - 1)[:, None]
+        scaled = centred / (variance + 1e-7).sqrt()[:, None]
+        return joined_frames(scaled.float(), _STRIDE)
 
     def _features(self, samples: Tensor) -> Tensor:
         found = self.extractor(samples.cpu().numpy(), sampling_rate=16000, return_tensors="pt")
