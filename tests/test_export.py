@@ -152,7 +152,7 @@ def test_tokens_and_turns_are_found_as_heads_find_them():
 
 
 @pytest.mark.recipe
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_eight_bits_are_smaller_and_their_cost_is_measured(answering, tmp_path, monkeypatch):
     monkeypatch.chdir(answering.parent)
     folder = tmp_path / "int8"
@@ -170,7 +170,7 @@ def test_eight_bits_are_smaller_and_their_cost_is_measured(answering, tmp_path, 
 
 
 @pytest.mark.recipe
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_program_of_torch_takes_any_batch(answering, tmp_path):
     folder = tmp_path / "torch"
     report = export_run(answering, folder, format="torch", batches=5)
@@ -186,7 +186,7 @@ def test_a_program_of_torch_takes_any_batch(answering, tmp_path):
 
 
 @pytest.mark.recipe
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_harmonifuse_writes_the_same_text_with_its_cache(
     workspace, tone_recipe, tiny_corpus, tmp_path
 ):
@@ -244,7 +244,7 @@ def valid(found, wanted, size):
 
 
 @pytest.mark.recipe
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_every_interface_and_merge_gives_the_same_in_a_graph(tmp_path):
     module = Interfaces()
 
@@ -299,7 +299,7 @@ def onnx_graphs_ready(module: nn.Module) -> None:
 
 
 @pytest.mark.recipe
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_every_head_gives_the_same_in_a_graph(tmp_path):
     module = Heads()
 
@@ -331,7 +331,7 @@ class Encoders(nn.Module):
 
 
 @pytest.mark.recipe
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_encoders_give_the_frames_of_the_library(encoder, tmp_path):
     names = ("hubert", "wavlm large", "data2vec", "whisper", "w2v-bert")
 

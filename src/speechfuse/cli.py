@@ -680,10 +680,10 @@ def export(
     folder = out or default_folder(run, format, int8=int8)
     with _progress() as progress:
         report = export_run(run, folder, format=format, int8=int8, progress=progress)
-    rows = [
-        [task, f"{one['largest']:.1e}", f"{one['equal']} of {one['decisions']}"]
-        for task, one in report["parity"]["tasks"].items()
-    ]
+    rows = []
+    for task, one in report["parity"]["tasks"].items():
+        equal = f"{one['equal']} of {one['decisions']}" if one["decisions"] else "numbers only"
+        rows.append([task, f"{one['largest']:.1e}", equal])
     _table("Package against run", ["task", "largest difference", "equal answers"], rows)
     total = sum(report["bytes"].values()) / 1e6
     typer.echo(f"{total:,.1f} MB in {folder}; python {folder / 'run.py'} clip.wav, see README.md")
