@@ -26,6 +26,7 @@ OPTIONS = (
     "--remote-debugging-port=0",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 )
+MICROPHONE = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
 
 FIELD = "document.querySelector('input[type=file]')"
 
@@ -37,14 +38,17 @@ def find_chromium() -> str | None:
 class Chromium:
     """`async with Chromium(folder) as browser: tab = await browser.open(url)`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, heard: Path | None = None) -> None:
+        """heard: a WAV file that its microphone hears, again and again."""
+        self.folder, self.options = folder, OPTIONS
+        if heard is not None:
+            self.options += (*MICROPHONE, f"--use-file-for-fake-audio-capture={heard}")
 
     async def __aenter__(self) -> Chromium:
         program = find_chromium()
         assert program is not None
         self.process = subprocess.Popen(
-            [program, *OPTIONS, f"--user-data-dir={self.folder}", "about:blank"],
+            [program, *self.options, f"--user-data-dir={self.folder}", "about:blank"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

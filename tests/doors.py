@@ -3,10 +3,12 @@
 import re
 import shutil
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 import torch
 
 from mutating import harmed, harmed_sound
@@ -20,6 +22,7 @@ from speechfuse.errors import RunError, SpeechFuseError
 from speechfuse.evaluate import evidence_of
 from speechfuse.extract import fill_stores
 from speechfuse.pipeline.recordings import Recording, Samples
+from speechfuse.pipeline.speech_model import SpeechModel
 from speechfuse.predict import predict_files
 from speechfuse.taskdata import load_tasks
 from speechfuse.train import train_run
@@ -85,6 +88,7 @@ def use_run(folder: Path, name: str, clip: Path) -> None:
         list(predict_files(folder, [clip]))
     elif name == "metrics.json":
         run.metrics()
+        list(predict_files(folder, [clip]))  # it has the thresholds
     elif name == "data.json":
         tasks = load_tasks(run.recipe(), run.tasks())
         run.check_data({name: data.marks() for name, data in tasks.items()})
@@ -128,3 +132,16 @@ def go_on_training(folder: Path, whole: Path) -> None:
     finally:
         shutil.rmtree(folder)
         shutil.copytree(whole, folder)
+
+
+def answer_long(run: Path, recording: Path) -> None:
+    """Answers a recording of hours, and looks whether all of it was joined in order."""
+    answer = SpeechModel(run)(recording)
+    with soundfile.SoundFile(recording) as sound:
+        assert abs(answer.duration - sound.frames / sound.samplerate) < 0.01
+    starts = [word.start for word in answer["asr"].words]
+    assert starts == sorted(starts)
+    stretches = answer["emotion"].stretches
+    assert stretches[-1].end == answer.duration
+    gaps = (b.start - a.end for a, b in pairwise(stretches))
+    assert max(map(abs, gaps), default=0) < 0.01

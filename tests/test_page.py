@@ -6,19 +6,26 @@ import json
 import re
 import threading
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 pytest.importorskip("gradio", reason="the page and the service need the extra `demo`")
 import uvicorn
 from starlette.testclient import TestClient
 
 from chromium import Chromium, find_chromium
+from speechfuse.build import read_recipe
+from speechfuse.pipeline.speech_model import SpeechModel
+from speechfuse.recipe import merged
+from speechfuse.serve import uploads
 from speechfuse.serve.app import Service
 from speechfuse.serve.limits import Limits
 from speechfuse.serve.server import served
+from speechfuse.train import train_run
 from test_serve import model, trained  # noqa: F401 - fixtures
 
 pytestmark = [
@@ -48,7 +55,13 @@ def client(model):  # noqa: F811
 @pytest.fixture
 def address(model):  # noqa: F811
     """Of a real server with the page."""
-    service = Service.of(model, Limits(upload_mb=0.5))
+    with running(model) as found:
+        yield found
+
+
+@contextmanager
+def running(answers):
+    service = Service.of(answers, Limits(upload_mb=0.5))
     config = uvicorn.Config(
         served(service), port=0, log_level="error", access_log=False, timeout_graceful_shutdown=2
     )
@@ -65,11 +78,25 @@ def address(model):  # noqa: F811
 @pytest.fixture
 def browser(tmp_path):
     @asynccontextmanager
-    async def start():
-        async with Chromium(tmp_path / "profile") as one:
+    async def start(heard=None):
+        async with Chromium(tmp_path / "profile", heard) as one:
             yield one
 
     return start
+
+
+async def hears(tab, clip):
+    """Uploads a clip and asks for the answer."""
+    await tab.until("!!document.querySelector('#answer')")
+    await tab.upload(clip)
+    await tab.until("!document.querySelector('input[type=file]')")  # a player in its place
+    await answers(tab)
+
+
+async def answers(tab):
+    await tab.js("document.querySelector('#answer').click()")
+    await tab.until("!!document.querySelector('#shown .picture, #shown .error')")
+    return await tab.js("document.querySelector('#shown').innerText")
 
 
 def test_no_file_of_the_server_can_be_read(client, trained, tmp_path):  # noqa: F811
@@ -173,13 +200,6 @@ def test_upload_answer_wrong_file_and_two_tabs(browser, address, model, tiny_cor
                 asked = [r for r in tab.requests if not r.startswith((address, "data:", "blob:"))]
                 assert asked == []
 
-    async def hears(tab, clip):
-        await tab.until("!!document.querySelector('#answer')")
-        await tab.upload(clip)
-        await tab.until("!document.querySelector('input[type=file]')")  # a player in its place
-        await tab.js("document.querySelector('#answer').click()")
-        await tab.until("!!document.querySelector('#shown .picture, #shown .error')")
-
     asyncio.run(look())
 
 
@@ -205,3 +225,99 @@ def test_two_voices_are_compared(browser, address, model, tiny_corpus):  # noqa:
             assert tab.complaints == []
 
     asyncio.run(look())
+
+
+@in_browser
+def test_what_the_microphone_hears_is_answered(browser, address, tmp_path, monkeypatch):
+    """A tone of 440 Hz is recorded, uploaded and decoded as one."""
+    tone = tmp_path / "tone.wav"
+    soundfile.write(tone, 0.5 * np.sin(2 * np.pi * 440 * np.arange(5 * 48000) / 48000), 48000)
+    decoded = []
+
+    def decode(*given):
+        decoded.append(uploads.decode(*given))
+        return decoded[-1]
+
+    monkeypatch.setattr("speechfuse.serve.page.decode", decode)
+
+    async def look():
+        async with browser(tone) as chromium:
+            tab = await chromium.open(address)
+            await tab.until("!!document.querySelector('#answer')")
+            for button in ('[aria-label="Record audio"]', ".record-button", ".stop-button"):
+                seen = f"[...document.querySelectorAll(`button{button}`)].find(b => b.offsetParent)"
+                await tab.until(f"!!{seen}")
+                await asyncio.sleep(2.0 if button == ".stop-button" else 0)
+                await tab.js(f"{seen}.click()")
+            for _ in range(600):
+                if any("/gradio_api/file=" in one for one in tab.requests):
+                    break  # it is uploaded, and the player asks for it
+                await asyncio.sleep(0.1)
+            shown = await answers(tab)
+            assert "spectrogram, " in shown
+            assert tab.complaints == []
+            asked = [r for r in tab.requests if not r.startswith((address, "data:", "blob:"))]
+            assert asked == []
+
+    asyncio.run(look())
+    (samples,) = decoded
+    assert len(samples) > 16000
+    spectrum = np.abs(np.fft.rfft(samples))
+    assert abs(np.argmax(spectrum) * 16000 / len(samples) - 440) < 5
+
+
+@pytest.fixture
+def worded(workspace, tone_recipe):
+    """A model that was trained with two prompts for emotions."""
+    change = {
+        "fusion": {"interface": {"kind": "gated_encoder"}, "per_task": False},
+        "context": {"preset": "tiny", "layers": 2, "dim": 32, "heads": 2, "join": 4},
+        "tasks": {
+            "asr": {"units": "characters", "head": {"kind": "text", "ctc": 0.3}},
+            "emotion": {"prompts": ["how do they feel", "name the mood"]},
+        },
+        "training": {"steps": 4},
+    }
+    train_run(read_recipe(merged(tone_recipe, change)), workspace / "run")
+    return SpeechModel(workspace / "run")
+
+
+@in_browser
+def test_a_prompt_in_other_words_is_asked(browser, worded, tiny_corpus, monkeypatch):
+    clip, words = tiny_corpus.parent / "s6-0.wav", "which mood is it"
+    label = worded(clip, ["emotion"], prompt=words)["emotion"]
+    prompts = []
+
+    def check(model, wanted):  # noqa: F811
+        prompts.append(wanted)
+        return checked(model, wanted)
+
+    checked = SpeechModel._check_prompt
+    monkeypatch.setattr(SpeechModel, "_check_prompt", check)
+
+    async def look(address):
+        async with browser() as chromium:
+            tab = await chromium.open(address)
+            await tab.until("!!document.querySelector('#answer')")
+            box = "[...document.querySelectorAll('textarea, input[type=text]')][0]"
+            await tab.until(f"!!{box}?.offsetParent")
+            assert "for one task: emotion" in await tab.js("document.body.innerText")
+            await tab.js(f"{box}.focus()")
+            await tab.call("Input.insertText", text=words)
+            await hears(tab, clip)
+            refused = await tab.js("document.querySelector('#shown .error').innerText")
+            assert "a prompt in words asks one task" in refused
+            for task in ("asr",):
+                ticks = "[...document.querySelectorAll('label')]"
+                await tab.js(f"{ticks}.find(l => l.innerText.trim() == '{task}').click()")
+            await tab.js("document.querySelector('#answer').click()")
+            await tab.until("!!document.querySelector('#shown .picture')")
+            shown = await tab.js("document.querySelector('#shown').innerText")
+            share = f"{100 * label.scores[label.label]:.0f} %"
+            assert label.label in shown
+            assert share in shown.replace("\u00a0", " ")
+            assert tab.complaints == []
+
+    with running(worded) as address:
+        asyncio.run(look(address))
+    assert prompts == [["asr", "emotion"], ["emotion"]]
