@@ -143,7 +143,7 @@ def _begin(rank: Rank, packed: bytes, say: Any, threads: int, called: str) -> No
 
     rank.lost = lost
     try:
-        work, *arguments = pickle.loads(packed)
+        work, *arguments = pickle.loads(packed)  # noqa: S301 - of the process that began this one
         work(*arguments, progress, rank)
     except KeyboardInterrupt as error:
         tell(error)

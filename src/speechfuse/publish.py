@@ -118,7 +118,7 @@ def model_card(run: Run, recipe: Recipe, license: str | None, *, drawn: bool) ->
     metrics = run.metrics()
     environment = Environment(
         loader=PackageLoader("speechfuse"),
-        autoescape=False,  # it is Markdown
+        autoescape=False,  # noqa: S701 - it is Markdown
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,

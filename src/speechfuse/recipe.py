@@ -408,7 +408,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         RecipeError: no such file, not YAML, a key twice in one section, or not a mapping.
     """
     try:
-        data = yaml.load(path.read_text(), _OnceLoader)  # a safe loader
+        data = yaml.load(path.read_text(), _OnceLoader)  # noqa: S506 - it is a safe loader
     except FileNotFoundError as error:
         raise RecipeError(f"no recipe at {path}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
