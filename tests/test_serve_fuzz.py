@@ -9,7 +9,7 @@ from schemathesis import checks  # noqa: E402
 
 from test_serve import model, server, trained  # noqa: E402, F401 - fixtures
 
-pytestmark = pytest.mark.recipe
+pytestmark = [pytest.mark.recipe, pytest.mark.stress, pytest.mark.timeout(7200)]
 CHECKS = [
     checks.not_a_server_error,
     checks.status_code_conformance,
