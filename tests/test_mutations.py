@@ -114,7 +114,8 @@ def test_audio(workspace, sounds, harmed_sounds, name):
 def test_encoders(workspace, encoder, mutations, name):
     folder = workspace / "encoder"
     shutil.copytree(encoder("hubert"), folder)
-    read_or_refused(folder / name, mutations, partial(doors.encode, folder), folder, share=0.1)
+    count = max(40, mutations // 4)
+    read_or_refused(folder / name, count, partial(doors.encode, folder), folder, share=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +156,7 @@ def test_run_folders(workspace, trained, tiny_corpus, mutations, name):
     folder = workspace / "run"
     shutil.copytree(trained, folder)
     read = partial(doors.use_run, folder, name, tiny_corpus.parent / "s7-0.wav")
-    read_or_refused(folder / name, mutations, read, folder, share=0.05)
+    read_or_refused(folder / name, max(40, mutations // 4), read, folder, share=0.05)
 
 
 @pytest.mark.parametrize("kind", ["*.safetensors", "plan-*.json", "about.json"])

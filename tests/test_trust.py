@@ -83,6 +83,7 @@ EXAMPLE_RECIPE = {
         ("alpha", "run"),
         ("publish", "run", "out"),
         ("compare", "run", "other"),
+        ("export", "run"),
         ("pseudo-label", "corpus", "--teacher", "run", "--out", "out"),
     ],
 )

@@ -673,6 +673,7 @@ def export(
     int8: Annotated[
         bool, typer.Option(help="Weights in 8 bits; measures what that costs on the corpora.")
     ] = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Write encoders, fusion and heads as graphs that run without speechfuse, and compare them."""
     from speechfuse.export.package import default_folder, export_run
