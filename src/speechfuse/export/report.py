@@ -15,7 +15,7 @@ def readme(report: Mapping[str, Any], recipe: Recipe, sizes: Mapping[str, int]) 
     """report: as it is written beside it. sizes: bytes of the package's files."""
     environment = Environment(
         loader=PackageLoader("speechfuse"),
-        autoescape=False,  # it is Markdown
+        autoescape=False,  # noqa: S701 - it is Markdown
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
