@@ -22,6 +22,7 @@ SECTIONS = {  # classes of a recipe: where their fields stand in the file
     "TaskRecipe": "tasks.NAME",
     "SplitRecipe": "tasks.NAME.split",
     "AugmentRecipe": "tasks.NAME.augment",
+    "NoiseRecipe": "tasks.NAME.augment.noise",
     "TrainingRecipe": "training",
     "LoraRecipe": "training.lora",
     "StoreRecipe": "store",

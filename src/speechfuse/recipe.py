@@ -116,11 +116,14 @@ def _rising(snr: tuple[float, float]) -> tuple[float, float]:
     return snr
 
 
+Decibels = Annotated[tuple[float, float], AfterValidator(_rising)]
+
+
 class NoiseRecipe(_Strict):
     """Copies of training utterances in noise, the same ones in every run."""
 
     source: str = "pink"  # pink, white, or a folder of recordings
-    snr: Annotated[tuple[float, float], AfterValidator(_rising)] = (5.0, 20.0)  # dB
+    snr: Decibels = (5.0, 20.0)  # least and most, of speech over noise
     copies: int = Field(1, gt=0)  # of each utterance
     seed: int = 0  # of what is drawn; not that of training, so that stored layers serve all seeds
 
