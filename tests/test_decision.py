@@ -14,6 +14,7 @@ from speechfuse.errors import RecipeError, RunError
 from speechfuse.evaluate import evaluate_again
 from speechfuse.metrics import SpeakerTrials, with_interval
 from speechfuse.predict import predict_files
+from speechfuse.publish import save_pretrained
 from speechfuse.train import train_run
 
 
@@ -142,6 +143,13 @@ class TestRun:
         assert one.to_dict()["threshold"] == threshold
         lines = list(predict_files(run, clips[:2]))
         assert lines[-1].split("\t")[4] == one.compare(others[0]).text()
+
+    def test_a_published_folder_has_it_too(self, run, workspace):
+        folder = save_pretrained(run, workspace / "hub", picture=False)
+        decisions = speechfuse.load(folder).decisions
+        assert decisions == Run(run).decisions()
+        card = (folder / "README.md").read_text()
+        assert f"verification: {decisions['verification'].origin()}. On test trials" in card
 
     def test_an_older_run_says_that_it_has_none_and_gets_one(self, run, tiny_corpus):
         clips = [tiny_corpus.parent / f"s{i}.wav" for i in ("6-0", "7-1")]

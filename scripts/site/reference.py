@@ -107,7 +107,7 @@ def _said(field: ast.AnnAssign, comments: dict[int, tuple[str, bool]]) -> str:
     beside, line = [], field.end_lineno or field.lineno
     if line in comments:
         beside.append(comments[line][0])
-        while line + 1 in comments and comments[line + 1][0][0].islower():
+        while line + 1 in comments and comments[line + 1][1] and comments[line + 1][0][0].islower():
             line += 1
             beside.append(comments[line][0])
     return " ".join(above + beside)
