@@ -72,7 +72,8 @@ def prune_run(
     recipe = run.recipe()
     if not run.finished:
         raise RunError(f"{folder} is not finished; train it first, the same command goes on")
-    out = out or folder.with_name(f"{folder.resolve().name}-pruned")
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    out = out or named.with_name(f"{named.name}-pruned")
     work = out.with_name(f"{out.name}.tried")
     bench = Bench(run, work, steps or max(1, recipe.training.steps // 4))
     rule = Rule(tolerance, sure)
