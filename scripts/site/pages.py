@@ -16,6 +16,7 @@ SECTIONS: dict[str, list[str]] = {
         "how-to/several_gpus.md",
         "how-to/small_memory.md",
         "how-to/reproduce_the_papers.md",
+        "pruning.md",
         "pseudo_labels.md",
         "scale.md",
         "export.md",
