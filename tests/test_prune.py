@@ -89,6 +89,7 @@ def test_deaf_encoder_and_blocks_above_the_last_one_that_counts_go(run, about, p
     assert pruned.metrics()["test"]["emotion"]["balanced_accuracy"]["value"] == 1
     (test,) = [d for d in about["test"] if d["metric"] == "balanced_accuracy"]
     assert test["difference"]["value"] >= 0
+    assert [one["metric"] for one in about["trained_as_long"]] == ["accuracy", "balanced_accuracy"]
     assert not (place / "run-pruned.tried").exists()
     assert [d.difference.value for d in compare(find_systems([run, out]))] == [
         one["difference"]["value"] for one in about["test"]
@@ -140,6 +141,7 @@ def test_single_layer_is_cut_there_exactly_without_training(recipe, place, encod
     out = Run(place / "single-pruned")
     assert about["exact"]
     assert about["tried"] == []
+    assert "trained_as_long" not in about
     assert out.recipe().upstreams["hubert"].options["layers"] == [1]
     assert out.recipe().fusion.interface.options["layer"] == 0
     for split in ("dev", "test"):
@@ -225,11 +227,12 @@ def test_state_0_that_was_dropped_stays_away(recipe):
     assert read.fusion.drop_state_0
     encoders = encoders_of(read)
     assert encoders["hears"].layers == (1, 2, 3)
-    cut = cut_recipe(read, whole(encoders).lowest("hears", 2), steps=7)
+    cut = cut_recipe(read, whole(encoders).lowest("hears", 2), steps=7, rate=0.1)
     assert not cut.fusion.drop_state_0
     assert cut.upstreams["hears"].options["layers"] == [1, 2]
     assert cut.upstreams["deaf"].options["layers"] == [1, 2, 3]
     assert cut.training.steps == 7
+    assert cut.training.learning_rate == pytest.approx(3e-3)
     assert cut_recipe(read, whole(encoders), steps=7).fusion.drop_state_0
 
 

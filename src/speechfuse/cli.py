@@ -551,6 +551,7 @@ def prune(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Of training after a cut; a quarter of the run's.")
     ] = None,
+    rate: Annotated[float, typer.Option(min=1e-6, help="Times the run's learning rates.")] = 1.0,
     repeats: Annotated[int, typer.Option(min=1, help="Speed is the median of so many.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print data, fractions of one.")] = False,
     trust_code: TrustCode = False,
@@ -572,6 +573,7 @@ def prune(
             tolerance=tolerance / 100,
             sure=sure,
             steps=steps,
+            rate=rate,
             repeats=repeats,
             progress=progress,
         )

@@ -100,12 +100,17 @@ def single_layers(recipe: Recipe, encoders: Mapping[str, Encoder]) -> Cut:
     return Cut(found)
 
 
-def cut_recipe(recipe: Recipe, cut: Cut, *, steps: int | None = None) -> Recipe:
-    """The recipe of what is left; steps: of training, the recipe's own if None."""
+def cut_recipe(recipe: Recipe, cut: Cut, *, steps: int | None = None, rate: float = 1.0) -> Recipe:
+    """The recipe of what is left; steps: of training, the recipe's own if None.
+
+    rate: times the recipe's learning rates.
+    """
     encoders = encoders_of(recipe)
     data: dict[str, Any] = recipe.model_dump(mode="json")
     if steps is not None:
         data["training"]["steps"] = steps
+    for name in ("learning_rate", "upstream_learning_rate"):
+        data["training"][name] *= rate
     if cut == whole(encoders):
         return build.read_recipe(data, refuse_repeats=False)
     data["upstreams"] = {name: data["upstreams"][name] for name in cut.layers}

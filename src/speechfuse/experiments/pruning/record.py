@@ -11,8 +11,9 @@ from typing import Any
 from speechfuse import build
 from speechfuse.checkpoint import Run, write_text
 from speechfuse.errors import RunError, damage
+from speechfuse.experiments.compare import compare
 from speechfuse.experiments.pruning.cuts import Cut, Encoder
-from speechfuse.experiments.pruning.trial import Bench, Trial
+from speechfuse.experiments.pruning.trial import Bench, Trial, system
 
 FILE = "prune.json"
 
@@ -70,6 +71,12 @@ def told(
             for task, value in trial.scores.items()
         },
     }
+
+
+def compared(before: Run, after: Run) -> list[dict[str, Any]]:
+    """On the test set, paired, in every metric."""
+    systems = [system("before", before), system("after", after)]
+    return [asdict(one) | {"verdict": one.verdict} for one in compare(systems)]
 
 
 def costs(before: Run, after: Run, encoders: Mapping[str, Encoder], cut: Cut) -> dict[str, Any]:

@@ -53,6 +53,7 @@ def cost_table(about: Mapping[str, Any]) -> Table:
 
 def test_table(about: Mapping[str, Any]) -> Table:
     """The test set, which chose nothing."""
+    columns = ["metric", "before", "after", "difference", "speakers", "verdict"]
     rows = [
         [
             f"{one['task']}: {full_name(one['metric'])}",
@@ -65,9 +66,14 @@ def test_table(about: Mapping[str, Any]) -> Table:
         for one in about["test"]
     ]
     title = "Test split\n% with 95 % interval from resampled speakers; the difference is paired"
+    if "trained_as_long" in about:
+        columns += ["of the cut alone", ""]
+        for row, one in zip(rows, about["trained_as_long"], strict=True):
+            row += [signed(Metric(**one["difference"])).replace(" ", "\n", 1), one["verdict"]]
+        title += "\nof the cut alone: minus the whole run trained as many steps more"
     if any(one["difference"]["speakers"] < LEAST for one in about["test"]):
         title += f"; of fewer than {LEAST} speakers it says nothing"
-    return title, ["metric", "before", "after", "difference", "speakers", "verdict"], rows
+    return title, columns, rows
 
 
 def prune_tables(about: Mapping[str, Any]) -> list[Table]:

@@ -15,7 +15,6 @@ from typing import Any
 from speechfuse.checkpoint import Run
 from speechfuse.errors import RunError
 from speechfuse.evaluate import SCORED, SPLITS, evaluate_again, evaluate_run, open_run
-from speechfuse.experiments.compare import compare
 from speechfuse.experiments.pruning.cuts import (
     Cut,
     Encoder,
@@ -25,10 +24,10 @@ from speechfuse.experiments.pruning.cuts import (
     single_layers,
     whole,
 )
-from speechfuse.experiments.pruning.record import costs, known_about, told, write_about
+from speechfuse.experiments.pruning.record import compared, costs, known_about, told, write_about
 from speechfuse.experiments.pruning.search import search
 from speechfuse.experiments.pruning.speed import encoder_speeds
-from speechfuse.experiments.pruning.trial import Bench, Rule, Trial, system
+from speechfuse.experiments.pruning.trial import Bench, Rule, Trial
 from speechfuse.recipe import Recipe
 from speechfuse.taskdata import load_tasks
 from speechfuse.types import Progress, Utterance
@@ -54,6 +53,7 @@ def prune_run(
     tolerance: float = 0.01,
     sure: bool = False,
     steps: int | None = None,
+    rate: float = 1.0,
     repeats: int = 5,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def prune_run(
 
     tolerance: by which the primary metric of every task may be worse on development data, in
     shares of one. sure: its whole interval, too. steps: of training after a cut, a quarter of the
-    run's if None. repeats: of measuring speed.
+    run's if None. rate: times the run's learning rates. repeats: of measuring speed.
 
     Raises:
         RunError: no finished run there, or `out` holds something else.
@@ -75,9 +75,9 @@ def prune_run(
     named = folder if folder.name not in ("", "..") else folder.resolve()
     out = out or named.with_name(f"{named.name}-pruned")
     work = out.with_name(f"{out.name}.tried")
-    bench = Bench(run, work, steps or max(1, recipe.training.steps // 4))
+    bench = Bench(run, work, steps or max(1, recipe.training.steps // 4), rate)
     rule = Rule(tolerance, sure)
-    settings = {"weights": bench.mark, **asdict(rule), "steps": bench.steps}
+    settings = {"weights": bench.mark, **asdict(rule), "steps": bench.steps, "rate": rate}
     if known := known_about(out, work, settings):
         return known
     encoders = encoders_of(recipe)
@@ -112,8 +112,11 @@ def prune_run(
     about |= {"removed": True, "exact": found.chosen is None, "out": str(out)}
     about |= costs(run, after, encoders, found.cut)
     about["speed"] = encoder_speeds(recipe, after.recipe(), clips, repeats)
-    systems = [system("before", run), system("after", after)]
-    about["test"] = [asdict(d) | {"verdict": d.verdict} for d in compare(systems)]
+    about["test"] = compared(run, after)
+    if found.chosen is not None:  # what is the cut's, and what the training's
+        control = Run(tried[0][0].folder)
+        evaluate_again(control.folder, progress)
+        about["trained_as_long"] = compared(control, after)
     about = write_about(after.folder, about)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.is_dir():

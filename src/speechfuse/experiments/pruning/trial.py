@@ -51,9 +51,11 @@ class Trial:
 class Bench:
     """Where cuts of one run are tried; what was tried is not tried again."""
 
-    def __init__(self, run: Run, folder: Path, steps: int) -> None:
-        """folder: for the runs of what is tried. steps: of training, for each."""
-        self.run, self.folder, self.steps = run, folder, steps
+    def __init__(self, run: Run, folder: Path, steps: int, rate: float) -> None:
+        """folder: for the runs of what is tried. steps: of training, for each. rate: times the
+        run's learning rates.
+        """
+        self.run, self.folder, self.steps, self._rate = run, folder, steps, rate
         self.recipe = run.recipe()
         self._weights = run.folder / "model.safetensors"
         self.mark = file_hash([self._weights])
@@ -68,7 +70,7 @@ class Bench:
             SpeechFuseError: whatever is wrong with the run's corpora or encoders.
             KeyboardInterrupt: what is done is kept.
         """
-        recipe = cut_recipe(self.recipe, cut, steps=self.steps)
+        recipe = cut_recipe(self.recipe, cut, steps=self.steps, rate=self._rate)
         folder = self.place(recipe)
         tuned = [*build.tuned_upstreams(self.recipe)]
 
