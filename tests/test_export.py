@@ -19,8 +19,9 @@ from speechfuse import catalog
 from speechfuse.alignment import aligned_specs
 from speechfuse.build import read_recipe
 from speechfuse.errors import ExportError, RunError
-from speechfuse.export import onnx_files, onnx_graphs
+from speechfuse.export import measuring, onnx_files, onnx_graphs
 from speechfuse.export.graph import _stack, head_outputs
+from speechfuse.export.loading import load_source
 from speechfuse.export.package import default_folder, export_run
 from speechfuse.export.run import Package, best_path, stretches, turns
 from speechfuse.fusion import MergeFirst
@@ -123,6 +124,12 @@ def test_a_package_holds_its_weights_once_and_says_how_well_it_does(package):
     text = (package / "README.md").read_text()
     assert "| asr |" in text
     assert "python run.py clip.wav --task asr" in text
+
+
+def test_a_graph_that_differs_from_the_run_is_an_error(package, answering, monkeypatch):
+    monkeypatch.setattr(measuring, "TOLERANCE", 1e-9)
+    with pytest.raises(ExportError, match=r"differs from the run by .* more than 1e-09"):
+        measuring.compared(load_source(answering), package, {}, 2)
 
 
 def test_long_recordings_are_cut_as_the_library_cuts_them(package, answering, tmp_path):

@@ -11,8 +11,8 @@ from speechfuse.metrics import full_name
 from speechfuse.recipe import Recipe
 
 
-def readme(report: Mapping[str, Any], recipe: Recipe, sizes: Mapping[str, int]) -> str:
-    """report: as it is written beside it. sizes: bytes of the package's files."""
+def readme(report: Mapping[str, Any], recipe: Recipe) -> str:
+    """report: as it is written beside it."""
     environment = Environment(
         loader=PackageLoader("speechfuse"),
         autoescape=False,  # noqa: S701 - it is Markdown
@@ -27,6 +27,4 @@ def readme(report: Mapping[str, Any], recipe: Recipe, sizes: Mapping[str, int]) 
         for task, metrics in tasks.items()
         for metric in metrics
     ]
-    return environment.get_template("export.md.j2").render(
-        report=report, recipe=recipe, sizes=sizes, rows=rows
-    )
+    return environment.get_template("export.md.j2").render(report=report, recipe=recipe, rows=rows)
