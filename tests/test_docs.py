@@ -65,6 +65,13 @@ def prepared(tiny_corpus, encoder, tmp_path_factory):
             },
         }
         train_run(read_recipe(recipe), folder / "runs" / "a")
+    quickstart = folder / "runs" / "quickstart" / "both-weighted-sums-concat" / "seed7"
+    shutil.copytree(folder / "runs" / "a", quickstart)
+    shutil.copytree(folder / "corpora" / "mine", folder / "corpora" / "synthetic")
+    for number, clip in enumerate(clips[:2]):
+        place = folder / "corpora" / "synthetic" / "audio" / "test" / f"test00-0{number}.flac"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(clip, place)
     return folder
 
 
