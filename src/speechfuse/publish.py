@@ -29,6 +29,7 @@ from speechfuse.errors import RunError, SpeechFuseError
 from speechfuse.experiments.layers import draw_layer_use, run_layer_use
 from speechfuse.metrics import full_name
 from speechfuse.recipe import Part, Recipe
+from speechfuse.resources import markdown_template
 from speechfuse.types import Progress
 
 KEPT = ("model.safetensors", "tasks.json", "upstreams.json", "metrics.json", "seen.json")
@@ -113,17 +114,8 @@ def push_to_hub(folder: Path, name: str, *, private: bool = False, token: str | 
 
 def model_card(run: Run, recipe: Recipe, license: str | None, *, drawn: bool) -> str:
     """README.md of a published run, with what the hub reads in front."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     metrics = run.metrics()
-    environment = Environment(
-        loader=PackageLoader("speechfuse"),
-        autoescape=False,  # noqa: S701 - it is Markdown
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    return environment.get_template("card.md.j2").render(
+    return markdown_template("card.md.j2").render(
         name=run.folder.resolve().name,
         recipe=recipe,
         encoders=[

@@ -1,8 +1,12 @@
-"""Files that ship with the library: recipes and the two small encoders."""
+"""Files that ship with the library: recipes, the two small encoders, templates."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 _PACKAGE = Path(__file__).parent
 
@@ -17,3 +21,17 @@ def resource(kind: str, name: str) -> Path | None:
         if path.exists():
             return path
     return None
+
+
+def markdown_template(name: str) -> Template:
+    """A shipped template of Markdown; what it asks for and is not given is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("speechfuse"),
+        autoescape=False,  # noqa: S701 - it is no HTML
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    return environment.get_template(name)

@@ -163,6 +163,15 @@ class PromptedTransformer(Context):
             block_sequence_ids=blocks,
         )
         positions = (valid.long().cumsum(1) - 1).clamp_min(0)[:, -hidden.shape[1] :]
+        return self.all_blocks(hidden, mask, positions, cache)
+
+    def all_blocks(
+        self, hidden: Tensor, mask: Any, positions: Tensor, cache: Any
+    ) -> tuple[Tensor, ...]:
+        """What each block gives at the positions of `hidden`, (B, T, D).
+
+        mask: (B, 1, T, seen + T), true is seen; none if all is. cache: as of `run`.
+        """
         rotary = self.blocks.rotary_emb(hidden, position_ids=positions)
         layers = []
         for block in self.blocks.layers:  # the model's own way of keeping all of them takes longer

@@ -5,21 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from speechfuse.metrics import full_name
 from speechfuse.recipe import Recipe
+from speechfuse.resources import markdown_template
 
 
 def readme(report: Mapping[str, Any], recipe: Recipe) -> str:
     """report: as it is written beside it."""
-    environment = Environment(
-        loader=PackageLoader("speechfuse"),
-        autoescape=False,  # noqa: S701 - it is Markdown
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
     scores = report.get("scores", {})
     rows = [
         (task, split, full_name(metric), *(one[split][task][metric] for one in scores.values()))
@@ -27,4 +19,4 @@ def readme(report: Mapping[str, Any], recipe: Recipe) -> str:
         for task, metrics in tasks.items()
         for metric in metrics
     ]
-    return environment.get_template("export.md.j2").render(report=report, recipe=recipe, rows=rows)
+    return markdown_template("export.md.j2").render(report=report, recipe=recipe, rows=rows)

@@ -85,7 +85,7 @@ class Prompted(nn.Module):
         if self.context.causal:
             mask = mask & (place <= place[:, None])
         cache = _Cache(None)
-        layers = blocks(self.context, packed, mask, place.expand(packed.shape[0], -1), cache)
+        layers = self.context.all_blocks(packed, mask, place.expand(packed.shape[0], -1), cache)
         return Prefix(layers, speech, total, bound, cache.stacked())
 
     def at(self, prefix: Prefix, where: Where) -> LayerStack:
@@ -136,25 +136,7 @@ class Decoder(nn.Module):
         mask = F.pad(valid, (0, 1), value=True)[:, None, None]
         positions = valid.long().sum(1, keepdim=True)
         kept = _Cache(cache)
-        layers = blocks(self.context, hidden, mask, positions, kept)
+        layers = self.context.all_blocks(hidden, mask, positions, kept)
         stack = LayerStack(layers, torch.ones_like(tokens), self.reader.frame_rate)
         fused = self.reader.fused(stack, self.task, heard)
         return self.head.logits(fused.hidden)[:, 0], kept.stacked()
-
-
-def blocks(
-    context: PromptedTransformer, hidden: Tensor, mask: Tensor, positions: Tensor, cache: _Cache
-) -> tuple[Tensor, ...]:
-    """All layers at the positions of `hidden`, (B, T, D); mask: (B, 1, T, P + T), true is seen."""
-    rotary = context.blocks.rotary_emb(hidden, position_ids=positions)
-    layers = []
-    for block in context.blocks.layers:
-        hidden = block(
-            hidden,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            position_embeddings=rotary,
-        )
-        layers.append(hidden)
-    return tuple(layers)
