@@ -183,6 +183,19 @@ def test_a_checkpoint_is_not_unpickled(answering, workspace, name):
     assert not Path("ran").exists()
 
 
+def test_a_checkpoint_with_other_weights_is_damaged(answering, workspace):
+    """Found by harmed files: its names are not checked by the archive that they lie in."""
+    shutil.copytree(answering, "run")
+    Path("run/metrics.json").unlink()
+    (path,) = Path("run/checkpoints").glob("best*.ckpt")
+    kept = torch.load(path, weights_only=True)
+    name, *_ = [name for name in kept["state_dict"] if "project" in name]
+    kept["state_dict"][name.replace("project", "rroject")] = kept["state_dict"].pop(name)
+    torch.save(kept, path)
+    with pytest.raises(RunError, match=r"checkpoints is damaged .*train again"):
+        train_run(Run(Path("run")).recipe(), Path("run"))
+
+
 def test_weights_are_not_unpickled(answering, workspace):
     shutil.copytree(answering, "run")
     for data in (pickle.dumps(Bomb()), b""):

@@ -154,7 +154,10 @@ def fit(
             kept = {}
     model.cpu()
     if kept:
-        model.load_state_dict({name.removeprefix("model."): t for name, t in kept.items()})
+        weights = {name.removeprefix("model."): t for name, t in kept.items()}
+        folder = run.folder / "checkpoints"
+        with damage(folder, RunError, "delete it and train again, from the start"):
+            model.load_state_dict(weights)
 
 
 def fit_together(
