@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from speechfuse import build, cli
 from speechfuse.checkpoint import Run
 from speechfuse.errors import RunError
-from speechfuse.experiments.compare import compare, find_systems
+from speechfuse.experiments.compare import _names, compare, find_systems
 from speechfuse.recipe import merged
 
 
@@ -135,3 +135,9 @@ def test_the_command_prints_a_table_or_data(made):
     assert [s["name"] for s in data["systems"]] == ["a", "b"]
     assert data["differences"][0]["difference"]["value"] == pytest.approx(0.3)
     assert data["differences"][0]["verdict"] == "better"
+
+
+def test_systems_are_named_by_what_their_folders_do_not_share():
+    one, two = [Path("/out/runs/a/seed1")], [Path("/out/runs/b/seed1"), Path("/out/runs/b/seed2")]
+    assert _names([one, two]) == ["a/seed1", "b"]
+    assert _names([[Path("runs/a")], [Path("/out/b")]]) == ["runs/a", "/out/b"]

@@ -173,7 +173,7 @@ def _names(groups: Sequence[Sequence[Path]]) -> list[str]:
     same = 0
     while all(len(p) > same + 1 and p[same] == parts[0][same] for p in parts):
         same += 1
-    return ["/".join(p[same:]) for p in parts]
+    return [str(Path(*p[same:])) for p in parts]
 
 
 def compare(systems: Sequence[System], split: Split = "test") -> list[Difference]:
