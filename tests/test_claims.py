@@ -50,3 +50,8 @@ def test_a_claim_shows_signs_of_life(tmp_path, monkeypatch):
         while path.stat().st_mtime == 0 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert path.stat().st_mtime > 0
+
+
+def test_of_two_who_saw_no_claim_one_has_it(tmp_path):
+    path = tmp_path / "a.claim"
+    assert [claims._take(path) for _ in range(2)] == [True, False]

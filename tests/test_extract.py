@@ -116,7 +116,7 @@ def test_two_runs_at_once_share_the_work(one_task, undisturbed, tmp_path):
     assert contents(tmp_path / "shared") == whole
     made = Counter((tmp_path / "made").read_text().split())
     assert len(made) == sum(name.endswith(".safetensors") for name in whole)
-    assert sum(made.values()) < 1.5 * len(made)  # a claim may come too late, alone each makes all
+    assert sum(made.values()) <= len(made) + 1
 
 
 def test_a_damaged_shard_is_made_again_as_it_was(one_task, caplog):

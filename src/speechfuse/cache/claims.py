@@ -24,7 +24,7 @@ STALE = 120.0  # seconds without one, after which a claim of another machine cou
 def claimed(shard: Path) -> Iterator[bool]:
     """Whether this process has the shard while the block runs; False if another one has it."""
     path = shard.with_suffix(".claim")
-    if _is_held(path) or not _take(path):
+    if not _take(path):
         yield False
         return
     over = threading.Event()
@@ -48,14 +48,19 @@ def sweep_claims(folder: Path) -> None:
 
 
 def _take(path: Path) -> bool:
-    with suppress(OSError):
-        path.unlink(missing_ok=True)  # a stale one
-    try:
-        with path.open("x") as file:
-            file.write(json.dumps([HOST, os.getpid()]))
-    except FileExistsError:  # another process was faster
-        return False
-    return True
+    """Only a claim that counts for nothing is deleted, so that no fresh one is."""
+    for _ in range(2):
+        try:
+            with path.open("x") as file:
+                file.write(json.dumps([HOST, os.getpid()]))
+        except FileExistsError:
+            if _is_held(path):
+                return False
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        else:
+            return True
+    return False
 
 
 def _is_held(path: Path) -> bool:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from speechfuse import build
 from speechfuse.checkpoint import Run
-from speechfuse.contracts import Task, Upstream
+from speechfuse.contracts import Searches, Task, Upstream
 from speechfuse.errors import RunError
 from speechfuse.evaluate import load_model
 from speechfuse.export.graph import Graph
@@ -26,7 +25,7 @@ class Source:
     recipe: Recipe
     tasks: dict[str, Task]
     graph: Graph
-    library: SpeechModel
+    reference: SpeechModel
 
     @property
     def min_samples(self) -> int:
@@ -70,7 +69,7 @@ def load_source(folder: Path) -> Source:
     for name, state in run.tasks().items():
         tasks[name] = build.build_task(name, recipe.tasks[name])
         tasks[name].load_state(state)
-    library = SpeechModel(folder, device="cpu")
+    reference = SpeechModel(folder, device="cpu")
     model = load_model(run, recipe, tasks)
     tuned = build.tuned_upstreams(recipe)
     trained = iter(model.upstreams)
@@ -83,8 +82,10 @@ def load_source(folder: Path) -> Source:
             upstream = build.build_upstream(_in_float32(recipe), name)
             upstream.load()
         upstreams.append(upstream)
-    _greedy(library)
-    return Source(run, recipe, tasks, Graph(upstreams, model), library)
+    for head in reference.model.heads.values():
+        if isinstance(head, Searches):
+            head.search_with(1)
+    return Source(run, recipe, tasks, Graph(upstreams, model), reference)
 
 
 def _in_float32(recipe: Recipe) -> Recipe:
@@ -107,13 +108,3 @@ def searches(recipe: Recipe) -> dict[str, str]:
         elif entry.head.kind == "text" and options.get("beam_size", 1) > 1:
             found[name] = f"beam_size {options['beam_size']}"
     return found
-
-
-def _greedy(library: SpeechModel) -> None:
-    """What a package is compared with."""
-    heads: list[Any] = [*library.model.heads.values()]
-    for head in heads:
-        if hasattr(head, "search"):
-            head.search, head._flashlight = "greedy", None
-        elif hasattr(head, "max_tokens"):
-            head.beam_size = 1

@@ -6,10 +6,10 @@ torch.export would write every step of it down, for one number of frames. Needs 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 
-@torch.library.custom_op("speechfuse::lstm", mutates_args=())
+@library.custom_op("speechfuse::lstm", mutates_args=())
 def lstm(hidden: Tensor, w: Tensor, r: Tensor, b: Tensor, dim: int) -> Tensor:
     """(B, T, D) -> (B, T, dim), from zero states.
 

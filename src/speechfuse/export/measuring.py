@@ -61,7 +61,7 @@ def compared(source: Source, folder: Path, data: Mapping[str, TaskData], batches
         sounds(source, data), batches, source.min_samples, source.stretch_seconds
     )
     tolerance = LOW_TOLERANCE if source.low_precision else TOLERANCE
-    parity = compare(Package(folder), source.library, drawn, tolerance)
+    parity = compare(Package(folder), source.reference, drawn, tolerance)
     if not parity.holds:
         worst = max(parity.tasks, key=lambda task: parity.tasks[task].largest)
         raise ExportError(
@@ -82,7 +82,7 @@ def speed(source: Source, folders: Mapping[str, Path]) -> dict[str, Any]:
     random = np.random.default_rng(1)
     samples = (0.1 * random.standard_normal(int(seconds * SAMPLE_RATE))).astype(np.float32)
     tasks = [*source.tasks]
-    calls: dict[str, Any] = {"library": lambda: source.library((samples, SAMPLE_RATE), tasks)}
+    calls: dict[str, Any] = {"library": lambda: source.reference((samples, SAMPLE_RATE), tasks)}
     threads = torch.get_num_threads()
     for name, folder in folders.items():
         calls[name] = partial(Package(folder, threads=threads), samples, tasks)
