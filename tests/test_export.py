@@ -65,7 +65,7 @@ def in_onnx(module: nn.Module, inputs, axes, tmp_path: Path):
     with torch.no_grad():
         outputs = [f"out{i}" for i in range(len(module(*inputs)))]
     program = onnx_graphs.traced(module, inputs, axes)
-    onnx_files.save({"one.onnx": onnx_graphs.to_onnx(program, names, outputs, axes)}, tmp_path)
+    onnx_files.save({"one.onnx": onnx_graphs.to_onnx(program, names, outputs)}, tmp_path)
     session = onnxruntime.InferenceSession(str(tmp_path / "one.onnx"))
 
     def call(*given):

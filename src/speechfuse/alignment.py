@@ -117,8 +117,5 @@ def _on_grid(stack: LayerStack, rate: float, lengths: Tensor, frames: int) -> li
     position = torch.minimum(position.clamp_min(0)[None], (stack.lengths - 1)[:, None].double())
     low, high = position.floor().long(), position.ceil().long()
     share = (position - low)[..., None].to(dtype)
-    dim = stack.layers[0].shape[-1]
-    low, high = (index[..., None].expand(-1, -1, dim) for index in (low, high))
-    return [
-        torch.lerp(hidden.gather(1, low), hidden.gather(1, high), share) for hidden in stack.layers
-    ]
+    rows = torch.arange(lengths.shape[0], device=device)[:, None]
+    return [torch.lerp(hidden[rows, low], hidden[rows, high], share) for hidden in stack.layers]

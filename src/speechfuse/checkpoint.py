@@ -35,7 +35,7 @@ from speechfuse.decision import Decision
 from speechfuse.errors import RunError, damage
 from speechfuse.model import FusionModel
 from speechfuse.ops import file_hash
-from speechfuse.recipe import Recipe, read_yaml
+from speechfuse.recipe import Recipe, code_of, read_yaml
 
 _LIBRARIES = (
     "torch",
@@ -166,7 +166,7 @@ class Run:
         if "processes" in asked.get("training", {}):  # what older versions called devices
             asked["training"]["devices"] = asked["training"].pop("processes")
         # Whether an encoder may be there twice was decided when the folder was made.
-        with of_others(_texts(own.model_dump()) if own else ()):
+        with of_others(code_of(own) if own else ()):
             return build.read_recipe(asked, refuse_repeats=False, expand=False)
 
     def upstreams(self) -> dict[str, dict[str, str]]:
@@ -347,15 +347,6 @@ def versions() -> str:
 def recipe_changes(old: Recipe, new: Recipe) -> list[str]:
     """Dotted names of the settings that differ, but for those that change no result."""
     return _changed(old.model_dump(mode="json"), new.model_dump(mode="json"))
-
-
-def _texts(value: Any) -> set[str]:
-    """Every text in a mapping, at any depth, keys counted."""
-    if isinstance(value, Mapping):
-        return _texts([*value, *value.values()])
-    if isinstance(value, list | tuple):
-        return {text for inner in value for text in _texts(inner)}
-    return {value} if isinstance(value, str) else set()
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:

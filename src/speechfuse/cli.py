@@ -650,7 +650,8 @@ def publish(
 ) -> None:
     """Write a run as a Hugging Face folder: trained weights, what `load` needs, a model card."""
     from speechfuse.checkpoint import Run
-    from speechfuse.publish import code_of, push_to_hub, save_pretrained
+    from speechfuse.publish import push_to_hub, save_pretrained
+    from speechfuse.recipe import code_of
 
     pairs = [text.partition("=") for text in source or ()]
     if bad := [name for name, _, place in pairs if not place]:

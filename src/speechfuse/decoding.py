@@ -17,7 +17,7 @@ from speechfuse.context.prompted_transformer import PromptedTransformer
 from speechfuse.context.reading import PromptedFusion
 from speechfuse.errors import RecipeError
 from speechfuse.heads.text import END, Text
-from speechfuse.types import Frames, Generated, LayerStack, Sequences
+from speechfuse.types import Frames, Generated, LayerStack
 
 
 @torch.no_grad()
@@ -129,7 +129,4 @@ class Writer(PreTrainedModel, GenerationMixin):
         assert self.heard is not None
         turned = tuple(layer[:, : self.heard.valid.shape[1]].flip(1) for layer in layers)
         sizes = prefix.sum(1)
-        none = torch.zeros_like(sizes)
-        return self.reader.prefix_scores(
-            Sequences(turned, sizes, none, none, self.reader.frame_rate)
-        )
+        return self.reader.prefix_scores(LayerStack(turned, sizes, self.reader.frame_rate))

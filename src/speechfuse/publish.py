@@ -28,7 +28,7 @@ from speechfuse.checkpoint import Run, write_text
 from speechfuse.errors import RunError, SpeechFuseError
 from speechfuse.experiments.layers import draw_layer_use, run_layer_use
 from speechfuse.metrics import full_name
-from speechfuse.recipe import Part, Recipe
+from speechfuse.recipe import Part, Recipe, code_of
 from speechfuse.resources import markdown_template
 from speechfuse.types import Progress
 
@@ -139,16 +139,6 @@ def model_card(run: Run, recipe: Recipe, license: str | None, *, drawn: bool) ->
         code=code_of(recipe),
         version=__version__,
     )
-
-
-def code_of(recipe: Recipe) -> list[str]:
-    """Parts that are no part of the library, and are not published."""
-    fusion, context = recipe.fusion, recipe.context
-    kinds = [one.kind for one in (*recipe.upstreams.values(), fusion.merge, fusion.interface)]
-    kinds += [context.kind, context.interface.kind] if context else []
-    for name, entry in recipe.tasks.items():
-        kinds += [entry.kind or name, entry.head.kind]
-    return sorted({kind for kind in kinds if ":" in kind})
 
 
 def _public(recipe: Recipe, sources: Mapping[str, str]) -> Recipe:

@@ -375,6 +375,16 @@ def load_recipe(
     return recipe
 
 
+def code_of(recipe: Recipe) -> list[str]:
+    """Parts in files of their own, as `module:Name`: no part of the library, nor published."""
+    fusion, context = recipe.fusion, recipe.context
+    kinds = [one.kind for one in (*recipe.upstreams.values(), fusion.merge, fusion.interface)]
+    kinds += [context.kind, context.interface.kind] if context else []
+    for name, entry in recipe.tasks.items():
+        kinds += [entry.kind or name, entry.head.kind]
+    return sorted({kind for kind in kinds if ":" in kind})
+
+
 def _wrong_shares(shares: Mapping[str, float], tasks: Iterable[str]) -> list[str]:
     """Shares of tasks that are not there, tasks without a share, or nothing to train."""
     wrong = []

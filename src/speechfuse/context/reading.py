@@ -37,7 +37,7 @@ class PromptedFusion(nn.Module):
     ) -> list[Frames]:
         """What is read at each of some places, from one pass. text: what is written there."""
         sequences: Sequences = self.context(frames, task, text, prompts)
-        heard = self.prefix_scores(sequences)
+        heard = self.prefix_scores(sequences.at("prefix")) if self.reads_prefix else None
         return [self.fused(sequences.at(one), task, heard) for one in where]
 
     @property
@@ -45,12 +45,12 @@ class PromptedFusion(nn.Module):
         """Whether the interface weighs the layers of an utterance as a whole."""
         return isinstance(self.interface, ReadsPrefix) and self.interface.reads_prefix
 
-    def prefix_scores(self, sequences: Sequences) -> Tensor | None:
-        """What they are weighed by, if the interface does."""
+    def prefix_scores(self, prefix: LayerStack) -> Tensor | None:
+        """What they are weighed by, if the interface does. prefix: at speech and prompt."""
         if not self.reads_prefix:
             return None
         assert isinstance(self.interface, ReadsPrefix)
-        return self.interface.prefix_scores(self.normalised(sequences.at("prefix")))
+        return self.interface.prefix_scores(self.normalised(prefix))
 
     def normalised(self, stack: LayerStack) -> LayerStack:
         """The layers as the interface reads them."""

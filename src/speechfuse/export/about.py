@@ -13,7 +13,6 @@ from speechfuse.audio import SAMPLE_RATE
 from speechfuse.checkpoint import write_text
 from speechfuse.contracts import Task
 from speechfuse.errors import ExportError
-from speechfuse.export.graph import example
 from speechfuse.export.loading import Source
 from speechfuse.export.plans import GraphPlan
 from speechfuse.heads.text import Text
@@ -42,7 +41,7 @@ def write_about(
         "speechfuse": __version__,
         "sample_rate": SAMPLE_RATE,
         "min_samples": source.min_samples,
-        "pad_to": len(example(source.min_samples)[0][0]) if format == "torch" else 0,
+        "pad_to": plans[0].example[0].shape[1] if format == "torch" else 0,
         "stretch_seconds": source.stretch_seconds,
         "graph": f"model.{end}",
         "graphs": graphs,

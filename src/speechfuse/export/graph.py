@@ -94,12 +94,12 @@ class Graph(nn.Module):
         head: Any = self.model.head_of(task)
         if self.prompted is not None:
             prefix = self.prompted.prefix(frames, task)
-            where = self.model.places[task]
-            frames = self.prompted.read(prefix, task, where)
+            heard = self.prompted.heard(prefix)
+            stack = self.prompted.at(prefix, self.model.places[task])
+            frames = self.prompted.reader.fused(stack, task, heard)
             if isinstance(head, Text):
                 logits = head.logits(frames.hidden)[:, 0]
                 valid = length_mask(prefix.total, prefix.layers[0].shape[1])
-                heard = self.prompted.heard(prefix)
                 given = [logits, valid, prefix.cache]
                 return given if heard is None else [*given, heard]
         return head_outputs(head, frames)

@@ -8,11 +8,10 @@ from pathlib import Path
 from speechfuse import build
 from speechfuse.checkpoint import Run
 from speechfuse.contracts import Searches, Task, Upstream
-from speechfuse.errors import RunError
 from speechfuse.evaluate import load_model
 from speechfuse.export.graph import Graph
 from speechfuse.pipeline.speech_model import STRETCH_SECONDS, SpeechModel
-from speechfuse.recipe import Part, Recipe
+from speechfuse.recipe import Recipe
 from speechfuse.upstreams.huggingface import HuggingFace
 from speechfuse.upstreams.whisper import WhisperStates
 
@@ -28,9 +27,14 @@ class Source:
     reference: SpeechModel
 
     @property
+    def strictest(self) -> Upstream:
+        """The encoder whose shortest clip is the longest."""
+        return max(self.upstreams, key=lambda up: up.plan.min_samples)
+
+    @property
     def min_samples(self) -> int:
         """Below which an encoder gives no frame."""
-        return max(int(up.plan.min_samples) for up in self.upstreams)
+        return int(self.strictest.plan.min_samples)
 
     @property
     def upstreams(self) -> list[Upstream]:
@@ -61,15 +65,8 @@ def load_source(folder: Path) -> Source:
         RunError: no run there, not trained yet, or other weights of an upstream.
         ExportError: a part of it for which no graph can be made.
     """
-    run = Run(folder)
-    recipe = run.recipe()
-    if not (folder / "model.safetensors").is_file():
-        raise RunError(f"{folder} is not trained yet; run speechfuse train on it first")
-    tasks = {}
-    for name, state in run.tasks().items():
-        tasks[name] = build.build_task(name, recipe.tasks[name])
-        tasks[name].load_state(state)
-    reference = SpeechModel(folder, device="cpu")
+    run, reference = Run(folder), SpeechModel(folder, device="cpu")
+    recipe, tasks = reference.recipe, reference.tasks
     model = load_model(run, recipe, tasks)
     tuned = build.tuned_upstreams(recipe)
     trained = iter(model.upstreams)
@@ -79,22 +76,13 @@ def load_source(folder: Path) -> Source:
             upstream = next(trained)
             assert isinstance(upstream, Upstream)
         else:
-            upstream = build.build_upstream(_in_float32(recipe), name)
+            upstream = build.build_upstream(recipe, name)
             upstream.load()
         upstreams.append(upstream)
     for head in reference.model.heads.values():
         if isinstance(head, Searches):
             head.search_with(1)
     return Source(run, recipe, tasks, Graph(upstreams, model), reference)
-
-
-def _in_float32(recipe: Recipe) -> Recipe:
-    """The same; products of an encoder in bfloat16 are for processors that have it."""
-    parts = {}
-    for name, part in recipe.upstreams.items():
-        known = {"compute": "float32"} if "compute" in part.options else {}
-        parts[name] = Part(kind=part.kind, **{**part.options, **known})
-    return recipe.model_copy(update={"upstreams": parts})
 
 
 def searches(recipe: Recipe) -> dict[str, str]:

@@ -40,9 +40,8 @@ def corpora(source: Source, needed: bool, progress: Progress | None) -> dict[str
 def sounds(source: Source, data: Mapping[str, TaskData]) -> list[NDArray[np.float32]]:
     """Clips of the development set; noise that comes and goes if there is none."""
     members = {u.id: u for one in data.values() for u in one.splits["dev"][:8]}
-    longest = max(source.upstreams, key=lambda up: up.plan.min_samples)
     if members:
-        batch = read_batch([*members.values()], longest)
+        batch = read_batch([*members.values()], source.strictest)
         pairs = zip(batch.samples, batch.lengths.tolist(), strict=True)
         return [samples[:size].numpy() for samples, size in pairs]
     random = np.random.default_rng(0)

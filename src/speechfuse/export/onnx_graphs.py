@@ -52,7 +52,7 @@ def traced(module: nn.Module, inputs: tuple[Tensor, ...], dims: Dims) -> Any:
         ) from error
 
 
-def to_onnx(program: Any, inputs: Sequence[str], outputs: Sequence[str], dims: Dims) -> Any:
+def to_onnx(program: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
     """The same as a model of ONNX, in memory."""
     from onnxscript import opset20
 

@@ -80,11 +80,13 @@ def export_run(
             "searches": searches(source.recipe),
             "bfloat16": source.low_precision,
             "parity": measuring.told(parity),
-            "seconds": measuring.speed(source, {format: part}),
             "bytes": _sizes(part),
         }
+        packages: dict[str, Path] = {format: part}
         if int8:
             part = _quantised(source, part, Path(made), data, report, progress)
+            packages["int8"] = part
+        report["seconds"] = measuring.speed(source, packages)
         write_text(part / "report.json", json.dumps(report, indent=2) + "\n")
         write_text(part / "README.md", readme(report, source.recipe))
         part.replace(folder)
@@ -103,7 +105,7 @@ def _write_graphs(
         if format == "torch":
             torch_programs.save(program, folder / f"{one.name}.pt2")
         else:
-            made = onnx_graphs.to_onnx(program, one.inputs, one.outputs, one.dims)
+            made = onnx_graphs.to_onnx(program, one.inputs, one.outputs)
             models[f"{one.name}.onnx"] = made
     if progress:
         progress("graphs", len(plans), len(plans))
@@ -140,13 +142,11 @@ def _quantised(
     packages = {"onnx": Package(folder), "int8": Package(part)}
     report |= {
         "precision": "int8",
-        "seconds": measuring.speed(source, {"onnx": folder, "int8": part}),
         "bytes_float32": report["bytes"],
         "bytes": _sizes(part),
     }
     if data:
-        longest = max(source.upstreams, key=lambda up: up.plan.min_samples)
-        report["scores"] = quality.scores(packages, data, longest, progress)
+        report["scores"] = quality.scores(packages, data, source.strictest, progress)
     return part
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from speechfuse.audio import SAMPLE_RATE, pad_clips
 from speechfuse.contracts import ScoresClasses
 from speechfuse.decoding import generate
+from speechfuse.export.graph import head_outputs
 from speechfuse.export.run import Package
 from speechfuse.heads.ctc_head import CTCHead
 from speechfuse.heads.diarization import Diarization
@@ -115,22 +115,20 @@ def _compare_batch(
             _compare_text(package, library, batch, task, frames, made, compared)
             continue
         read = library.model.read(frames, task)
-        first = made[package.tasks[task]["outputs"][0]]
+        name = package.tasks[task]["outputs"][0]
+        first, (wanted, *sizes) = made[name], head_outputs(head, read)
         if isinstance(head, CTCHead | Diarization):
-            numbers, sizes = _frame_scores(head, read)
             answers = head.predict(read)
-            for row, (found, size) in enumerate(zip(first, sizes.tolist(), strict=True)):
+            for row, (found, size) in enumerate(zip(first, sizes[0].tolist(), strict=True)):
                 assert int(made[f"{task}.lengths"][row]) == size, "frames of a clip"
-                compared.see(found[:size], numbers[row, :size].numpy())
-                alone = {f"{task}.lengths": np.array([size]), _first(package, task): found[None]}
+                compared.see(found[:size], wanted[row, :size].numpy())
+                alone = {f"{task}.lengths": np.array([size]), name: found[None]}
                 compared.decide(package._predicted(task, alone), answers[row])
-        elif isinstance(head, ScoresClasses):
-            wanted = head.logits(read).float().numpy()
-            compared.see(first, wanted)
-            for one, other in zip(first, wanted, strict=True):
+            continue
+        compared.see(first, wanted.numpy())
+        if isinstance(head, ScoresClasses):
+            for one, other in zip(first, wanted.numpy(), strict=True):
                 compared.decide(_classes(package, task, one), _classes(package, task, other))
-        else:
-            compared.see(first, head.embedding(read).float().numpy())
 
 
 def _compare_text(
@@ -164,18 +162,6 @@ def _compare_text(
         stepped = decoder({"tokens": tokens, **given}, ["logits", "cache_out"])
         logits, given["cache"] = stepped["logits"], stepped["cache_out"]
         given["valid"] = np.concatenate([given["valid"], np.ones((len(batch), 1), bool)], axis=1)
-
-
-def _frame_scores(head: CTCHead | Diarization, read: Frames) -> tuple[Tensor, Tensor]:
-    """(B, T, C), and how many frames of each are its own."""
-    if isinstance(head, CTCHead):
-        return head.log_probs(read)
-    return head.logits(read), read.lengths
-
-
-def _first(package: Package, task: str) -> str:
-    name: str = package.tasks[task]["outputs"][0]
-    return name
 
 
 def _classes(package: Package, task: str, scores: Array) -> Any:

@@ -8,7 +8,7 @@ texts are pieces of words. In Python:
     package = Package("folder")
     package("clip.wav", ["asr"])         # {"asr": {"text": "..."}}
 
-One recording is computed at a time. Long ones are cut at pauses into stretches of 20 s.
+One recording is computed at a time. Long ones are cut at pauses into stretches of 20 s or less.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 SAMPLE_RATE = 16000  # Hz
-STRETCH_SECONDS = 20.0
 FADE_SECONDS = 0.2  # over which a pause is looked for
 END = 0  # ends a written text; the blank of CTC
 

@@ -103,17 +103,7 @@ class Prompted(nn.Module):
 
     def heard(self, prefix: Prefix) -> Tensor | None:
         """By what the layers of an utterance are weighed as a whole, (L, B, 1), if they are."""
-        if not self.reader.reads_prefix:
-            return None
-        read: Any = self.reader.interface
-        scores: Tensor | None = read.prefix_scores(
-            self.reader.normalised(self.at(prefix, "prefix"))
-        )
-        return scores
-
-    def read(self, prefix: Prefix, task: str, where: Where) -> Frames:
-        """What a head reads there."""
-        return self.reader.fused(self.at(prefix, where), task, self.heard(prefix))
+        return self.reader.prefix_scores(self.at(prefix, "prefix"))
 
 
 class Decoder(nn.Module):
