@@ -12,6 +12,7 @@ import torch
 
 from architectures import ARCHITECTURES
 from speechfuse.types import LayerStack
+from three_tasks import three_tasks
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
@@ -159,18 +160,4 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def tone_recipe(tiny_corpus: Path) -> dict[str, object]:
     """A recipe that trains three tasks on the tones in seconds."""
-    corpus = str(tiny_corpus)
-    return {
-        "seed": 1,
-        "upstreams": {"mel": {"kind": "filterbank", "num_mels": 24}},
-        "fusion": {"interface": {"kind": "weighted_sum"}},
-        "tasks": {
-            "asr": {
-                "corpus": corpus,
-                "head": {"kind": "ctc", "project": 16, "lstm_dim": 16, "dropout": 0.0},
-            },
-            "emotion": {"corpus": corpus, "head": {"kind": "classifier"}},
-            "verification": {"corpus": corpus, "head": {"kind": "speaker", "embedding_dim": 8}},
-        },
-        "training": {"steps": 12, "batch_seconds": 4, "learning_rate": 1e-2},
-    }
+    return three_tasks(tiny_corpus, steps=12)

@@ -24,7 +24,7 @@ BLOCK = re.compile(
     r"^```(?P<language>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-MARKS = ("not run", "not checked")  # what a page may say before a block, with a reason
+MARKS = ("not run",)  # what a page may say before a block, with a reason
 RUN = {
     *("plan", "parts", "prepare", "audit", "extract", "train", "evaluate", "compare", "predict"),
     *("weights", "alpha", "publish", "cost"),
@@ -131,8 +131,6 @@ class Page:
             raise AssertionError(f"{block.place}: {type(error).__name__}: {what}") from error
 
     def _run(self, block: Block) -> None:
-        if block.mark == "not checked":
-            return
         if block.title:
             path = self.folder / block.title
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +148,7 @@ class Page:
                 elif arguments:
                     self._files(arguments, block.place)
         else:
-            assert block.language in ("python", "text", "tsv", "json"), block.place
+            assert block.language in ("python", "text", "tsv"), block.place
 
     def _yaml(self, block: Block) -> None:
         read = yaml.safe_load(block.text)

@@ -20,10 +20,8 @@ from speechfuse.data.manifests import prepare
 from speechfuse.train import train_run
 
 pytestmark = [pytest.mark.recipe, pytest.mark.stress, pytest.mark.timeout(7200)]
-SECONDS, MEGABYTES = (
-    60.0,
-    300.0,
-)  # for each harmed file; a run is built, trained on or predicted with
+# For each harmed file; a run is built, trained on or predicted with.
+SECONDS, MEGABYTES = 60.0, 300.0
 SOUND_SECONDS, SOUND_MEGABYTES = 10.0, 100.0  # for a recording of less than a second
 
 

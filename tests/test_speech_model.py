@@ -12,6 +12,7 @@ from speechfuse.errors import DataError, RunError
 from speechfuse.pipeline import speech_model
 from speechfuse.pipeline.answers import Label, Transcript, Voice
 from speechfuse.train import train_run
+from three_tasks import LONG, three_tasks
 
 pytestmark = pytest.mark.recipe  # words are learned for this, in some seconds
 
@@ -39,29 +40,7 @@ def runs(tmp_path_factory, tiny_corpus):
     corpus = str(tiny_corpus)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        base = {
-            "seed": 1,
-            "upstreams": {"mel": {"kind": "filterbank", "num_mels": 24}},
-            "fusion": {"interface": {"kind": "weighted_sum"}},
-            "tasks": {
-                "asr": {
-                    "corpus": corpus,
-                    "head": {"kind": "ctc", "project": 16, "lstm_dim": 16, "dropout": 0.0},
-                },
-                "emotion": {"corpus": corpus, "head": {"kind": "classifier"}},
-                "verification": {
-                    "corpus": corpus,
-                    "head": {"kind": "speaker", "embedding_dim": 8},
-                },
-            },
-            "training": {
-                "steps": 500,
-                "batch_seconds": 4,
-                "learning_rate": 1e-2,
-                "evaluate_every": 500,
-                "interleave": {"asr": 8, "emotion": 1, "verification": 1},
-            },
-        }
+        base = three_tasks(corpus, **LONG)
         train_run(read_recipe(base), folder / "heads")
         tasks = {
             "asr": {"corpus": corpus, "units": "bpe", "head": {"kind": "text", "ctc": 0.3}},

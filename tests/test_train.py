@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fuzzing import contents
 from speechfuse import build
 from speechfuse.build import read_recipe
 from speechfuse.checkpoint import Run
@@ -92,14 +93,14 @@ def test_another_beam_gives_what_a_run_of_it_gives_and_changes_no_file(
     wide = {"beam_size": 3} | ({} if head else {"search": "beam"})
     recipe = merged(own, {"tasks": {"asr": {"head": wide}}})
     asked = train_run(read_recipe(recipe), workspace / "beam")
-    kept = {path: path.read_bytes() for path in files(workspace / "greedy")}
+    kept = contents(workspace / "greedy")
     found = evaluate_again(workspace / "greedy", beam_size=3)
     assert found["test"] == {"asr": asked["test"]["asr"]}
     assert found["dev"] == {"asr": asked["dev"]["asr"]}
     assert found["beam_size"] == 3
     tables = [Run(workspace / name).table("test", "asr") for name in ("greedy", "beam")]
     assert tables[0] != tables[1]
-    assert {path: path.read_bytes() for path in files(workspace / "greedy")} == kept
+    assert contents(workspace / "greedy") == kept
     greedy = evaluate_again(workspace / "beam", beam_size=1)
     assert greedy["test"]["asr"] == Run(workspace / "greedy").metrics()["test"]["asr"]
 
@@ -132,10 +133,6 @@ def test_a_run_that_searches_no_text_refuses_a_beam(workspace, tone_recipe):
     train_run(read_recipe(tone_recipe), workspace / "run")
     with pytest.raises(RunError, match=r"no task that searches for a text .emotion.; leave"):
         evaluate_again(workspace / "run", beam_size=3)
-
-
-def files(folder):
-    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.mark.recipe

@@ -13,7 +13,7 @@ import numpy as np
 from numpy import float32, float64
 from numpy.typing import NDArray
 
-from speechfuse.audio import SAMPLE_RATE, open_sound, read_audio
+from speechfuse.audio import SAMPLE_RATE, read_audio, sound_seconds
 from speechfuse.errors import DataError
 from speechfuse.types import Alteration
 
@@ -62,8 +62,7 @@ def made(
 def recorded(path: Path, size: int, random: np.random.Generator) -> NDArray[float64]:
     """A stretch of a recording from anywhere in it; a shorter one again and again."""
     wanted = size / SAMPLE_RATE
-    with open_sound(path, f"the noise {path}") as sound:
-        whole = sound.frames / sound.samplerate
+    whole = sound_seconds(path, f"the noise {path}")
     begin = random.uniform(0, whole - wanted) if whole > wanted else 0.0
     found = np.resize(read_audio(path, begin, wanted).astype(float64), size)
     if not found.any():

@@ -53,9 +53,9 @@ def read_audio(path: Path, start: float = 0.0, duration: float | None = None) ->
         left = sound.frames - first
         promised = left if duration is None else min(left, round(duration * rate))
         blocks = [*mono_blocks(sound, None if duration is None else promised, str(path))]
-    mono = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
-    if not len(mono):
+    if not blocks:
         raise DataError(f"{path} holds no samples from {start:g} s on; remove it or mend its times")
+    mono = np.concatenate(blocks)
     check_whole(len(mono), promised, rate, str(path))
     if rate == SAMPLE_RATE:
         return mono
@@ -63,6 +63,17 @@ def read_audio(path: Path, start: float = 0.0, duration: float | None = None) ->
     if not len(resampled):
         raise DataError(f"{path} has {len(mono)} samples at {rate} Hz, too few to resample")
     return resampled
+
+
+def sounds_in(folder: Path) -> list[Path]:
+    """Files at any depth that have the name of a sound format, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SOUNDS)
+
+
+def sound_seconds(path: Path, name: str) -> float:
+    """How long a file is, as its header says. Raises DataError as `open_sound` does."""
+    with open_sound(path, name) as sound:
+        return float(sound.frames / sound.samplerate)
 
 
 @contextmanager

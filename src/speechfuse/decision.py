@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from speechfuse.metrics import SpeakerTrials, Values, eer, error_points, full_name, interval
+from speechfuse.metrics import SpeakerTrials, Values, equal_error, error_points, full_name, interval
 from speechfuse.types import Metric
 
 Criterion = Literal["eer", "min_dcf"]
@@ -36,9 +36,7 @@ class Decision:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {name: getattr(self, name) for name in self.__slots__} | {
-            "costs": {name: asdict(metric) for name, metric in self.costs.items()}
-        }
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, kept: Mapping[str, Any]) -> Decision:
@@ -113,14 +111,15 @@ def decision_costs(trials: SpeakerTrials, threshold: float, p_target: float) -> 
     error: the mean of both shares, beside eer. actual_dcf stands beside min_dcf.
     """
 
+    accepted = trials.scores >= threshold
+
     def costs(weights: Values) -> list[float]:
-        accepted = trials.scores >= threshold
         alarm = np.average(accepted[~trials.same], weights=weights[~trials.same])
         miss = 1 - np.average(accepted[trials.same], weights=weights[trials.same])
         _, misses, alarms = error_points(trials.scores, trials.same, weights)
         least = float(dcf(misses, alarms, p_target).min())
         actual = float(dcf(np.array(miss), np.array(alarm), p_target))
-        equal = eer(trials.scores, trials.same, weights)
+        equal = equal_error(misses, alarms)
         return [float(alarm), float(miss), float(miss + alarm) / 2, equal, actual, least]
 
     point = costs(np.ones(len(trials.scores)))

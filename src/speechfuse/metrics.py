@@ -54,6 +54,11 @@ def signed(metric: Metric) -> str:
     return f"{100 * metric.value:+.1f} [{100 * metric.low:+.1f}, {100 * metric.high:+.1f}]"
 
 
+def signed_cell(metric: Metric) -> str:
+    """The same, the interval below."""
+    return signed(metric).replace(" ", "\n", 1)
+
+
 def speaker_draws(speakers: int, draws: int = DRAWS) -> Values:
     """How often each speaker is drawn, (draws, speakers); each row sums to `speakers`."""
     random = np.random.default_rng([speakers, 20120])
@@ -214,6 +219,11 @@ def eer(scores: Values, same: NDArray[np.bool_], weights: Values | None = None) 
     scores: (N,), higher means the same speaker. weights: how often each trial counts.
     """
     _, miss, alarm = error_points(scores, same, weights)
+    return equal_error(miss, alarm)
+
+
+def equal_error(miss: Values, alarm: Values) -> float:
+    """Where both errors of `error_points` are equal, interpolated."""
     after = int(np.argmax(alarm >= miss))
     before = max(0, after - 1)
     gap_before, gap_after = miss[before] - alarm[before], miss[after] - alarm[after]

@@ -10,7 +10,7 @@ from glob import glob
 from pathlib import Path
 from typing import Literal
 
-from speechfuse.audio import SOUNDS
+from speechfuse.audio import SOUNDS, sounds_in
 from speechfuse.checkpoint import write_text
 from speechfuse.errors import DataError, RunError
 from speechfuse.pipeline.answers import Answer, Label, Speakers, Transcript, Voice, Word
@@ -34,7 +34,7 @@ def find_audio(given: Iterable[str | Path]) -> list[Path]:
     for one in given:
         path = Path(one)
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SOUNDS)
+            inside = sounds_in(path)
         elif not path.exists() and any(sign in str(one) for sign in "*?["):
             inside = sorted(Path(name) for name in glob(str(one), recursive=True))  # noqa: PTH207
         else:

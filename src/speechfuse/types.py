@@ -159,7 +159,7 @@ class Utterance:
     language: str | None = None
     split: str | None = None  # train, dev or test
     extra: Mapping[str, str] = field(default_factory=dict)
-    alteration: Alteration | None = None  # of the audio; start and duration are as it is heard
+    alteration: Alteration | None = None  # of the audio; duration is as heard, start in the file
 
     def label(self, name: str) -> str | None:
         """A label by name: text, speaker, emotion, language or a column of `extra`."""
@@ -198,6 +198,10 @@ class Metric:
     low: float
     high: float
     speakers: int
+
+    def __neg__(self) -> Metric:
+        """Of a difference: by how much the other is more; from 0.0, so that none is -0.0."""
+        return Metric(0.0 - self.value, 0.0 - self.high, 0.0 - self.low, self.speakers)
 
 
 @dataclass(frozen=True, slots=True)

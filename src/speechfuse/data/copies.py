@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from speechfuse.audio import SOUNDS
+from speechfuse.audio import SOUNDS, sounds_in
 from speechfuse.errors import DataError
 from speechfuse.ops import seed_for
 from speechfuse.recipe import AugmentRecipe, NoiseRecipe
@@ -67,7 +67,7 @@ def _sources(noise: NoiseRecipe, where: str) -> list[Path | str]:
     if noise.source in ("white", "pink"):
         return [noise.source]
     folder = Path(noise.source)
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SOUNDS)
+    files = sounds_in(folder)
     if not files:
         raise DataError(
             f"{where}: augment.noise.source '{noise.source}' is no folder that holds audio "

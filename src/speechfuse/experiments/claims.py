@@ -63,7 +63,7 @@ def compared(sweep: SweepFile, tables: Tables, claim: Claim, condition: str) -> 
                 continue
             gain = paired_difference(ours[key], theirs[key])
             if not task.higher_is_better:
-                gain = Metric(0.0 - gain.value, 0.0 - gain.high, 0.0 - gain.low, gain.speakers)
+                gain = -gain
             pairs = list(zip(ours[key], theirs[key], strict=False))
             sign = 1 if task.higher_is_better else -1
             wins = sum(sign * (mine.point() - its.point()) > 0 for mine, its in pairs)

@@ -21,7 +21,7 @@ from speechfuse.metrics import (
     full_name,
     paired_difference,
     percent,
-    signed,
+    signed_cell,
     with_interval,
 )
 from speechfuse.recipe import Recipe, SplitRecipe
@@ -79,6 +79,10 @@ class Difference:
     difference: Metric
     higher_is_better: bool
     seeds: tuple[int, int] | None  # with a gain, and of how many; none with other seeds
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"verdict": self.verdict}
 
     @property
     def verdict(self) -> str:
@@ -278,7 +282,7 @@ def compare_tables(
                 f"{one.task}: {full_name(one.metric)}",
                 percent(one.first),
                 percent(one.value),
-                signed(one.difference).replace(" ", "\n", 1),
+                signed_cell(one.difference),
                 str(one.difference.speakers),
                 f"{one.seeds[0]} of {one.seeds[1]}" if one.seeds else "-",
                 one.verdict,
@@ -341,5 +345,5 @@ def compare_json(
             }
             for system in systems
         ],
-        "differences": [asdict(one) | {"verdict": one.verdict} for one in differences],
+        "differences": [one.to_dict() for one in differences],
     }

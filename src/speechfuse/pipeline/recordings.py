@@ -24,6 +24,7 @@ from speechfuse.audio import (
     mono_blocks,
     open_sound,
     read_audio,
+    sound_seconds,
 )
 from speechfuse.errors import DataError
 
@@ -73,7 +74,7 @@ class Recording:
         name = self.name
         if isinstance(self.given, str | os.PathLike):
             path = Path(self.given)
-            if not path.is_file() or _seconds(path, name) <= longest:
+            if not path.is_file() or sound_seconds(path, name) <= longest:
                 yield 0.0, read_audio(path)
                 return
             yield from cut(_blocks(path, name), longest)
@@ -132,12 +133,6 @@ def _blocks(file: Path | BinaryIO, name: str) -> Iterator[Samples]:
             yield rest
     if not read:
         raise DataError(f"{name} holds no samples; leave it out")
-
-
-def _seconds(path: Path, name: str) -> float:
-    with open_sound(path, name) as sound:
-        seconds: float = sound.frames / sound.samplerate
-        return seconds
 
 
 def _mono(samples: Any, rate: Any, name: str) -> Samples:

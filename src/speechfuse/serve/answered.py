@@ -63,7 +63,7 @@ def comparison_html(found: Mapping[str, tuple[Voice, Voice]]) -> str:
     cards = []
     for task, (one, other) in found.items():
         compared = one.compare(other)
-        cosine, verdict = f"{compared.similarity:.3f}", f"{_sentence(compared.text())}"
+        cosine, verdict = f"{compared.similarity:.3f}", _sentence(compared.text())
         cards.append(
             _card(
                 task,

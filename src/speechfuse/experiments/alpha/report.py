@@ -13,6 +13,7 @@ import torch
 from speechfuse.checkpoint import write_text
 from speechfuse.experiments.alpha.run import PROMPT, READ, Alphas
 from speechfuse.experiments.alpha.shares import FACTORS
+from speechfuse.experiments.panels import legend_below
 from speechfuse.metrics import Evidence, full_name, paired_difference, percent, with_interval
 from speechfuse.types import Metric, Table
 
@@ -188,8 +189,7 @@ def alpha_figure(runs: Sequence[Alphas]) -> Any:
         "lines: standard deviation over utterances; dotted: plain mean of layers",
         fontsize=9,
     )
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    legend_below(figure, axes[0, 0])
     return figure
 
 

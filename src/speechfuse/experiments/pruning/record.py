@@ -76,7 +76,7 @@ def told(
 def compared(before: Run, after: Run) -> list[dict[str, Any]]:
     """On the test set, paired, in every metric."""
     systems = [system("before", before), system("after", after)]
-    return [asdict(one) | {"verdict": one.verdict} for one in compare(systems)]
+    return [one.to_dict() for one in compare(systems)]
 
 
 def costs(before: Run, after: Run, encoders: Mapping[str, Encoder], cut: Cut) -> dict[str, Any]:

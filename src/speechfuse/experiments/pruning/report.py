@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from speechfuse.experiments.compare import LEAST
-from speechfuse.metrics import full_name, percent, signed
+from speechfuse.metrics import full_name, percent, signed, signed_cell
 from speechfuse.types import Metric, Table
 
 
@@ -59,7 +59,7 @@ def test_table(about: Mapping[str, Any]) -> Table:
             f"{one['task']}: {full_name(one['metric'])}",
             percent(Metric(**one["first"])),
             percent(Metric(**one["value"])),
-            signed(Metric(**one["difference"])).replace(" ", "\n", 1),
+            signed_cell(Metric(**one["difference"])),
             str(one["difference"]["speakers"]),
             one["verdict"],
         ]
@@ -69,7 +69,7 @@ def test_table(about: Mapping[str, Any]) -> Table:
     if "trained_as_long" in about:
         columns += ["of the cut alone", ""]
         for row, one in zip(rows, about["trained_as_long"], strict=True):
-            row += [signed(Metric(**one["difference"])).replace(" ", "\n", 1), one["verdict"]]
+            row += [signed_cell(Metric(**one["difference"])), one["verdict"]]
         title += "\nof the cut alone: minus the whole run trained as many steps more"
     if any(one["difference"]["speakers"] < LEAST for one in about["test"]):
         title += f"; of fewer than {LEAST} speakers it says nothing"

@@ -11,11 +11,10 @@ from speechfuse.experiments.pruning.trial import Rule, Trial
 
 @dataclass(frozen=True)
 class Found:
-    """What was tried, in turn, and the last one that was good enough."""
+    """The smallest cut that was good enough, and how it was tried."""
 
     cut: Cut
     chosen: Trial | None  # none if nothing can be removed
-    trials: list[Trial]
 
 
 def search(
@@ -29,16 +28,15 @@ def search(
     start: what is kept to begin with. Halving takes it that what is cut lower is not better, so
     that of an encoder of 24 blocks five cuts are tried and not 24.
     """
-    found = Found(start, None, [])
+    found = Found(start, None)
 
     def good(cut: Cut) -> bool:
         nonlocal found
         trial = attempt(cut)
-        found = Found(found.cut, found.chosen, [*found.trials, trial])
-        if rule.keeps(trial.losses):
-            found = Found(cut, trial, found.trials)
-            return True
-        return False
+        if not rule.keeps(trial.losses):
+            return False
+        found = Found(cut, trial)
+        return True
 
     def expensive(name: str) -> float:
         return -encoders[name].plan.macs_per_second

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from speechfuse import build
 from speechfuse.checkpoint import Run
-from speechfuse.experiments.compare import Difference, System, compare
+from speechfuse.experiments.compare import System, compare
 from speechfuse.experiments.pruning.cuts import Cut, Encoder, cut_recipe
 from speechfuse.experiments.pruning.inherit import Inheritance
 from speechfuse.model import FusionModel
@@ -94,7 +94,7 @@ class Bench:
             task = build.build_task(one.task, self.recipe.tasks[one.task])
             if one.metric == task.primary:
                 scores[one.task] = one.value
-                losses[one.task] = _loss(one)
+                losses[one.task] = -one.difference if one.higher_is_better else one.difference
         return Trial(cut, folder, scores, losses)
 
 
@@ -102,10 +102,3 @@ def system(name: str, run: Run) -> System:
     """One run alone."""
     recipe = run.recipe()
     return System(name, recipe, {recipe.seed: [run]})
-
-
-def _loss(one: Difference) -> Metric:
-    found = one.difference
-    if not one.higher_is_better:
-        return found
-    return Metric(0.0 - found.value, 0.0 - found.high, 0.0 - found.low, found.speakers)

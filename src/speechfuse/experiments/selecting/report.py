@@ -13,7 +13,7 @@ from speechfuse.experiments.report import svg
 from speechfuse.experiments.selecting.file import SelectFile
 from speechfuse.experiments.selecting.run import Candidate, Selected
 from speechfuse.experiments.selecting.trained import Trained, agreements, named, trained_tables
-from speechfuse.metrics import full_name, percent, signed
+from speechfuse.metrics import full_name, percent, signed, signed_cell
 from speechfuse.types import Table
 
 SHOWN = 8  # pairs in a table
@@ -56,7 +56,7 @@ def pair_table(selected: Selected) -> Table:
             named(pair.both.layers),
             percent(pair.both.value),
             named(pair.better.layers),
-            signed(pair.gain).replace(" ", "\n", 1),
+            signed_cell(pair.gain),
             "-" if pair.residual is None else f"{100 * pair.residual:.0f}",
             f"{pair.likeness:.2f}",
         ]

@@ -107,9 +107,7 @@ class Selected:
 def gain(one: Candidate, other: Candidate, sign: int) -> Metric:
     """By how much one is better than the other, paired; sign: 1 if more is better."""
     found = paired_difference(one.evidence, other.evidence)
-    if sign > 0:
-        return found
-    return Metric(0.0 - found.value, 0.0 - found.high, 0.0 - found.low, found.speakers)
+    return found if sign > 0 else -found
 
 
 def select(
