@@ -65,7 +65,8 @@ class Chromium:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.reading.cancel()
+        await self.socket.close()  # ends the reading; a cancelled one leaves its connection open
+        await self.reading
         await self.session.close()
         self.process.terminate()
         self.process.wait()
