@@ -137,8 +137,10 @@ def test_single_layer_is_cut_there_exactly_without_training(recipe, place, encod
     change = {"fusion": {"interface": {"kind": "single_layer", "layer": 1}}}
     alone = merged(recipe, change) | {"upstreams": {"hubert": hubert}}
     run = trained(alone, place / "single", "training.steps=2")
+    (run / "notes.txt").write_text("of the user")
     about = prune_run(run, repeats=1)
     out = Run(place / "single-pruned")
+    assert not (out.folder / "notes.txt").exists()
     assert about["exact"]
     assert about["tried"] == []
     assert "trained_as_long" not in about

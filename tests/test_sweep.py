@@ -121,6 +121,8 @@ def test_a_sweep_runs_resumes_and_reports(sweep, workspace):
     assert "<svg" in page
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "")  # fmt: skip  # noqa: E501
     assert "src=" not in page
+    titled = read.model_copy(update={"title": "a < b"})
+    assert "<title>a &lt; b</title>" in write_report(titled, done, workspace / "out").read_text()
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

@@ -24,13 +24,17 @@ def legend_below(figure: Any, axis: Any) -> None:
 
 
 def write_page(template: str, out: Path, **values: Any) -> Path:
-    """OUT/report.html of one of our templates, whose values are escaped."""
+    """OUT/report.html of one of our templates, whose values are escaped.
+
+    The versions of libraries are this process's, unless they are among the values.
+    """
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     environment = Environment(
         loader=PackageLoader("speechfuse.experiments"), autoescape=select_autoescape(["j2"])
     )
-    page = environment.get_template(template).render(versions=versions().splitlines(), **values)
+    shown = {"versions": versions().splitlines()} | values
+    page = environment.get_template(template).render(shown)
     path = out / "report.html"
     write_text(path, page)
     return path

@@ -9,10 +9,11 @@ from typing import Any
 
 from speechfuse import build
 from speechfuse.catalog import trusted_code
-from speechfuse.checkpoint import Run, write_text
+from speechfuse.checkpoint import Run
 from speechfuse.experiments.claims import claim_tables
 from speechfuse.experiments.diagnosis import diagnose
 from speechfuse.experiments.layers import layer_figure, run_layer_use
+from speechfuse.experiments.panels import write_page
 from speechfuse.experiments.sweep import Cell, Result, Split, SweepFile, summarise
 from speechfuse.metrics import full_name, percent, signed
 from speechfuse.text import NORMALISER
@@ -95,12 +96,9 @@ def _cost(done: Sequence[Cell], row: str, condition: str) -> list[str]:
 
 def write_report(sweep: SweepFile, done: Sequence[Cell], out: Path) -> Path:
     """Write OUT/report.html from what is in the run folders."""
-    from jinja2 import Environment, PackageLoader, select_autoescape
-
-    environment = Environment(
-        loader=PackageLoader("speechfuse.experiments"), autoescape=select_autoescape()
-    )
-    page = environment.get_template("report.html.j2").render(
+    return write_page(
+        "report.html.j2",
+        out,
         title=sweep.title or sweep.name,
         normaliser=NORMALISER,
         tables=result_tables(sweep, done),
@@ -113,9 +111,6 @@ def write_report(sweep: SweepFile, done: Sequence[Cell], out: Path) -> Path:
         versions=(done[0].folder / "versions.txt").read_text().splitlines(),
         runs=[(c.row, c.condition, c.seed, c.folder.relative_to(out)) for c in done],
     )
-    path = out / "report.html"
-    write_text(path, page)
-    return path
 
 
 def pseudo_labels(done: Sequence[Cell]) -> list[str]:

@@ -32,18 +32,7 @@ from speechfuse.recipe import Recipe
 from speechfuse.taskdata import load_tasks
 from speechfuse.types import Progress, Utterance
 
-_NOT_COPIED = (  # what is written anew, or of training alone
-    ".lock",
-    "recipe.yaml",
-    "upstreams.json",
-    "versions.txt",
-    "metrics.json",
-    "predictions",
-    "checkpoints",
-    "log.csv",
-    "events.*",
-    "report.html",
-)
+_KEPT = ("model.safetensors", "tasks.json", "data.json", "seen.json")  # all else is written anew
 
 
 def prune_run(
@@ -158,7 +147,10 @@ def _copied(bench: Bench, cut: Cut, progress: Progress | None) -> Trial:
     folder = bench.place(recipe)
     if not Run(folder).finished:
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(bench.run.folder, folder, ignore=shutil.ignore_patterns(*_NOT_COPIED))
+        folder.mkdir(parents=True)
+        for name in _KEPT:
+            if (kept := bench.run.folder / name).is_file():
+                shutil.copyfile(kept, folder / name)
         begun = Run(folder)
         begun.begin(recipe)
         begun.end()
