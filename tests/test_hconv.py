@@ -52,24 +52,52 @@ def test_a_large_stack_works(stack):
     assert out.hidden.shape == (2, 3, 1024)
 
 
-@pytest.mark.parametrize("layers", [1, 2, 3, 7, 13, 25])
-def test_equals_the_published_stack_of_convolutions(stack, layers):
-    """The public code permutes to (B * T, D, L), runs nn.Conv1d and ReLU, and flattens."""
-    dim = 12
-    part = HConv(StackSpec(layers, dim, 50.0), tasks=["asr"], compat="floor")
-    path = layer_path(layers)
-    convs = nn.Sequential()
-    for index in range(len(path) - 1):
-        last = index == len(path) - 2
-        convs.append(nn.Conv1d(dim, dim // path[-1] if last else dim, 5, 3, 2))
-        convs.append(nn.ReLU())
-    part.convs.load_state_dict(
-        {f"{int(k.split('.')[0]) // 2}.{k.split('.')[1]}": v for k, v in convs.state_dict().items()}
-    )
-    given = stack(layers=layers, dim=dim, garbage=0.5)
-    hidden = given.stacked().permute(1, 2, 3, 0).reshape(-1, dim, layers)
-    expected = convs(hidden).reshape(2, 7, -1)
-    torch.testing.assert_close(part(given, "asr").hidden, expected)
+class Published(nn.Module):
+    """The public code: a Sequential named `transforms` over (B * T, D, L), then flattened."""
+
+    def __init__(self, layers, dim):
+        super().__init__()
+        path = layer_path(layers)
+        self.transforms = nn.Sequential()
+        for left in path[1:]:
+            last = left == path[-1]
+            self.transforms.append(nn.Conv1d(dim, dim // left if last else dim, 5, 3, 2))
+            self.transforms.append(nn.ReLU())
+
+    def forward(self, stacked):
+        layers, batch, frames, dim = stacked.shape
+        hidden = stacked.permute(1, 2, 3, 0).reshape(-1, dim, layers)
+        return self.transforms(hidden).reshape(batch, frames, -1)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 7, 13, 25, 33])
+@pytest.mark.parametrize("prefix", ["", "interface."])
+def test_a_published_state_loads_under_its_own_names_and_gives_the_same(stack, layers, prefix):
+    public = Published(layers, dim=12)
+    state = {prefix + name: value for name, value in public.state_dict().items()}
+    assert list(state)[:2] == [f"{prefix}transforms.0.weight", f"{prefix}transforms.0.bias"]
+    part = HConv(StackSpec(layers, 12, 50.0), tasks=["asr"], compat="floor")
+    loader = nn.ModuleDict({"interface": part}) if prefix else part
+    loader.load_state_dict(state)
+    given = stack(layers=layers, dim=12, garbage=0.5)
+    torch.testing.assert_close(part(given, "asr").hidden, public(given.stacked()))
+
+
+def test_a_published_state_of_the_size_that_was_published_loads():
+    """13 x 768 has two convolutions; the state dict names them 0 and 2."""
+    with torch.device("meta"):
+        state = Published(13, 768).state_dict()
+        part = HConv(StackSpec(13, 768, 50.0), tasks=["asr"])
+    names = ["transforms.0.weight", "transforms.0.bias", "transforms.2.weight", "transforms.2.bias"]
+    assert list(state) == names
+    assert not any(part.load_state_dict(state, assign=True))
+    assert {tuple(p.shape) for p in part.parameters()} == {tuple(v.shape) for v in state.values()}
+
+
+def test_a_published_state_of_another_depth_is_refused():
+    part = HConv(StackSpec(2, 12, 50.0), tasks=["asr"])
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*convs\.1\.weight"):
+        part.load_state_dict(Published(13, 12).state_dict())
 
 
 def test_equals_a_loop_over_python_floats():

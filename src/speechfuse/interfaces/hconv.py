@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -47,8 +47,9 @@ class HConv(Interface):
                                            W[:, :, k] @ layers[stride * o + k - kernel_size // 2])
 
     One sum of matrix products for each position, over the layers that exist: no permute, no
-    stacking, no product with padding. Weights have the layout of `nn.Conv1d`, so those of the
-    published code load.
+    stacking, no product with padding. Weights have the layout of `nn.Conv1d`; a state of the
+    published interface (transforms.0.weight, transforms.2.weight, ...) loads as it is, with
+    compat="floor" where the two differ in width.
     """
 
     stride: int
@@ -80,6 +81,8 @@ class HConv(Interface):
             nn.Conv1d(wide, out, kernel_size, stride, kernel_size // 2)
             for wide, out in pairwise(widths)
         )
+        hooks: Any = self  # torch does not type them
+        hooks.register_load_state_dict_pre_hook(_rename_published)
 
     def blocks(self) -> list[slice]:
         """The features of each layer that remains after the last convolution."""
@@ -109,6 +112,14 @@ class HConv(Interface):
         """What remains, channel-major as flattened (channels, layers): index = channel * n + l."""
         flat = layers[0] if len(layers) == 1 else torch.stack(list(layers), dim=-1).flatten(1)
         return flat[:, : self.out_dim].reshape(batch, -1, self.out_dim)
+
+
+def _rename_published(hconv: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """A ReLU stands after each convolution there, so that theirs have the even numbers."""
+    theirs = prefix + "transforms."
+    for key in [key for key in state if key.startswith(theirs)]:
+        number, name = key.removeprefix(theirs).split(".", 1)
+        state[f"{prefix}convs.{int(number) // 2}.{name}"] = state.pop(key)
 
 
 class HConvStream(LayerStream):
