@@ -122,6 +122,26 @@ class TestIntervals:
         same = paired_difference([one], [one])
         assert (same.low, same.high) == (0.0, 0.0)
 
+    def test_seeds_that_differ_widen_an_interval_that_is_for_other_seeds_too(self):
+        speakers = [f"s{i}" for i in range(20) for _ in range(10)]
+        truth = ["y"] * len(speakers)
+
+        def right(wrong):
+            found = ["n" if i % 10 < wrong else "y" for i in range(len(truth))]
+            return accuracy(truth, found, speakers)
+
+        ours, theirs = [right(1), right(3), right(5)], [right(4)] * 3
+        fixed = paired_difference(ours, theirs)
+        assert (fixed.low, fixed.high) == pytest.approx((fixed.value, fixed.value))
+        anew = paired_difference(ours, theirs, draw_seeds=True)
+        assert anew.value == fixed.value == pytest.approx(0.1)
+        assert anew.low == pytest.approx(-0.1, abs=0.07)  # 1 draw in 27 has the worst three times
+        assert anew.high == pytest.approx(0.3, abs=0.07)
+        assert paired_difference(ours, ours, draw_seeds=True).high == 0
+        assert paired_difference([ours[0]], [ours[2]], draw_seeds=True) == paired_difference(
+            [ours[0]], [ours[2]]
+        )
+
     def test_trials_are_drawn_by_speaker(self):
         random = np.random.default_rng(3)
         enrolment, test = random.integers(0, 10, 400), random.integers(0, 10, 400)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from safetensors.torch import load_file
 from speechfuse.analyse import LayerUse
 from speechfuse.errors import RecipeError, RunError
 from speechfuse.experiments import report
+from speechfuse.experiments import sweep as sweeping
 from speechfuse.experiments.report import result_tables, write_report
 from speechfuse.experiments.runner import run_sweep
-from speechfuse.experiments.sweep import Folds, cells, read_sweep, summarise
+from speechfuse.experiments.sweep import Folds, _best, cells, read_sweep, summarise
 from speechfuse.recipe import merged
 
 
@@ -156,21 +158,57 @@ def test_jobs_give_the_same_runs(sweep, workspace):
 def test_the_choice_is_made_on_development_data(sweep, workspace):
     """Test predictions play no part: spoil them, and the same rows are chosen."""
     from speechfuse.checkpoint import Run
-    from speechfuse.experiments.sweep import Tables
 
     read = read_sweep(sweep, ["conditions={all: {}}", "seeds=[1]"])
     done = run_sweep(read, workspace / "out")
-    tables = Tables(done, "test")
     from speechfuse import build
 
     task = build.build_task("emotion", done[0].recipe.tasks["emotion"])
     for fold in range(4):
         options = [c for c in done if c.fold == fold]
-        chosen = tables._best(options, "emotion", task)
+        chosen = _best(options, {"emotion": task})
         scores = {
             c.row: Run(c.folder).metrics()["dev"]["emotion"][task.primary]["value"] for c in options
         }
         assert scores[chosen.row] == max(scores.values())
+
+
+def test_a_choice_for_all_tasks_together_is_one_run(workspace):
+    """Each task alone would choose another row; added up a third one is the best."""
+    scores = {"a": (0.2, 0.5), "b": (0.5, 0.9), "c": (0.25, 0.8)}
+    tasks = {
+        "asr": SimpleNamespace(primary="wer", higher_is_better=False),
+        "emotion": SimpleNamespace(primary="accuracy", higher_is_better=True),
+    }
+    found = []
+    for row, (wer, right) in scores.items():
+        folder = workspace / row
+        folder.mkdir()
+        rest = {"low": 0, "high": 1, "speakers": 2}
+        dev = {
+            "asr": {"wer": {"value": wer} | rest},
+            "emotion": {"accuracy": {"value": right} | rest},
+        }
+        (folder / "metrics.json").write_text(json.dumps({"dev": dev, "test": {}}))
+        found.append(SimpleNamespace(row=row, folder=folder))
+    assert _best(found, {"asr": tasks["asr"]}).row == "a"
+    assert _best(found, {"emotion": tasks["emotion"]}).row == "b"
+    assert _best(found, tasks).row == "c"
+
+
+def test_tables_choose_together_if_asked(sweep, workspace, monkeypatch):
+    judged = []
+    monkeypatch.setattr(sweeping, "_best", lambda cells, tasks: judged.append([*tasks]) or cells[0])
+    quick = ["conditions={all: {}}", "seeds=[1]", "folds.test=4", "recipe.training.steps=1"]
+    read = read_sweep(sweep, [*quick, "rows.best.together=true"])
+    louder = {**read.recipe["tasks"]["emotion"], "kind": "classification", "label": "emotion"}
+    tasks = {**read.recipe["tasks"], "loudness": louder}
+    read = read.model_copy(update={"recipe": read.recipe | {"tasks": tasks}})
+    done = run_sweep(read, workspace / "out")
+    for row, asked in (("best", ["emotion", "loudness"]), ("fine", ["emotion"])):
+        judged.clear()
+        sweeping.Tables(done, "test").of_row(read, row, "all")
+        assert judged[0] == asked
 
 
 @pytest.mark.parametrize(
@@ -198,6 +236,7 @@ def test_the_choice_is_made_on_development_data(sweep, workspace):
         ("rows.best.best_of=[fine, boht]", "row 'best': no row 'boht'; .*mean 'both'"),
         ("rows.best.best_of=[]", "rows.best.best_of"),
         ("rows.fine.leave_out=[emotoin]", "leave_out: no task 'emotoin'; .*mean 'emotion'"),
+        ("rows.fine.together=true", "row 'fine': together: it chooses nothing; add best_of"),
         ("rows.best.leave_out=[emotion]", "row 'best': leave_out: a best_of has the tasks of"),
         ("rows.fine.leave_out=[emotion]", "row 'best': best_of: its rows leave out other tasks"),
         ("rows.FINE={}", "row 'fine', .* and row 'FINE', .* would both be written"),

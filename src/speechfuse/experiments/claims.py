@@ -42,8 +42,9 @@ def claim_tables(sweep: SweepFile, done: Sequence[Cell], split: Split = "test") 
         if rows:
             title = f"Claims{': ' if condition else ''}{condition}"
             title += (
-                "\npoints by which a row is better, paired, with 95 % interval; a claim holds if "
-                "one task's interval is above 0 and no other's reaches below the margin"
+                "\npoints by which a row is better, paired, with 95 % interval over speakers and "
+                "seeds; a claim holds if one task's interval is above 0 and no other's reaches "
+                "below the margin"
             )
             columns = ["claim", "compared with", "metric", "better by", "seeds", "verdict"]
             found.append((title, columns, rows))
@@ -52,16 +53,16 @@ def claim_tables(sweep: SweepFile, done: Sequence[Cell], split: Split = "test") 
 
 def compared(sweep: SweepFile, tables: Tables, claim: Claim, condition: str) -> Iterator[Compared]:
     """The primary metric of each task that two of the rows have."""
-    ours = tables.evidence(sweep.candidates(claim.row), condition)
+    ours = tables.of_row(sweep, claim.row, condition)
     recipe = tables.recipe(sweep.candidates(claim.row), condition)
     for other in claim.over:
-        theirs = tables.evidence(sweep.candidates(other), condition)
+        theirs = tables.of_row(sweep, other, condition)
         for name, entry in recipe.tasks.items():
             task = build.build_task(name, entry)
             key = name, task.primary
             if key not in theirs:
                 continue
-            gain = paired_difference(ours[key], theirs[key])
+            gain = paired_difference(ours[key], theirs[key], draw_seeds=True)
             if not task.higher_is_better:
                 gain = -gain
             pairs = list(zip(ours[key], theirs[key], strict=False))

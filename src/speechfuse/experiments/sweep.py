@@ -70,6 +70,7 @@ class RowEntry(BaseModel):
     use: tuple[str, ...] | None = None  # upstreams by name; all if left out
     leave_out: tuple[str, ...] = ()  # tasks that the row cannot do; a dash in the table
     best_of: tuple[str, ...] | None = Field(None, min_length=1)  # rows that are trained
+    together: bool = False  # chosen once for all tasks by the sum of their scores, or task by task
     published: dict[str, dict[str, float | dict[str, float]]] = {}  # %, by task, metric, condition
 
     def number(self, task: str, metric: str, condition: str) -> float | None:
@@ -198,6 +199,8 @@ def _wrong_leaving_out(sweep: SweepFile, row: str, entry: RowEntry) -> Iterator[
     for name in entry.leave_out:
         if isinstance(tasks, Mapping) and name not in tasks:
             yield f"row '{row}': leave_out: no task '{name}'; {did_you_mean(name, tasks)}"
+    if entry.together and not entry.best_of:
+        yield f"row '{row}': together: it chooses nothing; add best_of with the rows to choose from"
     if entry.best_of and entry.leave_out:
         yield f"row '{row}': leave_out: a best_of has the tasks of its rows; put it there"
     rows = [sweep.rows[name] for name in entry.best_of or () if name in sweep.rows]
@@ -263,12 +266,12 @@ def summarise(sweep: SweepFile, done: Sequence[Cell], split: Split = "test") -> 
             candidates = sweep.candidates(row)
             if not tables.has(candidates, condition):
                 continue
-            evidence = tables.evidence(candidates, condition)
+            evidence = tables.of_row(sweep, row, condition)
             base = None
             if sweep.baseline and sweep.baseline != row:
                 others = sweep.candidates(sweep.baseline)
                 if tables.has(others, condition):
-                    base = tables.evidence(others, condition)
+                    base = tables.of_row(sweep, sweep.baseline, condition)
             for (task, metric), several in evidence.items():
                 difference = None
                 if base and (task, metric) in base:
@@ -297,33 +300,43 @@ class Tables:
         """Of a run; all have the same tasks."""
         return next(iter(self.cells[candidates[0], condition].values())).recipe
 
-    def evidence(
-        self, candidates: Sequence[str], condition: str
+    def of_row(
+        self, sweep: SweepFile, row: str, condition: str
     ) -> dict[tuple[str, str], list[Evidence]]:
-        """By task and metric, one piece of evidence for each seed; of candidates the best."""
+        """By task and metric, one piece of evidence for each seed; of a choice the best."""
+        return self.evidence(sweep.candidates(row), condition, together=sweep.rows[row].together)
+
+    def evidence(
+        self, candidates: Sequence[str], condition: str, *, together: bool = False
+    ) -> dict[tuple[str, str], list[Evidence]]:
+        """The same of any candidates; together: one of them for all tasks."""
         options = [self.cells[name, condition] for name in candidates]
+        entries = self.recipe(candidates, condition).tasks
+        tasks = {name: build.build_task(name, entry) for name, entry in entries.items()}
         found: dict[tuple[str, str], list[Evidence]] = {}
-        for name, task_entry in self.recipe(candidates, condition).tasks.items():
-            task = build.build_task(name, task_entry)
+        for name, task in tasks.items():
+            judged = tasks if together else {name: task}
             for seed in sorted({seed for seed, _ in options[0]}):
                 rows: list[dict[str, str]] = []
                 for fold in sorted({fold for _, fold in options[0]}):
-                    chosen = self._best([o[seed, fold] for o in options], name, task)
+                    chosen = _best([o[seed, fold] for o in options], judged)
                     rows += Run(chosen.folder).table(self.split, name)
                 for metric, evidence in task.score(rows).items():
                     found.setdefault((name, metric), []).append(evidence)
         return found
 
-    def _best(self, options: Sequence[Cell], name: str, task: Any) -> Cell:
-        """The run with the best development score; the first of equals."""
-        if len(options) == 1:
-            return options[0]
-        sign = 1 if task.higher_is_better else -1
 
-        def score(cell: Cell) -> float:
-            return sign * float(Run(cell.folder).metrics()["dev"][name][task.primary]["value"])
+def _best(options: Sequence[Cell], tasks: Mapping[str, Any]) -> Cell:
+    """The run with the best development scores of these tasks, added up; the first of equals."""
+    if len(options) == 1:
+        return options[0]
 
-        return max(options, key=score)
+    def score(cell: Cell) -> float:
+        found = Run(cell.folder).metrics()["dev"]
+        scores = {name: float(found[name][task.primary]["value"]) for name, task in tasks.items()}
+        return sum(v if tasks[name].higher_is_better else -v for name, v in scores.items())
+
+    return max(options, key=score)
 
 
 def _place(cell: Cell) -> str:
