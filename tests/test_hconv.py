@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from speechfuse.interfaces.hconv import HConv, layer_path
-from speechfuse.layer_conv import layer_conv, stacked_conv
+from speechfuse.layer_conv import layer_conv, stacked_conv, windows
+from speechfuse.plan import count_products
 from speechfuse.types import LayerStack, StackSpec
 
 
@@ -148,11 +149,32 @@ def test_gradients_are_those_of_convolutions(layers, convolve):
         torch.testing.assert_close(grad, torch.zeros_like(grad) if other is None else other)
 
 
-def test_frozen_layers_get_no_gradient(stack):
-    inputs = stack(layers=5, dim=8)
+@pytest.mark.parametrize("convolve", [one_by_one, side_by_side])
+@pytest.mark.parametrize("layers", [2, 5, 13])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_gradients_of_frozen_layers_are_not_computed(layers, convolve, frozen):
+    """Counted, since a gradient that is computed and thrown away cannot be seen."""
+    inputs = [torch.randn(6, 8, requires_grad=not frozen) for _ in range(layers)]
+    conv = torch.nn.Conv1d(8, 4, 5, 3, 2)
+    each = 6 * 8 * 4 * sum(map(len, windows(layers, 5, 3)))  # multiply-adds of one pass
+
+    def step():
+        with torch.enable_grad():
+            convolve(inputs, conv.weight, conv.bias, 3).sum().backward()
+
+    assert count_products(step) == (2 if frozen else 3) * each  # forward, taps, layers
+
+
+def test_a_training_step_of_frozen_layers_multiplies_no_more_than_it_needs(stack):
+    inputs = stack(layers=13, dim=8, lengths=(3,))
     hconv = HConv(inputs.spec, tasks=["asr"])
-    hconv(inputs, "asr").hidden.sum().backward()
-    assert all(layer.grad is None for layer in inputs.layers)
+
+    def step():
+        with torch.enable_grad():
+            hconv(inputs, "asr").hidden.sum().backward()
+
+    first, second = (3 * 8 * out * taps for out, taps in [(8, 3 + 3 * 5 + 3), (4, 3 + 4)])
+    assert count_products(step) == 2 * first + 3 * second
     assert all(p.grad is not None for p in hconv.parameters())
 
 

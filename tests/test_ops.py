@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from speechfuse.errors import RecipeError
+from speechfuse.measure import peak_bytes
 from speechfuse.ops import (
     as_rows,
     joined_linear,
@@ -55,6 +56,19 @@ def test_mix_is_the_sum_of_weights_times_layers(shape):
     torch.testing.assert_close(mix(weights, tuple(layers)), by_hand)
     inputs = [weights.requires_grad_(), *(layer.clone().requires_grad_() for layer in layers)]
     assert torch.autograd.gradcheck(lambda w, *given: mix(w, given), inputs)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_mix_computes_no_gradient_of_frozen_layers(together):
+    stacked = torch.randn(4, 2, 30, 50)
+    layers = list(stacked) if together else [layer.clone() for layer in stacked]
+    weights = torch.rand(4, requires_grad=True)
+    mixed, grad = mix(weights, layers), torch.randn(2, 30, 50)
+    assert peak_bytes(lambda: mixed.backward(grad)) < layers[0].nbytes
+    for layer in layers:
+        layer.requires_grad_()
+    mixed = mix(weights, layers)
+    assert peak_bytes(lambda: mixed.backward(grad)) >= 4 * layers[0].nbytes
 
 
 def test_joined_linear_reads_parts_of_any_width_in_order():
