@@ -1,6 +1,7 @@
 """Selection: what is there is ranked first, and the test split is never read."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from speechfuse.experiments.probing.properties import Clips
 from speechfuse.experiments.selecting import probes, trained
 from speechfuse.experiments.selecting.file import read_selection
 from speechfuse.experiments.selecting.run import Candidate, Pair, Selected, drawn, gain, select
+from speechfuse.experiments.sweep import read_sweep
 from speechfuse.metrics import SpeakerSums, share_right
+from speechfuse.recipe import Part, TaskRecipe
 from speechfuse.types import Utterance
 
 SPEAKERS = [f"s{i:02d}" for i in range(20)]
@@ -241,3 +244,26 @@ def test_a_sample_that_cannot_hold_out_is_refused(selection, workspace):
         select(read_selection(selection, ["folds=7"]), workspace / "out")
     with pytest.raises(DataError, match="it needs two speakers and a speaker with two clips"):
         select(read_selection(selection, ["folds=4"]), workspace / "out")
+
+
+@pytest.mark.parametrize(
+    ("selection", "trained"),
+    [
+        ("selection.yaml", "experiments/selection.yaml"),
+        ("real/selection.yaml", "real/selection_trained.yaml"),
+    ],
+)
+def test_shipped_selections_have_the_encoders_and_splits_of_what_is_trained(
+    selection, trained, workspace, monkeypatch
+):
+    monkeypatch.setenv("SPEECHFUSE_REAL", str(workspace))
+    recipes = Path(__file__).parents[1] / "recipes"
+    read, sweep = read_selection(recipes / selection), read_sweep(recipes / trained)
+    shared = sweep.recipe
+    assert {n: p.model_dump() for n, p in read.upstreams.items()} == {
+        n: Part.model_validate(p).model_dump() for n, p in shared["upstreams"].items()
+    }
+    for name in read.tasks:
+        mine, theirs = read.entry(name), TaskRecipe.model_validate(shared["tasks"][name])
+        assert (mine.corpus, mine.split) == (theirs.corpus, theirs.split)
+    assert len(sweep.seeds) == 3
