@@ -1,6 +1,7 @@
 """Selection: what is there is ranked first, and the test split is never read."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -259,7 +260,7 @@ def test_shipped_selections_have_the_encoders_and_splits_of_what_is_trained(
     monkeypatch.setenv("SPEECHFUSE_REAL", str(workspace))
     recipes = Path(__file__).parents[1] / "recipes"
     read, sweep = read_selection(recipes / selection), read_sweep(recipes / trained)
-    shared = sweep.recipe
+    shared = json.loads(os.path.expandvars(json.dumps(sweep.recipe)))
     assert {n: p.model_dump() for n, p in read.upstreams.items()} == {
         n: Part.model_validate(p).model_dump() for n, p in shared["upstreams"].items()
     }
