@@ -15,7 +15,7 @@ from speechfuse.experiments.layers import run_layer_use
 from speechfuse.predict import predict_files
 from speechfuse.recipe import merged
 from speechfuse.train import train_run
-from speechfuse.types import StackSpec
+from speechfuse.types import LayerStack, StackSpec
 
 TINY = {"preset": "tiny", "layers": 2, "dim": 32, "heads": 2, "join": 4}
 
@@ -211,6 +211,45 @@ def test_state_0_is_no_layer_of_a_gated_encoder(recipe):
     assert len(fusion.interface.logits["asr"]) == 12
     kept = read_recipe(merged(recipe, {"fusion": {"drop_state_0": False}}))
     assert len(build.build_fusion(kept, specs, ["asr"]).interface.logits["asr"]) == 13
+
+
+def test_a_gated_encoder_mixes_layers_of_one_scale_unless_asked(recipe):
+    """Without layer norm a layer a hundred times as loud would be all that is heard."""
+    made = read_recipe(recipe)
+    assert made.fusion.normalize == made.context.normalize == "layer_norm"
+    spec = StackSpec(3, 8, 50.0)
+    layers = torch.randn(3, 1, 5, 8)
+    louder = layers * torch.tensor([1.0, 1.0, 100.0]).reshape(3, 1, 1, 1)
+    lengths = torch.tensor([5])
+
+    def fused(change, given):
+        fusion = build.build_fusion(read_recipe(merged(recipe, change)), [spec], ["asr"])
+        return fusion([LayerStack(tuple(given), lengths, 50.0)], "asr").hidden
+
+    assert torch.allclose(fused({}, layers), fused({}, louder), atol=1e-3)
+    raw = {"fusion": {"normalize": "none"}}
+    assert not torch.allclose(fused(raw, layers), fused(raw, louder), atol=1e-3)
+    others = merged(recipe, {"fusion": {"interface": {"kind": "hconv"}}})
+    assert read_recipe(others).fusion.normalize == "none"
+
+
+def test_scalars_of_layers_learn_ten_times_as_fast_in_a_context_unless_asked(recipe):
+    assert read_recipe(recipe).training.layer_rate == 10
+    assert read_recipe(recipe, ["training.layer_rate=1"]).training.layer_rate == 1
+    recipe.pop("training")
+    assert read_recipe(recipe).training.layer_rate == 10
+    alone = merged(recipe, {"tasks": {"asr": {"head": {"kind": "ctc"}}}, "context": None})
+    assert read_recipe(alone).training.layer_rate == 1
+
+
+def test_a_saved_recipe_means_what_it_meant_whatever_is_usual_now(recipe):
+    """A run's own recipe.yaml has every setting, those of a time with other defaults too."""
+    saved = read_recipe(recipe).model_dump(mode="json")
+    saved["fusion"]["normalize"], saved["training"]["layer_rate"] = "none", 1.0
+    again = read_recipe(saved)
+    assert again.fusion.normalize == "none"
+    assert again.training.layer_rate == 1
+    assert again.model_dump(mode="json") == saved
 
 
 def test_the_papers_size_has_the_parameters_of_twelve_plain_blocks(recipe):

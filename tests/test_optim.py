@@ -64,3 +64,22 @@ def test_the_rate_falls_or_stays(tone_recipe, schedule, last):
         scheduler.step()
     assert rates[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
     assert rates[9] == pytest.approx(last)
+
+
+def test_after_warm_up_the_rate_falls_along_the_cosine_of_torch(tone_recipe):
+    overrides = ["training.schedule=cosine", "training.steps=20", "training.warmup=0.25"]
+    recipe = read_recipe(tone_recipe, overrides)
+    optimizer = make_optimizer(recipe.training, nn.Linear(2, 2))
+    other = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=recipe.training.learning_rate)
+    scheduler = make_rates(recipe.training, optimizer)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(other, T_max=15)
+    for step in range(20):
+        rate = optimizer.param_groups[0]["lr"]
+        if step < 5:
+            assert rate == pytest.approx((step + 1) / 5 * recipe.training.learning_rate)
+        else:
+            assert rate == pytest.approx(other.param_groups[0]["lr"])
+            other.step()
+            theirs.step()
+        optimizer.step()
+        scheduler.step()

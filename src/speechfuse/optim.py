@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -45,13 +47,17 @@ def _is_logits(name: str, model: nn.Module) -> bool:
 
 
 def make_rates(training: TrainingRecipe, optimizer: torch.optim.Optimizer) -> LambdaLR:
-    """A linear warm-up, then a linear fall to zero or none."""
+    """A linear warm-up, then a fall to zero, along a line or half a cosine, or none."""
     warm = max(1, round(training.warmup * training.steps))
+    falling: Mapping[str, Callable[[float], float]] = {
+        "linear": lambda left: left,
+        "cosine": lambda left: (1 - math.cos(math.pi * left)) / 2,
+        "constant": lambda left: 1.0,
+    }
+    fall = falling[training.schedule]
 
     def scale(step: int) -> float:
-        rising = (step + 1) / warm
-        if training.schedule == "constant":
-            return min(rising, 1.0)
-        return min(rising, max(0.0, (training.steps - step) / max(1, training.steps - warm)))
+        left = (training.steps - step) / max(1, training.steps - warm)  # of the fall
+        return min((step + 1) / warm, fall(min(max(left, 0.0), 1.0)))
 
     return LambdaLR(optimizer, scale)

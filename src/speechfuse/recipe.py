@@ -53,6 +53,8 @@ class FusionRecipe(_Strict):
     order: Literal["merge_first", "layers_first"] = "merge_first"
     merge: Part = Part(kind="add")  # concat under layers_first, if left out
     interface: Part
+    # Of hidden states before the merge; layer_norm if left out and the interface is gated_encoder,
+    # so that its weights, and not the norms of layers, say what each adds.
     normalize: Literal["none", "layer_norm", "unit_rms"] = "none"
     allow_repeats: bool = False  # the same encoder twice: one kind with equal options
     per_task: bool = True  # one fusion for each task, as the papers train; false: one for all
@@ -68,7 +70,7 @@ class FusionRecipe(_Strict):
             return data
         interface = data.get("interface")
         if isinstance(interface, Mapping) and interface.get("kind") == "gated_encoder":
-            data = {"drop_state_0": True, **data}
+            data = {"drop_state_0": True, "normalize": "layer_norm", **data}
         if data.get("order") == "layers_first":
             data = {"merge": {"kind": "concat"}, **data}
         return data
@@ -253,10 +255,11 @@ class TrainingRecipe(_Strict):
     optimizer: Literal["adamw", "adam"] = "adamw"  # adam adds the decay to the gradient
     accumulate: int = Field(1, gt=0)  # batches whose gradients are averaged in one step
     learning_rate: float = Field(1e-3, gt=0)  # peak
-    layer_rate: float = Field(1.0, gt=0)  # times the learning rate, for logits of layer weights
+    # Times the learning rate, for logits of layer weights; 10 if left out and there is a context.
+    layer_rate: float = Field(1.0, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     warmup: float = Field(0.1, ge=0, le=1)  # share of the steps
-    schedule: Literal["linear", "constant"] = "linear"  # after warm-up: falling to zero, or not
+    schedule: Literal["linear", "cosine", "constant"] = "linear"  # after warm-up: to zero, or not
     gradient_clip: float = Field(1.0, gt=0)
     batch_seconds: float = Field(60.0, gt=0)  # audio in a batch
     batch_utterances: int | None = Field(None, gt=0)  # in a batch, of any length, instead
@@ -329,6 +332,17 @@ class Recipe(_Strict):
     tasks: dict[Annotated[str, AfterValidator(_task_name)], TaskRecipe] = Field(min_length=1)
     training: TrainingRecipe = TrainingRecipe()
     store: StoreRecipe = StoreRecipe()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _faster_scalars(cls, data: Any) -> Any:
+        """Scalars of a layer hardly move at the rate that suits a transformer."""
+        if not isinstance(data, Mapping) or data.get("context") is None:
+            return data
+        training = data.get("training", {})
+        if not isinstance(training, Mapping):
+            return data
+        return {**data, "training": {"layer_rate": 10.0, **training}}
 
 
 def load_recipe(
