@@ -1,12 +1,17 @@
-"""Extractions in processes of their own, forked from one that has imported everything."""
+"""Extractions and trainings in processes of their own, forked from one that imported everything."""
 
+import os
+import signal
+import threading
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["killing", "speechfuse.extract", "lhotse.dataset"])
+CONTEXT.set_forkserver_preload(
+    ["killing", "speechfuse.extract", "speechfuse.train", "lhotse.dataset"]
+)
 SHARD_BYTES, BATCH_SECONDS = 12_000, 2.0  # nine shards of the tones
 
 
@@ -41,3 +46,31 @@ def _extract(data: dict[str, Any], made: Path | None, shard_bytes: int) -> None:
     shards.write_shard = written
     recipe = read_recipe(data)
     extract.extract(recipe, extract.extraction_jobs(recipe, load_tasks(recipe)))
+
+
+def begin_training(
+    recipe: dict[str, Any], folder: Path, steps: Path, stop: int | None = None, wait: float = 0.0
+) -> BaseProcess:
+    """steps: a file that gets the number of each. stop: SIGKILL comes `wait` seconds after it."""
+    process = CONTEXT.Process(target=_train, args=(recipe, folder, steps, stop, wait))
+    process.start()
+    return process
+
+
+def _train(data: dict[str, Any], folder: Path, steps: Path, stop: int | None, wait: float) -> None:
+    import torch
+
+    from speechfuse.build import read_recipe
+    from speechfuse.train import train_run
+
+    torch.set_num_threads(1)
+
+    def taken(what: str, done: int, total: int) -> None:
+        if what != "training steps":
+            return
+        with steps.open("a") as file:
+            file.write(f"{done}\n")
+        if done == stop:
+            threading.Timer(wait, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+    train_run(read_recipe(data), folder, taken)

@@ -1,11 +1,15 @@
 """HarmoniFuse from recipe to answers: one model, several tasks by prompt, and what it refuses."""
 
 import json
+import random
+import shutil
+import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import killing
 from speechfuse import build
 from speechfuse.analyse import CONTEXT
 from speechfuse.build import read_recipe
@@ -52,6 +56,37 @@ def test_a_stopped_run_goes_on_to_the_same_weights(workspace, recipe, stop):
     whole, parts = (load_file(workspace / n / "model.safetensors") for n in ("whole", "parts"))
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.recipe
+@pytest.mark.stress
+@pytest.mark.timeout(3600)
+def test_killed_at_random_steps_and_run_again_it_has_the_same_weights(workspace, recipe, kills):
+    """Twice each time, in a step, while it is scored or while a checkpoint is written."""
+    change = {"interleave": {"loss_aware": 1}, "evaluate_every": 3}
+    recipe = merged(recipe, {"training": change})
+    whole, folder, steps = workspace / "whole", workspace / "parts", workspace / "steps"
+    train_run(read_recipe(recipe), whole)
+    wanted = load_file(whole / "model.safetensors")
+    moments, cut = random.Random(kills), 0
+    times = max(2, kills // 5)
+    for number in range(times):
+        begun, stops = [], sorted(moments.sample(range(1, 12), 2))
+        for stop in (*stops, None):
+            steps.unlink(missing_ok=True)
+            process = killing.begin_training(recipe, folder, steps, stop, moments.uniform(0, 0.1))
+            process.join()
+            cut += process.exitcode == -signal.SIGKILL
+            begun.append(int(steps.read_text().split()[0]) if steps.exists() else 12)
+        assert process.exitcode == 0
+        assert begun[1] >= stops[0] // 3 * 3, "it began anew"
+        found = load_file(folder / "model.safetensors")
+        assert found.keys() == wanted.keys()
+        same = all(torch.equal(found[name], wanted[name]) for name in wanted)
+        assert same, f"run {number}, killed after steps {stops}"
+        assert Run(folder).metrics()["test"] == Run(whole).metrics()["test"]
+        shutil.rmtree(folder)
+    assert cut >= times, "the kills came too late to cut anything"
 
 
 @pytest.mark.recipe
