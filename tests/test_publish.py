@@ -91,6 +91,52 @@ def test_the_card_says_how_well_on_whom_and_what_it_is_not_for(here):
     assert f"| emotion | test | accuracy (WA) {row}" in body
     for part in ("![", "## Limits", "## How to cite", "Trained and developed on tones0"):
         assert part in body, part
+    assert "asr, emotion: none of the 2 speakers of test is in training and development." in body
+    assert 'speechfuse.load("out")' in body
+    assert "| emotion | tones0 | train | 32 | 0.0036 | 4 | calm 16, loud 16 |" in body
+    assert "| asr | tones0 | test | 16 | 0.0018 | 2 |  |" in body
+
+
+def test_the_card_says_when_test_speakers_were_trained_on(tiny_corpus, tmp_path, caplog):
+    """A corpus whose own split column has voices of test in train: s6 of two."""
+    rows = [json.loads(line) for line in tiny_corpus.read_text().splitlines()]
+    for row in rows:
+        row["audio"] = str(tiny_corpus.parent / row["audio"])
+        if row["id"] in ("s6-0", "s6-1"):
+            row["split"] = "train"
+    manifest = tmp_path / "shared.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"corpus": str(manifest), "head": {"kind": "classifier"}}
+    recipe = {
+        "upstreams": {"mel": {"kind": "filterbank", "num_mels": 24}},
+        "fusion": {"interface": {"kind": "weighted_sum"}},
+        "tasks": {"emotion": task, "mood": {"kind": "emotion", **task}},
+        "training": {"steps": 2, "batch_seconds": 4},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        train_run(read_recipe(recipe), tmp_path / "run")
+        folder = save_pretrained(tmp_path / "run", tmp_path / "pub", name="org/pub", picture=False)
+    said = "1 of the 2 speakers of test are in training and development, too, with 43 % of its"
+    (line,) = [one for one in caplog.messages if "speakers" in one]
+    assert f"emotion and mood: {said} utterances" in line
+    assert "name split.test_speakers" in line
+    card = (folder / "README.md").read_text()
+    assert f"emotion, mood: {said} utterances." in card
+    assert 'speechfuse.load("org/pub")' in card
+
+
+def test_a_run_that_did_not_keep_it_is_said_to_tell_nothing(here, tmp_path):
+    shutil.copytree(here / "mel", tmp_path / "old")
+    seen = json.loads((tmp_path / "old" / "seen.json").read_text())
+    (tmp_path / "old" / "seen.json").write_text(json.dumps({"seen": seen["seen"]}))
+    folder = save_pretrained(tmp_path / "old", here / "out", picture=False)
+    card = (folder / "README.md").read_text()
+    assert "Whether the test speakers are others than those of training is not recorded." in card
+    seen["data"]["emotion"]["splits"] = 3
+    (tmp_path / "old" / "seen.json").write_text(json.dumps(seen))
+    with pytest.raises(RunError, match=r"seen\.json is damaged"):
+        save_pretrained(tmp_path / "old", here / "other", picture=False)
 
 
 def test_an_encoder_in_a_folder_has_to_be_where_others_find_it(here, encoder, monkeypatch):
@@ -155,6 +201,7 @@ def test_it_goes_to_the_hub_and_comes_back_without_code(here, monkeypatch, tmp_p
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     address = speechfuse.load("mel").push_to_hub("org/name", picture=False)
     assert address == "https://huggingface.co/org/name"
+    assert 'speechfuse.load("org/name")' in (tmp_path / "hub" / "README.md").read_text()
     assert speechfuse.load("org/name").checked(None) == ["asr", "emotion"]
     assert not [one for one in sent["patterns"] if one.endswith((".py", ".bin", ".pt"))]
 

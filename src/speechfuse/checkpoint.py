@@ -3,7 +3,7 @@
 recipe.yaml          resolved                upstreams.json    names, revisions, hashes
 model.safetensors    what was trained        tasks.json        vocabularies and label sets
 metrics.json         with intervals          data.json         hashes of the data
-seen.json            corpora and speakers that it was trained on
+seen.json            corpora and speakers that it was trained on, and how much data of each split
 log.csv              step, name, value       predictions/      references and predictions
 checkpoints/         best and last           versions.txt      of the libraries
 events.*             TensorBoard
@@ -30,6 +30,7 @@ from speechfuse.cache.shards import write_tensors
 from speechfuse.catalog import of_others
 from speechfuse.data.corpus import read_table, write_table
 from speechfuse.data.manifests import manifest_name
+from speechfuse.data.summary import DataSummary
 from speechfuse.data.teachers import Seen, seen_from
 from speechfuse.decision import Decision
 from speechfuse.errors import RunError, damage
@@ -213,10 +214,14 @@ class Run:
             )
         return states
 
-    def save_seen(self, seen: Iterable[Seen]) -> None:
-        """Whom it is trained and developed on, and the teachers of its labels were."""
+    def save_seen(self, seen: Iterable[Seen], data: Mapping[str, DataSummary]) -> None:
+        """Whom it is trained and developed on, and the teachers of its labels were.
+
+        data: of each task.
+        """
         once = dict.fromkeys(seen)
-        self._write_json("seen.json", {"seen": [asdict(one) for one in once]})
+        about = {name: one.to_dict() for name, one in data.items()}
+        self._write_json("seen.json", {"seen": [asdict(one) for one in once], "data": about})
 
     def seen(self) -> tuple[Seen, ...]:
         """The same; of an older run without it, all speakers of its corpora."""
@@ -227,6 +232,14 @@ class Run:
         about = self._read_json("seen.json")
         with damage(self.folder / "seen.json", RunError, _REMEDY):
             return seen_from(about["seen"])
+
+    def data(self) -> dict[str, DataSummary]:
+        """How much data each task has; nothing of an older run, which did not keep it."""
+        if not (self.folder / "seen.json").is_file():
+            return {}
+        about = self._read_json("seen.json")
+        with damage(self.folder / "seen.json", RunError, _REMEDY):
+            return {name: DataSummary.read(one) for name, one in about.get("data", {}).items()}
 
     def save_model(self, model: FusionModel) -> None:
         tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}

@@ -658,7 +658,9 @@ def publish(
         raise SpeechFuseError(f"--source {bad[0]}: expected UPSTREAM=ORG/NAME@REVISION")
     sources = {name: place for name, _, place in pairs}
     with _progress() as progress:
-        made = save_pretrained(run, folder, sources=sources, license=license, progress=progress)
+        made = save_pretrained(
+            run, folder, sources=sources, license=license, name=push, progress=progress
+        )
     typer.echo(f"published in {made}; read its README.md before others do")
     if code := code_of(Run(made).recipe()):
         typer.echo(f"others need your code for {', '.join(code)}, and --trust-code")

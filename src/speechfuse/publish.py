@@ -34,6 +34,7 @@ from speechfuse.types import Progress
 
 KEPT = ("model.safetensors", "tasks.json", "upstreams.json", "metrics.json", "seen.json")
 PICTURE = "layers.png"
+CLASSES = 12  # of more, a card says how many there are
 
 
 def save_pretrained(
@@ -42,14 +43,15 @@ def save_pretrained(
     *,
     sources: Mapping[str, str] | None = None,
     license: str | None = None,
+    name: str | None = None,
     picture: bool = True,
     progress: Progress | None = None,
 ) -> Path:
     """Write the folder, whole or not at all; `load(folder)` answers as the run does.
 
     sources: for encoders that lie in a folder here, where others find them, as name@revision.
-    license: of the weights, as the hub writes it. picture: of the layers' use, for which the
-    training corpora have to be here.
+    license: of the weights, as the hub writes it. name: that others load it by; the folder's if
+    left out. picture: of the layers' use, for which the training corpora have to be here.
 
     Raises:
         RunError: the run is not finished, an encoder is where nobody else finds it, or the folder
@@ -68,9 +70,9 @@ def save_pretrained(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".publish-") as made:
         part = Path(made) / folder.name
         part.mkdir()
-        for name in KEPT:
-            if (run / name).is_file():
-                shutil.copyfile(run / name, part / name)
+        for file in KEPT:
+            if (run / file).is_file():
+                shutil.copyfile(run / file, part / file)
         text = yaml.safe_dump(public.model_dump(mode="json"), sort_keys=False)
         write_text(part / "recipe.yaml", text)
         _write_upstreams(part, public)
@@ -82,7 +84,8 @@ def save_pretrained(
             {"feature_extractor_type": "speechfuse", "sampling_rate": 16000, "num_channels": 1},
         )
         drawn = picture and _draw(run, part / PICTURE, progress)
-        write_text(part / "README.md", model_card(kept, public, license, drawn=bool(drawn)))
+        card = model_card(kept, public, license, name or folder.name, drawn=bool(drawn))
+        write_text(part / "README.md", card)
         part.replace(folder)
     return folder
 
@@ -112,11 +115,14 @@ def push_to_hub(folder: Path, name: str, *, private: bool = False, token: str | 
     return f"https://huggingface.co/{name}"
 
 
-def model_card(run: Run, recipe: Recipe, license: str | None, *, drawn: bool) -> str:
+def model_card(run: Run, recipe: Recipe, license: str | None, name: str, *, drawn: bool) -> str:
     """README.md of a published run, with what the hub reads in front."""
-    metrics = run.metrics()
+    metrics, data = run.metrics(), run.data()
+    apart: dict[str, list[str]] = {}
+    for task, about in data.items():
+        apart.setdefault(about.apart(), []).append(task)
     return markdown_template("card.md.j2").render(
-        name=run.folder.resolve().name,
+        name=name,
         recipe=recipe,
         encoders=[
             _encoder(name, part.options, identity)
@@ -132,6 +138,9 @@ def model_card(run: Run, recipe: Recipe, license: str | None, *, drawn: bool) ->
             for metric, m in scores.items()
         ],
         decisions=run.decisions(),
+        data=data,
+        apart={text: ", ".join(tasks) for text, tasks in apart.items()},
+        few_classes=CLASSES,
         seen=sorted({one.corpus for one in run.seen()}),
         license=license,
         drawn=drawn,

@@ -23,6 +23,7 @@ from speechfuse.data.origins import (
     seen_in,
 )
 from speechfuse.data.splits import Splits, make_trials, split_utterances
+from speechfuse.data.summary import NOTHING, DataSummary, summarise
 from speechfuse.data.synthetic.corpus import prepare_synthetic
 from speechfuse.data.synthetic.languages import prepare_languages
 from speechfuse.data.teachers import FILE as TEACHERS
@@ -41,6 +42,7 @@ class TaskData:
     splits: Splits
     trials: Mapping[str, Sequence[Trial]]
     noise_snr: float | None
+    about: DataSummary = NOTHING
     origins: Sequence[Origin] = ()  # teachers of labels that no person gave
     seen: Sequence[Seen] = ()  # whom the task is trained and developed on, and its teachers were
 
@@ -164,6 +166,13 @@ def load_task(
             f"{where}: no training utterance has {entry.min_seconds:g} s; lower min_seconds"
         )
     splits["train"] = own + more
+    about = summarise(
+        [one.name for one in (corpus, *extra)],
+        splits,
+        task.needs if task.reads in ("class", "classes") else (),
+        all_test=entry.split.all_test,
+        drawn_within_speakers=bool(entry.split.dev_share),
+    )
     origins = find_origins(splits, task.needs, [corpus, *extra], where)
     if not entry.allow_seen_by_teacher:
         refuse_seen(origins, corpus, splits["test"], where)
@@ -197,7 +206,7 @@ def load_task(
     learned = [u for split in ("train", "dev") for u in splits[split]]
     seen = [seen_in(one, _of(one, learned)) for one in (corpus, *extra)]
     seen += [one for origin in origins for one in origin.card.seen]
-    return TaskData(name, task, splits, trials, entry.noise_snr, origins, seen)
+    return TaskData(name, task, splits, trials, entry.noise_snr, about, origins, seen)
 
 
 def _check_copies(task: Task, augment: AugmentRecipe, where: str) -> None:

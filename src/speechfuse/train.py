@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -77,6 +78,8 @@ def _trained(
         tasks = load_tasks(recipe, progress=progress)
     marks = {name: data.marks() for name, data in tasks.items()}
     run.check_data(marks)
+    if rank.number == 0:
+        _warn_of_known_speakers(tasks)
     model = build.build_model(
         recipe, build.stack_specs(recipe), {name: data.task for name, data in tasks.items()}
     )
@@ -90,7 +93,8 @@ def _trained(
         if rank.number == 0:
             run.begin(recipe)
             run.save_tasks({name: data.task.state() for name, data in tasks.items()}, marks)
-            run.save_seen(one for data in tasks.values() for one in data.seen)
+            seen = [one for data in tasks.values() for one in data.seen]
+            run.save_seen(seen, {name: data.about for name, data in tasks.items()})
         run.check_shared()
     began = time.monotonic()
     if not (run.folder / "checkpoints" / "last.ckpt").is_file():  # that holds what was fitted
@@ -117,6 +121,16 @@ def _trained(
         },
     }
     return model, tasks, inputs, about
+
+
+def _warn_of_known_speakers(tasks: Mapping[str, TaskData]) -> None:
+    """One line for tasks that share a finding."""
+    found: dict[str, list[str]] = {}
+    for name, data in tasks.items():
+        for line in data.about.warnings():
+            found.setdefault(line, []).append(name)
+    for line, names in found.items():
+        logging.getLogger(__name__).warning("warning: %s: %s", " and ".join(names), line)
 
 
 def _check_trained(recipe: Recipe, model: FusionModel) -> None:

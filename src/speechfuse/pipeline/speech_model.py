@@ -145,7 +145,8 @@ class SpeechModel:
         from speechfuse.publish import push_to_hub
 
         with TemporaryDirectory() as made:
-            folder = self.save_pretrained(Path(made) / name.rpartition("/")[2], **options)
+            folder = Path(made) / name.rpartition("/")[2]
+            self.save_pretrained(folder, **{"name": name, **options})
             return push_to_hub(folder, name, private=private)
 
     def checked(self, tasks: Sequence[str] | None) -> list[str]:
