@@ -1,7 +1,10 @@
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -169,11 +172,60 @@ def test_a_full_disk_keeps_what_is_finished(one_task, monkeypatch):
     assert len({path.name for path in jobs[0].store.folder.glob("*.safetensors")}) == len(calls) - 1
 
 
-def test_a_folder_that_may_not_be_written_is_named(one_task, workspace):
+def test_a_folder_below_a_file_is_named(one_task, workspace):
     (workspace / "file").touch()
     recipe, jobs = jobs_of(one_task, {"store": {"folder": "file/stores"}})
     with pytest.raises(DataError, match=r"cannot write in file/stores.*store\.folder"):
         extract(recipe, jobs)
+
+
+READ_ONLY = """
+import json, sys
+from speechfuse.build import read_recipe
+from speechfuse.errors import DataError
+from speechfuse.extract import fill_stores
+from speechfuse.taskdata import load_tasks
+data = json.load(sys.stdin)
+tasks = load_tasks(read_recipe(data))
+((store,),) = fill_stores(read_recipe(data), tasks).values()
+print(float(sum(store.read(u).sum() for u in tasks["emotion"].splits["test"])))
+data["upstreams"]["mel"]["num_mels"] = 23
+try:
+    fill_stores(read_recipe(data), tasks)
+except DataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.recipe
+def test_stores_that_may_only_be_read_are_read_and_what_is_missing_is_refused(one_task, workspace):
+    recipe, jobs = jobs_of(one_task)
+    extract(recipe, jobs)
+    command = [sys.executable, "-c", READ_ONLY]
+    if os.geteuid() == 0:  # who may write everywhere
+        setpriv = shutil.which("setpriv")
+        if setpriv is None:
+            pytest.skip("needs setpriv, or a user who is not root")
+        command = [setpriv, "--inh-caps=-all", "--bounding-set=-all", *command]
+    stores = workspace / "stores"
+    folders = [stores, *(path for path in stores.rglob("*") if path.is_dir())]
+    for path in stores.rglob("*"):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    stores.chmod(0o555)
+    before = contents(stores)
+    try:
+        done = subprocess.run(command, input=json.dumps(one_task), capture_output=True, text=True)
+    finally:
+        for path in folders:
+            path.chmod(0o755)
+    assert not done.stderr, done.stderr
+    total, refused = done.stdout.splitlines()
+    members = load_tasks(recipe)["emotion"].splits["test"]
+    assert float(total) == pytest.approx(sum(float(jobs[0].store.read(u).sum()) for u in members))
+    assert refused.startswith("cannot write in stores/")
+    assert "Permission denied" in refused
+    assert "choose another folder with store.folder" in refused
+    assert contents(stores) == before
 
 
 def test_moved_encoders_hit_and_changed_settings_miss(one_task, encoder, workspace, monkeypatch):
@@ -190,6 +242,7 @@ def test_moved_encoders_hit_and_changed_settings_miss(one_task, encoder, workspa
     assert missing(here, {"store": {"dtype": "float32"}}) == every
     assert missing(here, {"length_policy": "equal"}) == every
     assert missing(with_encoder(one_task, source, weights="random")) == every
+    assert missing(with_encoder(one_task, source, compute="bfloat16")) == every
     assert missing(here, {"tasks": {"emotion": {"noise_snr": 10}}}) == every
     monkeypatch.setattr(extraction, "VERSION", 99)
     assert missing(here) == every
@@ -204,6 +257,37 @@ def test_moved_encoders_hit_and_changed_settings_miss(one_task, encoder, workspa
     data[-1] ^= 1
     weights.write_bytes(bytes(data))
     assert missing(with_encoder(one_task, workspace / "moved")) == every
+
+
+def test_what_else_decides_a_layer_has_a_store_of_its_own(
+    one_task, encoder, workspace, monkeypatch
+):
+    """Silence after whisper's clips, how samples are normalised, and what computes attention."""
+
+    def store(source, **options):
+        return jobs_of(with_encoder(one_task, source, **options))[1][0].store
+
+    pads = {store(encoder("whisper"), whisper_pad=pad).folder for pad in (0.0, 3.0, "30s")}
+    assert len(pads) == 3
+    source = shutil.copytree(encoder("hubert"), workspace / "hubert")
+    assert store(source).folder == store(encoder("hubert")).folder
+    normal = json.loads((source / "preprocessor_config.json").read_text())
+    changed = normal | {"do_normalize": not normal["do_normalize"]}
+    (source / "preprocessor_config.json").write_text(json.dumps(changed))
+    assert store(source).folder != store(encoder("hubert")).folder
+    here = store(encoder("hubert"))
+    monkeypatch.setattr(extraction, "best_device", lambda: torch.device("cuda", 1))
+    elsewhere = store(encoder("hubert"))
+    assert elsewhere.folder != here.folder
+    paths = {}
+    for policy in ("masked", "padded"):
+        one = store(encoder("hubert"), length_policy=policy)
+        one.describe()
+        paths[policy] = json.loads((one.folder / "about.json").read_text())["manner"]["attention"]
+    assert paths == {
+        "masked": "fused, of rows without padding",
+        "padded": "of transformers' modules",
+    }
 
 
 def test_only_what_is_missing_is_computed(one_task, monkeypatch):
@@ -306,6 +390,48 @@ def test_two_processes_write_what_one_does_and_a_lost_one_is_told(one_task):
     extract(again, more, processes=2)
     assert not more[0].missing
     assert contents(jobs[0].store.root) == contents(more[0].store.root)
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(plans, "SHARD_BYTES", killing.SHARD_BYTES)
+    monkeypatch.setattr(extraction, "batch_seconds", lambda _: killing.BATCH_SECONDS)
+
+
+def ctrl_c(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.recipe
+def test_ctrl_c_tells_all_processes_and_they_end_after_a_shard(one_task, small_shards, caplog):
+    extract(*jobs_of(one_task, {"store": {"folder": "whole"}}))
+    recipe, jobs = jobs_of(one_task, {"store": {"folder": "two"}})
+    with pytest.raises(KeyboardInterrupt):
+        extract(recipe, jobs, ctrl_c, processes=2)
+    assert "stopping after this shard; once more: at once" in caplog.text
+    assert "step" not in caplog.text
+    extract(*jobs_of(one_task, {"store": {"folder": "two"}}))
+    assert contents(Path("two")) == contents(Path("whole"))
+
+
+def test_ctrl_c_keeps_what_is_made_and_the_command_says_so(one_task, small_shards, monkeypatch):
+    import yaml
+    from typer.testing import CliRunner
+
+    from speechfuse.cli import app
+
+    extract(*jobs_of(one_task, {"store": {"folder": "whole"}}))
+    whole = contents(Path("whole"))
+    Path("r.yaml").write_text(yaml.safe_dump(merged(one_task, {"store": {"folder": "one"}})))
+    monkeypatch.setattr(extraction, "fill", lambda *given: filling.fill(*given[:3], ctrl_c))
+    stopped = CliRunner().invoke(app, ["extract", "r.yaml"])
+    assert stopped.exit_code == 130
+    assert stopped.stderr.endswith("stopped, what is done is kept; the same command goes on\n")
+    made = len([*Path("one").rglob("*.safetensors")])
+    assert 1 <= made < sum(name.endswith(".safetensors") for name in whole)
+    monkeypatch.setattr(extraction, "fill", filling.fill)
+    assert CliRunner().invoke(app, ["extract", "r.yaml"]).exit_code == 0
+    assert contents(Path("one")) == whole
 
 
 def kill_one_of_two():

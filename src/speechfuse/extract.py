@@ -29,7 +29,7 @@ from speechfuse.recipe import Recipe
 from speechfuse.taskdata import TaskData
 from speechfuse.types import Progress, Table, Utterance
 
-VERSION = 3  # of what is stored; raise it when the same settings give other numbers
+VERSION = 4  # of what is stored; raise it when the same settings give other numbers
 EFFICIENCY = 0.6  # of an encoder, whose smaller operations wait for memory
 SPLITS = ("train", "dev", "test")
 
@@ -39,13 +39,15 @@ def open_store(
 ) -> Store:
     """The store of one upstream as this recipe has it; nothing is computed.
 
-    What decides the layers is in its name: our version and transformers', which between them
-    choose the path of attention; resampling; the upstream's weights, configuration and manner.
+    What decides the layers is in its name: our version and transformers'; resampling; the kind of
+    device that computes them here, whose kernels are others; the upstream's weights, configuration
+    and manner, which names its path of attention.
     """
     about = {
         "version": VERSION,
         "transformers": version("transformers"),
         "resampling": f"soxr HQ to {SAMPLE_RATE} Hz",
+        "device": best_device().type,
         "noise_snr": noise_snr,
         **build.layer_facts(recipe, name, upstream),
     }
@@ -131,7 +133,8 @@ def extract(
         for job, planned in work:
             upstream = build.read_upstreams(recipe)[job.name]
             fresh.append((replace(job, upstream=upstream), planned))
-        run_together(_fill_in_process, (fresh,), processes, progress, "extracting process")
+        called = "extracting process"
+        run_together(_fill_in_process, (fresh,), processes, progress, called, "shard")
     else:
         for job, planned in work:
             fill(job, planned, best_device(), progress)

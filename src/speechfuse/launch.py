@@ -41,10 +41,11 @@ def run_together(
     count: int,
     progress: Progress | None,
     called: str = "training process",
+    unit: str = "step",
 ) -> None:
     """Call `work(*arguments, progress, rank)` in so many new processes, and wait for them.
 
-    called: each of them, in messages.
+    called: each of them, in messages. unit: what `work` ends before it stops.
 
     Raises:
         SpeechFuseError: that of a process.
@@ -56,7 +57,7 @@ def run_together(
     threads = max(1, torch.get_num_threads() // count)
     asked, port = context.Event(), _free_port()
     children: list[_Child] = []
-    with _told(asked):
+    with _told(asked, unit):
         try:
             for number in range(count):
                 said, say = context.Pipe(duplex=False)
@@ -172,14 +173,14 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _told(asked: Any) -> Iterator[None]:
+def _told(asked: Any, unit: str) -> Iterator[None]:
     """Ctrl-C and SIGTERM set the event; the second time they interrupt."""
 
     def ask(*_: Any) -> None:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        logging.getLogger(__name__).warning("stopping after this step; once more: at once")
+        logging.getLogger(__name__).warning("stopping after this %s; once more: at once", unit)
 
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
     before = {}

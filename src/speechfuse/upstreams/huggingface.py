@@ -222,10 +222,16 @@ class HuggingFace(Upstream):
     def manner(self) -> dict[str, Any]:
         """Whisper has its silence and windows; batches masked or of one length are as exact."""
         kind = self.config["model_type"]
-        made: dict[str, Any] = {"preprocessor": self.preprocessor, "compute": self.compute}
+        padded = kind not in ("whisper", "wav2vec2-bert") and self.length_policy == "padded"
+        ours = kind != "wav2vec2-bert" and not padded
+        made: dict[str, Any] = {
+            "preprocessor": self.preprocessor,
+            "compute": self.compute,
+            "attention": "fused, of rows without padding" if ours else "of transformers' modules",
+        }
         if kind == "whisper":
             return made | {"whisper_pad": self.whisper_pad, "long": self.long}
-        return made | {"padded": kind != "wav2vec2-bert" and self.length_policy == "padded"}
+        return made | {"padded": padded}
 
 
 def has_bfloat16() -> bool:
