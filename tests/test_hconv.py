@@ -6,6 +6,7 @@ from torch import nn
 
 from speechfuse.interfaces.hconv import HConv, layer_path
 from speechfuse.layer_conv import layer_conv, stacked_conv, windows
+from speechfuse.measure import peak_bytes
 from speechfuse.plan import count_products
 from speechfuse.types import LayerStack, StackSpec
 
@@ -187,6 +188,51 @@ def test_autocast_multiplies_in_low_precision_and_keeps_full_gradients(stack):
     assert low.dtype == torch.bfloat16
     assert all(p.grad.dtype == torch.float32 for p in hconv.parameters())
     torch.testing.assert_close(low.float(), hconv(inputs, "asr").hidden, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("mixed", "learned", "outputs"),
+    [
+        (False, False, 6),  # 5 of the first convolution and 2 half as wide of the second
+        (False, True, 13),  # the same, joined, their gradients and one that passed the ReLU
+        (True, False, 5),  # half as large, and a window of 5 layers
+        (True, True, 7),
+    ],
+)
+def test_hconv_needs_memory_for_what_its_convolutions_put_out(mixed, learned, outputs):
+    """In float32 outputs, beside weights that are small here; a stack would be 13 of them more,
+    6.5 in bfloat16."""
+    layers = tuple(torch.randn(13, 1, 2000, 32))
+    stack = LayerStack(layers, torch.tensor([2000]), 50.0)
+    hconv = HConv(stack.spec, tasks=["asr"])
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed), torch.set_grad_enabled(learned):
+            hidden = hconv(stack, "asr").hidden
+        if learned:
+            hidden.float().sum().backward()
+
+    assert peak_bytes(step) < (outputs + 0.5) * layers[0].nbytes
+
+
+@pytest.mark.parametrize("convolve", [one_by_one, side_by_side])
+@pytest.mark.parametrize("needs", [False, True])
+def test_gradients_in_mixed_precision_are_those_of_rounded_factors(convolve, needs):
+    """Given what bfloat16 holds exactly, all that is lost is the rounding of single products."""
+    torch.manual_seed(0)
+    layers = [torch.randn(6, 8).bfloat16().float().requires_grad_(needs) for _ in range(13)]
+    conv = torch.nn.Conv1d(8, 4, 5, 3, 2)
+    for parameter in conv.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    scale = torch.randn(6, 4, 5).bfloat16().float()
+    asked = [*conv.parameters(), *layers] if needs else [*conv.parameters()]
+    grads = []
+    for mixed in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            found = convolve(layers, conv.weight, conv.bias, 3)
+        grads.append(torch.autograd.grad((found.float() * scale).sum(), asked))
+    assert all(grad.dtype == torch.float32 for grad in grads[1])
+    torch.testing.assert_close(*grads, atol=0.1, rtol=2**-6)
 
 
 @pytest.mark.parametrize("convolve", [one_by_one, side_by_side])

@@ -58,10 +58,45 @@ def test_mix_is_the_sum_of_weights_times_layers(shape):
     assert torch.autograd.gradcheck(lambda w, *given: mix(w, given), inputs)
 
 
+def layers_of(stacked, together):
+    return list(stacked) if together else [layer.clone() for layer in stacked]
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_mix_needs_memory_for_its_output_alone(together, mixed, learned):
+    """In mixed precision too, forward and with the gradient; the layers are 13 outputs."""
+    layers = layers_of(torch.randn(13, 2, 40, 100), together)
+    weights = torch.rand(13, requires_grad=learned)
+    grad = torch.randn(2, 40, 100)
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            total = mix(weights, layers)
+        if learned:
+            total.backward(grad)
+
+    assert peak_bytes(step) < 1.05 * layers[0].nbytes
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_mix_is_as_exact_in_mixed_precision(together):
+    layers = layers_of(torch.randn(4, 2, 3, 5), together)
+    weights, grad = torch.rand(4, requires_grad=True), torch.randn(2, 3, 5)
+    found = []
+    for mixed in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            total = mix(weights, layers)
+        total.backward(grad)
+        found.append((total.detach(), weights.grad))
+        weights.grad = None
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("together", [True, False])
 def test_a_mix_computes_no_gradient_of_frozen_layers(together):
-    stacked = torch.randn(4, 2, 30, 50)
-    layers = list(stacked) if together else [layer.clone() for layer in stacked]
+    layers = layers_of(torch.randn(4, 2, 30, 50), together)
     weights = torch.rand(4, requires_grad=True)
     mixed, grad = mix(weights, layers), torch.randn(2, 30, 50)
     assert peak_bytes(lambda: mixed.backward(grad)) < layers[0].nbytes
@@ -82,7 +117,7 @@ def test_joined_linear_reads_parts_of_any_width_in_order():
 def test_a_mix_is_the_same_wherever_its_layers_lie(together):
     """Layers of one tensor are mixed in one product, others one after another."""
     stacked = torch.randn(4, 2, 3, 5, dtype=torch.double)
-    layers = list(stacked) if together else [layer.clone() for layer in stacked]
+    layers = layers_of(stacked, together)
     assert (as_rows(layers) is not None) == together
     weights = torch.rand(4, dtype=torch.double, requires_grad=True)
     grad = torch.randn(2, 3, 5, dtype=torch.double)

@@ -655,7 +655,12 @@ def test_three_tasks_are_learned_on_tones(workspace, tone_recipe):
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 
-def test_mixed_precision_trains(workspace, tone_recipe):
+@pytest.mark.parametrize("layers", [1, 3])
+def test_mixed_precision_trains(workspace, tone_recipe, encoder, layers):
+    if layers > 1:  # a weighted sum of layers that lie in one tensor
+        tone_recipe["upstreams"] = {
+            "ssl": {"kind": "huggingface", "source": str(encoder("hubert"))}
+        }
     recipe = read_recipe(tone_recipe, ["training.precision=bf16-mixed"])
     metrics = train_run(recipe, workspace / "run")
     assert metrics["test"].keys() == {"asr", "emotion", "verification"}

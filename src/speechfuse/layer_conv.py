@@ -5,9 +5,10 @@
 over the layers that really exist. Under gradients, products are accumulated in place, a tap's
 gradient is written where it belongs, and frozen layers get none.
 
-Layers one by one need no copy. Where they lie side by side for each frame, (N, L, D), a window of
-them is one matrix, and so are its taps: one product for an output in place of one for a tap. On a
-GPU, where a short product costs its launch, that is worth the copy.
+Layers one by one need no copy; in mixed precision those of one window are rounded at a time. Where
+they lie side by side for each frame, (N, L, D), a window of them is one matrix, and so are its
+taps: one product for an output in place of one for a tap. On a GPU, where a short product costs its
+launch, that is worth the copy.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 Window = tuple[tuple[int, int], ...]  # (tap, layer) of one output
 
@@ -52,44 +52,65 @@ def taps_of(weight: Tensor) -> Tensor:
 
 def layer_conv(layers: Sequence[Tensor], weight: Tensor, bias: Tensor, stride: int) -> list[Tensor]:
     """Layers (N, D), weights (D', D, kernel), bias (D',): outputs (N, D')."""
-    device = layers[0].device.type
-    if torch.is_autocast_enabled(device):
-        low = torch.get_autocast_dtype(device)
-        layers = [layer.to(low) for layer in layers]
-        weight, bias = weight.to(low), bias.to(low)
+    dtype = _product_dtype(layers[0])
     if torch.is_grad_enabled():
-        return list(_LayerConv.apply(stride, weight, bias, *layers))  # type: ignore[no-untyped-call]
-    return _products(layers, taps_of(weight), bias, stride)
+        outputs = _LayerConv.apply(stride, dtype, weight, bias, *layers)  # type: ignore[no-untyped-call]
+        return list(outputs)
+    return _products(layers, weight, bias, stride, dtype)
 
 
 def stacked_conv(stacked: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
     """The same of layers side by side, (N, L, D), which gives outputs side by side, (N, O, D')."""
-    device = stacked.device.type
-    if torch.is_autocast_enabled(device):
-        low = torch.get_autocast_dtype(device)
-        stacked, weight, bias = stacked.to(low), weight.to(low), bias.to(low)
+    dtype = _product_dtype(stacked)
+    stacked, weight, bias = stacked.to(dtype), weight.to(dtype), bias.to(dtype)
     if torch.is_grad_enabled():
         out: Tensor = _StackedConv.apply(stride, weight, bias, stacked)  # type: ignore[no-untyped-call]
         return out
     return _Windows(stacked, weight, stride).products(bias)
 
 
-def _products(layers: Sequence[Tensor], taps: Tensor, bias: Tensor, stride: int) -> list[Tensor]:
+def _product_dtype(layer: Tensor) -> torch.dtype:
+    """That of the layers, or of autocast."""
+    device = layer.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layer.dtype
+
+
+def _products(
+    layers: Sequence[Tensor], weight: Tensor, bias: Tensor, stride: int, dtype: torch.dtype
+) -> list[Tensor]:
     """Below single precision a sum in place would round after every tap, so there the layers of a
-    window lie side by side and one product reads them all.
+    window lie side by side, rounded if they are not yet, and one product reads them all.
     """
+    reads = windows(len(layers), weight.shape[2], stride)
+    bias = bias.to(dtype)
+    if dtype.itemsize < 4:
+        side_by_side = weight.to(dtype).permute(0, 2, 1).contiguous()  # (D', kernel, D)
+        return [
+            torch.addmm(
+                bias,
+                _rows([layers[layer] for _, layer in window], dtype),
+                _within(side_by_side, window[0][0], len(window)).T,
+            ).relu_()
+            for window in reads
+        ]
+    taps = taps_of(weight)
     outputs = []
-    for window in windows(len(layers), len(taps), stride):
-        (tap, layer), *others = window
-        if bias.itemsize < 4:
-            rows = torch.cat([layers[layer] for _, layer in window], dim=1)
-            total = torch.addmm(bias, rows, torch.cat([taps[tap] for tap, _ in window], dim=1).T)
-        else:
-            total = torch.addmm(bias, layers[layer], taps[tap].T)
-            for tap, layer in others:
-                total.addmm_(layers[layer], taps[tap].T)
-        outputs.append(F.relu(total, inplace=True))
+    for (tap, layer), *others in reads:
+        total = torch.addmm(bias, layers[layer], taps[tap].T)
+        for tap, layer in others:
+            total.addmm_(layers[layer], taps[tap].T)
+        outputs.append(total.relu_())
     return outputs
+
+
+def _rows(layers: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Layers (N, D) side by side, (N, k * D), in a precision."""
+    if layers[0].dtype == dtype:
+        return torch.cat([*layers], dim=1)
+    rows = layers[0].new_empty((len(layers[0]), len(layers), layers[0].shape[1]), dtype=dtype)
+    for place, layer in enumerate(layers):
+        rows[:, place] = layer
+    return rows.flatten(1)
 
 
 def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
@@ -103,11 +124,11 @@ def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
 class _LayerConv(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, stride: int, weight: Tensor, bias: Tensor, *layers: Tensor
+        ctx: Any, stride: int, dtype: torch.dtype, weight: Tensor, bias: Tensor, *layers: Tensor
     ) -> tuple[Tensor, ...]:
-        outputs = tuple(_products(layers, taps_of(weight), bias, stride))
-        ctx.stride, ctx.count = stride, len(layers)
-        ctx.save_for_backward(weight, *layers, *outputs)
+        outputs = tuple(_products(layers, weight, bias, stride, dtype))
+        ctx.stride, ctx.dtype, ctx.count = stride, dtype, len(layers)
+        ctx.save_for_backward(weight, *layers, *outputs)  # layers as they are: nothing is copied
         return outputs
 
     @staticmethod
@@ -115,8 +136,8 @@ class _LayerConv(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weight, *saved = ctx.saved_tensors
         layers, outputs = saved[: ctx.count], saved[ctx.count :]
-        _, for_weight, for_bias, *for_layers = ctx.needs_input_grad
-        taps = taps_of(weight) if any(for_layers) else None
+        _, _, for_weight, for_bias, *for_layers = ctx.needs_input_grad
+        taps = taps_of(weight.to(ctx.dtype)) if any(for_layers) else None
         exact = torch.promote_types(weight.dtype, torch.float32)  # of sums over outputs
         by_tap = weight.new_zeros((weight.shape[2], *weight.shape[:2]), dtype=exact)
         by_layer: list[Tensor | None] = [None] * ctx.count
@@ -128,16 +149,17 @@ class _LayerConv(torch.autograd.Function):
             by_bias += passed.sum(0, dtype=exact)
             for tap, layer in window:
                 if for_weight:
-                    _add_product(by_tap[tap], passed.T, layers[layer])
+                    _add_product(by_tap[tap], passed.T, layers[layer].to(ctx.dtype))
                 if not for_layers[layer]:
                     continue
                 assert taps is not None
                 sofar = by_layer[layer]
                 if sofar is None:
-                    by_layer[layer] = passed @ taps[tap]
+                    by_layer[layer] = (passed @ taps[tap]).to(layers[layer].dtype)
                 else:
                     _add_product(sofar, passed, taps[tap])
         return (
+            None,
             None,
             by_tap.permute(1, 2, 0).to(weight.dtype) if for_weight else None,
             by_bias.to(weight.dtype) if for_bias else None,

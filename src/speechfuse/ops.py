@@ -146,7 +146,8 @@ def mix(weights: Tensor, layers: Sequence[Tensor]) -> Tensor:
     """Sum over l of weights[l] * layers[l]: one pass over each layer and no stack.
 
     weights: (L,), or whatever lets weights[l] broadcast over a layer (B, T, D): (L, D) weighs
-    features, (L, B, T, 1) frames.
+    features, (L, B, T, 1) frames. In mixed precision too the sum is in the layers' own precision:
+    to round them would take longer than to read them.
     """
     if exporting():  # memory and gradients are no matter of a graph
         total: Any = sum(layer * weight for weight, layer in zip(weights, layers, strict=True))
@@ -162,7 +163,9 @@ class _Mix(torch.autograd.Function):
         fast = weights.itemsize > 2 or weights.is_cuda  # bfloat16 is slower so on a CPU, 1.8 times
         rows = as_rows(layers) if weights.dim() == 1 and fast else None
         if rows is not None:
-            return (weights[None] @ rows).view_as(layers[0])
+            total = torch.empty_like(layers[0])
+            torch.mm(weights[None], rows, out=total.view(1, -1))  # autocast leaves it as it is
+            return total
         total = layers[0] * weights[0]
         for weight, layer in zip(weights[1:], layers[1:], strict=True):
             total.addcmul_(layer, weight)
@@ -175,7 +178,8 @@ class _Mix(torch.autograd.Function):
         by_weight = None
         rows = as_rows(layers) if weights.dim() == 1 else None
         if ctx.needs_input_grad[0] and rows is not None:
-            by_weight = (rows @ grad.flatten()[:, None])[:, 0]
+            column = grad.new_empty(len(rows), 1)
+            by_weight = torch.mm(rows, grad.flatten()[:, None], out=column)[:, 0]
         elif ctx.needs_input_grad[0]:
             by_weight = torch.stack([_summed(grad, layer, weights.shape[1:]) for layer in layers])
         by_layer = [
