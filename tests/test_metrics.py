@@ -1,13 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from speechfuse.metrics import (
+    GroupMean,
     SpeakerTrials,
     accuracy,
     balanced_accuracy,
     eer,
     error_rate,
-    mono_average,
     paired_difference,
     relative_gain,
     speaker_draws,
@@ -153,9 +155,40 @@ class TestIntervals:
         assert metric.value == pytest.approx(eer(scores, same))
 
 
-def test_the_monolingual_average_counts_a_language_once():
-    scores = {"eng1": 10.0, "eng2": 20.0, "eng3": 60.0, "rus": 10.0, "xty": 50.0}
-    assert mono_average(scores) == pytest.approx((30 + 10 + 50) / 3)
+class TestGroupMean:
+    def scores(self, language, right):
+        """Of 40 speakers with 10 answers each, as many of them right as named."""
+        speakers = [f"{language}{i}" for i in range(40) for _ in range(10)]
+        order = np.random.default_rng(right).permutation(len(speakers)) < right
+        return accuracy(["y"] * len(speakers), ["y" if one else "n" for one in order], speakers)
+
+    def test_a_group_counts_once(self):
+        eng = [self.scores("eng", right) for right in (100, 200, 300)]
+        found = with_interval([GroupMean([eng, [self.scores("rus", 40)]])])
+        assert found.value == pytest.approx((200 / 400 + 40 / 400) / 2)
+        assert found.speakers == 80
+        assert found.low < found.value < found.high
+
+    def test_numbers_of_the_same_speakers_are_drawn_alike_and_of_others_apart(self):
+        """Their draws depend on the number of speakers alone, which is that of both languages."""
+        one, other = self.scores("eng", 200), replace(self.scores("eng", 200))
+        moved = replace(other, speakers=[f"rus{i}" for i in range(40)])
+
+        def width(*groups):
+            found = with_interval([GroupMean(groups)])
+            return found.high - found.low
+
+        alone = width([one])
+        assert alone > 0
+        assert width([one], [other]) == pytest.approx(alone)
+        assert width([one, other]) == pytest.approx(alone)
+        assert width([one], [moved]) == pytest.approx(alone / np.sqrt(2), rel=0.1)
+
+    def test_differences_are_paired(self):
+        ours = GroupMean([[self.scores("eng", 200)], [self.scores("rus", 100)]])
+        same = GroupMean([[self.scores("eng", 200)], [self.scores("rus", 100)]])
+        difference = paired_difference([ours], [same])
+        assert (difference.value, difference.low, difference.high) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from speechfuse.analyse import LayerUse
 from speechfuse.errors import RecipeError, RunError
 from speechfuse.experiments import report
 from speechfuse.experiments import sweep as sweeping
+from speechfuse.experiments.averages import averages
 from speechfuse.experiments.report import result_tables, write_report
 from speechfuse.experiments.runner import run_sweep
 from speechfuse.experiments.sweep import Folds, _best, cells, read_sweep, summarise
@@ -98,6 +99,38 @@ def test_published_numbers_stand_beside_ours(sweep, workspace):
     assert columns[place - 1] == "accuracy (WA)"
     assert {row[0]: row[place] for row in rows} == {"fine": "71.5", "both": "", "best": ""}
     assert "published" not in others
+
+
+def test_an_average_over_groups_of_conditions_is_one_table_more(sweep, workspace):
+    """Of the rows that have all of them; the first group counts once, and the table is reported."""
+    quick = [
+        "conditions={a: {}, b: {folds: {train: 1}}, c: {folds: {train: 2}}}",
+        "folds.test=4",
+        "rows.fine.published_average={emotion: {accuracy: 71.5}}",
+        "average_conditions={first: [a, b], second: [c]}",
+    ]
+    read = read_sweep(sweep, quick)
+    done = run_sweep(read, workspace / "out")
+    each = {(r.row, r.condition): r for r in summarise(read, done) if r.metric == "accuracy"}
+    found = {r.row: r for r in averages(read, done) if r.metric == "accuracy"}
+    for row in ("fine", "both", "best"):
+        a, b, c = (each[row, condition].value.value for condition in "abc")
+        assert found[row].value.value == pytest.approx(((a + b) / 2 + c) / 2)
+        assert (found[row].seeds, found[row].value.speakers) == (2, 8)
+    assert found["best"].difference is None
+    gap = found["fine"].value.value - found["best"].value.value
+    assert found["fine"].difference.value == pytest.approx(gap)
+    *others, (title, columns, rows) = result_tables(read, done)
+    assert len(others) == 3
+    assert title.startswith("tones: mean over first, second\n% with 95 % interval; 8 test speakers")
+    assert columns[:3] == ["", "accuracy (WA)", "published"]
+    assert {row[0]: row[2] for row in rows} == {"fine": "71.5", "both": "", "best": ""}
+    assert (
+        "<h2>tones: mean over first, second</h2>"
+        in write_report(read, done, workspace / "out").read_text()
+    )
+    part = [cell for cell in done if (cell.row, cell.condition) != ("both", "c")]
+    assert {r.row for r in averages(read, part)} == {"fine"}
 
 
 @pytest.mark.recipe
@@ -226,6 +259,11 @@ def test_tables_choose_together_if_asked(sweep, workspace, monkeypatch):
         ("conditions.one speaker.folds.train=0", "'one speaker': folds.train: .*greater than 0"),
         ("conditions.one speaker.folds=3", "conditions.one speaker.folds: expected a mapping"),
         ("folds=null", "condition 'one speaker': changes folds that the sweep has not"),
+        (
+            "average_conditions={speakers: [al, one speaker]}",
+            "average_conditions.speakers: no condition 'al'; .*mean 'all'.*average_conditions=null",
+        ),
+        ("average_conditions={speakers: []}", "average_conditions.speakers: .*at least 1 item"),
         ("folds.task=emotoin", "folds.task: no task 'emotoin'; .*Did you mean 'emotion'"),
         ("folds.also={emtion: {}}", "folds.also: no task 'emtion'; .*mean 'emotion'"),
         ("folds.also.emotion.tset=1", "folds.also.emotion.tset: unknown setting; known: dev, test"),

@@ -9,7 +9,7 @@ speakers are drawn alike and their difference is paired.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -117,9 +117,47 @@ class SpeakerTrials:
 Evidence = SpeakerSums | SpeakerTrials
 
 
-def with_interval(evidence: Evidence | Sequence[Evidence]) -> Metric:
+@dataclass(frozen=True)
+class GroupMean:
+    """The mean of the means of groups of numbers, as benchmarks average over languages.
+
+    Draws of speakers depend on their number alone: numbers of the same speakers are drawn alike,
+    and those of other speakers apart, in another order of the draws.
+    """
+
+    groups: Sequence[Sequence[Evidence]]
+
+    @property
+    def speakers(self) -> Sequence[str]:
+        return [speaker for test_set in self._test_sets() for speaker in test_set]
+
+    def point(self) -> float:
+        return float(np.mean([np.mean([one.point() for one in group]) for group in self.groups]))
+
+    def drawn(self) -> Values:
+        rows = [[one.drawn() for one in group] for group in self.groups]
+        shortest = min(len(row) for group in rows for row in group)
+        orders = {
+            test_set: np.random.default_rng([place, 20123]).permutation(shortest)
+            for place, test_set in enumerate(self._test_sets())
+        }
+        means = [
+            np.mean([row[orders[tuple(one.speakers)]] for one, row in zip(*both, strict=True)], 0)
+            for both in zip(self.groups, rows, strict=True)
+        ]
+        mean: Values = np.mean(means, axis=0)
+        return mean
+
+    def _test_sets(self) -> Sequence[tuple[str, ...]]:
+        return list(dict.fromkeys(tuple(one.speakers) for group in self.groups for one in group))
+
+
+Scored = Evidence | GroupMean
+
+
+def with_interval(evidence: Scored | Sequence[Scored]) -> Metric:
     """The metric and its 95 % interval; several evidences are runs with other seeds, averaged."""
-    several = [evidence] if isinstance(evidence, SpeakerSums | SpeakerTrials) else list(evidence)
+    several = [evidence] if isinstance(evidence, Scored) else list(evidence)
     value = float(np.mean([one.point() for one in several]))
     rows = [one.drawn() for one in several]
     shortest = min(len(row) for row in rows)
@@ -128,7 +166,7 @@ def with_interval(evidence: Evidence | Sequence[Evidence]) -> Metric:
 
 
 def paired_difference(
-    ours: Sequence[Evidence], theirs: Sequence[Evidence], *, draw_seeds: bool = False
+    ours: Sequence[Scored], theirs: Sequence[Scored], *, draw_seeds: bool = False
 ) -> Metric:
     """Ours minus theirs on the same speakers, with the interval of the difference.
 
@@ -265,21 +303,6 @@ def error_points(
     miss = np.concatenate([[1.0], 1 - target[last] / target[-1]])
     alarm = np.concatenate([[0.0], impostor[last] / impostor[-1]])
     return scores[order][last], miss, alarm
-
-
-def mono_average(scores: Mapping[str, float]) -> float:
-    """ML-SUPERB's average of the monolingual track: the mean of the means of each language.
-
-    scores: by run, named by language and number (eng1, eng2, eng3, fra1, ..., xty), so that the
-    seven runs in English, French and German count as three (Shi et al. 2023, arXiv:2305.10615).
-
-    >>> round(mono_average({"eng1": 20.0, "eng2": 30.0, "rus": 15.0}), 6)
-    20.0
-    """
-    languages: dict[str, list[float]] = {}
-    for run, score in scores.items():
-        languages.setdefault(run.rstrip("0123456789"), []).append(score)
-    return sum(sum(runs) / len(runs) for runs in languages.values()) / len(languages)
 
 
 def relative_gain(fused: float, singles: Sequence[float], *, higher_is_better: bool) -> float:

@@ -24,7 +24,7 @@ class Column(_Strict):
     task: str
     metric: str
     cells_of: str | None = None  # another column with the same cells, where none are published
-    averaged: bool = False  # over the monolingual runs, so it stands beside none of them
+    averaged: bool = False  # over the monolingual runs, so it stands beside their average
 
 
 class GridRow(_Strict):
@@ -120,7 +120,8 @@ def grid_rows(grid: Grid, column: str) -> dict[str, Any]:
             "fusion": grid.interfaces[row.interface],
         }
         number: Any = row.published.get(column)
-        if about.averaged:
+        if about.averaged and number is not None:
+            rows[name]["published_average"] = {about.task: {about.metric: number}}
             by_run = zip(grid.mono_runs, row.languages.get(column, ()), strict=False)
             number = dict(by_run) or None
         if number is not None:

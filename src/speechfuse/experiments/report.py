@@ -10,6 +10,7 @@ from typing import Any
 from speechfuse import build
 from speechfuse.catalog import trusted_code
 from speechfuse.checkpoint import Run
+from speechfuse.experiments.averages import averages
 from speechfuse.experiments.claims import claim_tables
 from speechfuse.experiments.diagnosis import diagnose
 from speechfuse.experiments.layers import layer_figure, run_layer_use
@@ -23,16 +24,23 @@ NAME_OF = {"dev": "development", "test": "test"}
 
 
 def result_tables(sweep: SweepFile, done: Sequence[Cell], split: Split = "test") -> list[Table]:
-    """One table for each condition: a row for each system, a column for each metric.
+    """One table for each condition, and one of their average if the sweep has it: a row for each
+    system, a column for each metric.
 
     A cell holds a value, a line with its interval, and if there is a baseline a third line with
     the difference to it.
     """
     results = list(summarise(sweep, done, split))
-    return [
+    tables = [
         _table(sweep, done, condition, [r for r in results if r.condition == condition], split)
         for condition in sweep.conditions
     ]
+    if mean := list(averages(sweep, done, split)):
+        title, columns, rows = _table(sweep, (), mean[0].condition, mean, split)
+        if any(len(group) > 1 for group in (sweep.average_conditions or {}).values()):
+            title += "; conditions of one group are averaged first"
+        tables.append((title, columns, rows))
+    return tables
 
 
 def _table(
@@ -48,7 +56,7 @@ def _table(
     for key in keys:
         name = _column(*key, keys)
         columns += [name, "published"] if key in compared else [name]
-    columns += ["trained parameters", "seconds"]
+    columns += ["trained parameters", "seconds"] if done else []  # which conditions differ in
     rows = []
     for row in dict.fromkeys(r.row for r in results):
         mine = {(r.task, r.metric): r for r in results if r.row == row}
@@ -62,7 +70,7 @@ def _table(
             if key in compared:
                 number = result.published if result else None
                 cells.append("" if number is None else f"{number:g}")
-        rows.append([*cells, *_cost(done, row, condition)])
+        rows.append([*cells, *(_cost(done, row, condition) if done else [])])
     counts = sorted({r.value.speakers for r in results}) or [0]
     speakers = " to ".join(str(n) for n in dict.fromkeys([counts[0], counts[-1]]))
     seeds = max((r.seeds for r in results), default=0)

@@ -10,6 +10,7 @@
     folds: {task: emotion, test: 1, dev: 1}        # speakers; every speaker is tested once
     seeds: [1, 2, 3]
     baseline: best layer                   # differences are paired with this row
+    average_conditions: {sizes: [all data, two speakers]}    # of groups, each averaged first
     claims:                                # better at one task, at no other worse by the margin
       HConv helps: {row: "both, HConv", over: [log-mel, best layer], margin: 1}
 
@@ -23,7 +24,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -72,11 +73,15 @@ class RowEntry(BaseModel):
     best_of: tuple[str, ...] | None = Field(None, min_length=1)  # rows that are trained
     together: bool = False  # chosen once for all tasks by the sum of their scores, or task by task
     published: dict[str, dict[str, float | dict[str, float]]] = {}  # %, by task, metric, condition
+    published_average: dict[str, dict[str, float]] = {}  # %, of average_conditions
 
     def number(self, task: str, metric: str, condition: str) -> float | None:
         """What somebody published for this row, in percent."""
         found = self.published.get(task, {}).get(metric)
         return found.get(condition) if isinstance(found, dict) else found
+
+
+Group = Annotated[tuple[str, ...], Field(min_length=1)]  # conditions
 
 
 class Claim(BaseModel):
@@ -108,6 +113,9 @@ class SweepFile(BaseModel):
     seeds: tuple[int, ...] = Field((7,), min_length=1)
     baseline: str | None = None
     claims: dict[str, Claim] = {}
+    # Groups of conditions, by name: the mean of each group, then the mean of those, are one table
+    # more, as ML-SUPERB averages the runs of a language before the languages.
+    average_conditions: dict[str, Group] | None = Field(None, min_length=1)
 
     def candidates(self, row: str) -> tuple[str, ...]:
         """The rows that are trained for this one: itself, or those that it chooses from."""
@@ -167,7 +175,12 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepFile:
         raise RecipeError(
             "\n".join(f"{path}: {line}" for line in explain(error, SweepFile))
         ) from error
-    wrong = [*_wrong_rows(sweep), *_wrong_claims(sweep), *_wrong_folds(sweep)]
+    wrong = [
+        *_wrong_rows(sweep),
+        *_wrong_claims(sweep),
+        *_wrong_average(sweep),
+        *_wrong_folds(sweep),
+    ]
     if wrong:
         raise RecipeError("\n".join(f"{path}: {line}" for line in wrong))
     return sweep
@@ -191,6 +204,17 @@ def _wrong_claims(sweep: SweepFile) -> Iterator[str]:
         for row in (claim.row, *claim.over):
             if row not in sweep.rows:
                 yield f"claim '{name}': no row '{row}'; {did_you_mean(row, sweep.rows)}"
+
+
+def _wrong_average(sweep: SweepFile) -> Iterator[str]:
+    for group, names in (sweep.average_conditions or {}).items():
+        for name in names:
+            if name not in sweep.conditions:
+                yield (
+                    f"average_conditions.{group}: no condition '{name}'; "
+                    f"{did_you_mean(name, sweep.conditions)}, or leave the average out with "
+                    "average_conditions=null"
+                )
 
 
 def _wrong_leaving_out(sweep: SweepFile, row: str, entry: RowEntry) -> Iterator[str]:
