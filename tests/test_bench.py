@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from speechfuse import cli
-from speechfuse.bench.fusion import bench_fusion, convolved
+from speechfuse.bench.fusion import Timing, bench_fusion, bench_table, convolved
 from speechfuse.interfaces.hconv import HConv
 from speechfuse.measure import devices, median_ratio, median_seconds, peak_bytes
 
@@ -11,9 +13,37 @@ from speechfuse.measure import devices, median_ratio, median_seconds, peak_bytes
 def test_every_shape_and_precision_is_timed():
     rows = list(bench_fusion(frames=4, repeats=1, shapes=((1, 5, 8), (2, 5, 8))))
     cpu = [row for row in rows if row.device == "cpu"]
-    assert len({(r.interface, r.shape, r.dtype, r.backward) for r in cpu}) == len(cpu) == 16
+    assert len({(r.interface, r.shape, r.dtype, r.backward) for r in cpu}) == len(cpu) == 24
     assert all(min(r.ours, r.reference, r.ceiling, r.memory) > 0 for r in rows)
-    assert all((r.streamed is not None) == (not r.backward and r.shape == "5 x 8") for r in rows)
+    assert all(
+        (r.streamed is not None) == (not r.backward and r.shape == "5 x 8" and r.dtype != "mixed")
+        for r in rows
+    )
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "mixed"])
+def test_a_ceiling_is_the_work_that_the_fusion_cannot_do_without(dtype, backward):
+    rows = {
+        (r.interface, r.shape): r
+        for r in bench_fusion(frames=4, repeats=1, shapes=((1, 5, 8), (2, 5, 8)), device="cpu")
+        if (r.dtype, r.backward) == (dtype, backward)
+    }
+    size = 2 if dtype == "bfloat16" else 4
+    for models, shape in ((1, "5 x 8"), (2, "2 x 5 x 8")):
+        # 5 layers become 2 that read 3 and 4 layers, 4 features each; taps have a gradient too.
+        assert rows["HConv", shape].work == (1 + backward) * 2 * 4 * 8 * 4 * (3 + 4)
+        assert rows["weighted sum", shape].work == (1 + backward) * models * 5 * 4 * 8 * size
+
+
+def test_the_table_says_what_the_ceilings_are(monkeypatch):
+    timing = Timing("cpu", "HConv", "5 x 8", "mixed", False, 2.0, 4.0, 1.0, 3e9, 10, 20, None)
+    read = replace(timing, interface="weighted sum", work=5e9)
+    monkeypatch.setattr("speechfuse.bench.fusion.bench_fusion", lambda *_, **__: [timing, read])
+    _, columns, rows = bench_table(frames=4, repeats=1)
+    cells = [dict(zip(columns, row, strict=True)) for row in rows]
+    assert [c["of the ceiling"] for c in cells] == ["50 %"] * 2
+    assert [c["ceiling"] for c in cells] == ["3.0 GFLOP/s", "5.0 GB/s"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -3,9 +3,10 @@
 * HConv: the reference stacks the layers, permutes and calls `nn.Conv1d`. The ceiling is the time of
   the matrix products alone, of the same shapes and number, one after another.
 * Weighted sum: the reference stacks the layers, multiplies and sums. The ceiling is the time of
-  reading every layer once, once more for the gradient.
+  reading every layer once, once more for the gradient, as one tensor.
 
 Layers lie in memory as a store gives them and are frozen: no method makes a gradient for them.
+"mixed" is how a run trains with bf16-mixed: layers and weights in float32 under autocast.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from speechfuse.fusion import MergeFirst
 from speechfuse.interfaces.hconv import HConv
 from speechfuse.interfaces.weighted_sum import WeightedSum
 from speechfuse.layer_conv import windows
-from speechfuse.measure import Call, Device, devices, median_seconds, peak_bytes, setting
+from speechfuse.measure import Device, devices, median_seconds, peak_bytes, setting
 from speechfuse.merging.add import Add
 from speechfuse.types import Frames, LayerStack, StackSpec, Table
 
 SHAPES = ((1, 13, 768), (1, 25, 1024), (2, 13, 768))  # models, layers, width
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "mixed": torch.float32}
 TASK = "bench"
 
 
@@ -42,6 +43,7 @@ class Timing:
     ours: float
     reference: float
     ceiling: float
+    work: float  # of the ceiling: operations of products, or bytes that are read
     memory: int  # bytes beside the layers
     reference_memory: int
     streamed: int | None  # bytes, layers coming one by one; only forward of one model
@@ -50,7 +52,7 @@ class Timing:
 def bench_table(frames: int, repeats: int, device: Device = "all") -> Table:
     """What `bench_fusion` measures, for reading."""
     title = f"{frames} frames, {setting(repeats)}"
-    columns = ["", "layers", "type", "pass", "ms", "reference / ours", "of the ceiling", "MB"]
+    columns = ["", "layers", "type", "pass", "ms", "reference / ours", "of the ceiling", "ceiling"]
     rows = [
         [
             f"{t.interface}" + f" on {t.device}" * (t.device != "cpu"),
@@ -60,13 +62,14 @@ def bench_table(frames: int, repeats: int, device: Device = "all") -> Table:
             f"{1000 * t.ours:.1f}",
             f"{t.reference / t.ours:.2f}",
             f"{100 * t.ceiling / t.ours:.0f} %",
+            f"{t.work / t.ceiling / 1e9:.1f} {'GFLOP/s' if t.interface == 'HConv' else 'GB/s'}",
             f"{t.memory / 1e6:.1f}",
             f"{t.reference_memory / 1e6:.1f}",
             "" if t.streamed is None else f"{t.streamed / 1e6:.1f}",
         ]
         for t in bench_fusion(frames, repeats, device=device)
     ]
-    return title, [*columns, "reference MB", "streamed MB"], rows
+    return title, [*columns, "MB", "reference MB", "streamed MB"], rows
 
 
 def bench_fusion(
@@ -97,14 +100,9 @@ class _Case:
         self.spec = StackSpec(layers, dim, 50.0)
         torch.manual_seed(0)
         lengths = torch.tensor([frames], device=device)
-        self.stacks = [
-            LayerStack(
-                tuple(torch.randn(layers, 1, frames, dim, device=device, dtype=DTYPES[dtype])),
-                lengths,
-                50.0,
-            )
-            for _ in range(models)
-        ]
+        size = (models, layers, 1, frames, dim)
+        self.hidden = torch.randn(size, device=device, dtype=DTYPES[dtype])
+        self.stacks = [LayerStack(tuple(stacked), lengths, 50.0) for stacked in self.hidden]
 
     def timing(self, kind: type[HConv] | type[WeightedSum], backward: bool, repeats: int) -> Timing:
         interface = kind(self.spec, tasks=[TASK]).to(self.device, DTYPES[self.dtype])
@@ -125,18 +123,20 @@ class _Case:
 
         def run(call: Callable[[], Tensor]) -> Tensor:
             if not backward:
-                with torch.no_grad():
+                with torch.no_grad(), self._precision():
                     return call()
             fusion.zero_grad(set_to_none=True)
-            loss = call().sum()
+            with self._precision():
+                loss = call().sum()
             loss.backward()
             return loss
 
-        ceiling: Call = (
-            _Products(interface, self.spec, self.stacks[0].layers[0], backward)
-            if isinstance(interface, HConv)
-            else _Reading(self.stacks, 2 if backward else 1)
-        )
+        ceiling: _Products | _Reading
+        if isinstance(interface, HConv):
+            layer = self.hidden[0, 0].bfloat16() if self.dtype == "mixed" else self.hidden[0, 0]
+            ceiling = _Products(interface, self.spec, layer, backward)
+        else:
+            ceiling = _Reading(self.hidden, 2 if backward else 1)
         seconds = median_seconds(
             {"ours": lambda: run(ours), "reference": lambda: run(reference), "ceiling": ceiling},
             repeats,
@@ -148,10 +148,16 @@ class _Case:
             dtype=self.dtype,
             backward=backward,
             **seconds,
+            work=ceiling.work,
             memory=peak_bytes(lambda: run(ours)),
             reference_memory=peak_bytes(lambda: run(reference)),
-            streamed=None if backward or merged else peak_bytes(lambda: self._streamed(fusion)),
+            streamed=None
+            if backward or merged or self.dtype == "mixed"
+            else peak_bytes(lambda: self._streamed(fusion)),
         )
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "mixed")
 
     def _streamed(self, fusion: MergeFirst) -> Tensor:
         stack = self.stacks[0]
@@ -192,6 +198,7 @@ class _Products:
                     self._calls.append((y.T, x, torch.empty_like(weight).T.contiguous()))
                 if backward and level:  # the first convolution reads frozen layers
                     self._calls.append((y, weight.T, torch.empty_like(x)))
+        self.work = sum(2.0 * len(x) * weight.numel() for x, weight, _ in self._calls)
 
     def __call__(self) -> None:
         for left, right, out in self._calls:
@@ -199,11 +206,14 @@ class _Products:
 
 
 class _Reading:
-    """Every layer read as often as said; of two bfloat16 numbers as one, which is as many bytes."""
+    """All layers read as often as said, as one tensor: on a GPU a launch for each would take longer
+    than what they are read in. Of two bfloat16 numbers as one, which is as many bytes.
+    """
 
-    def __init__(self, stacks: Sequence[LayerStack], times: int) -> None:
-        self._layers = [x.flatten().view(torch.float32) for s in stacks for x in s.layers] * times
+    def __init__(self, hidden: Tensor, times: int) -> None:
+        self._hidden, self._times = hidden.flatten().view(torch.float32), times
+        self.work = float(hidden.nbytes * times)
 
     def __call__(self) -> None:
-        for layer in self._layers:
-            layer.sum()
+        for _ in range(self._times):
+            self._hidden.sum()
