@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -453,6 +454,38 @@ def test_a_batch_is_its_utterances_alone(one_task, encoder):
         found = store.read(utterance)
         for one, other in zip(alone.layers, found, strict=True):
             torch.testing.assert_close(one[0], other, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.recipe
+def test_train_asks_past_the_limits_of_extract_and_only_then(one_task, workspace, monkeypatch):
+    import yaml
+    from typer.testing import CliRunner
+
+    from speechfuse import cli
+    from speechfuse.errors import SpeechFuseError
+
+    one_task["training"]["steps"] = 2
+    (workspace / "r.yaml").write_text(yaml.safe_dump(one_task))
+    call = ["train", "r.yaml", "--out", "run"]
+    monkeypatch.setattr(cli, "LIMIT_GB", 0.0)
+    asked = CliRunner().invoke(cli.app, call)
+    assert isinstance(asked.exception, SpeechFuseError)  # exit code 2 by main
+    expected = r"0\.0 GB of layers in about 0 s, past 0 GB or 1 h; nothing was computed, add --yes"
+    assert re.match(expected, str(asked.exception))
+    assert "hours to compute" in asked.stdout
+    assert not [*(workspace / "stores").glob("*/*.safetensors")]
+    assert not (workspace / "run").exists()
+    done = CliRunner().invoke(cli.app, [*call, "--yes"])
+    assert done.exit_code == 0, done.output
+    assert "hours to compute" in done.stdout
+    shutil.rmtree(workspace / "run")
+    again = CliRunner().invoke(cli.app, call)  # nothing is missing
+    assert again.exit_code == 0, again.output
+    assert "hours to compute" not in again.stdout
+    monkeypatch.setattr(cli, "LIMIT_GB", 10.0)
+    fresh = CliRunner().invoke(cli.app, [*call[:-1], "other", "store.folder=fresh"])
+    assert fresh.exit_code == 0, fresh.output
+    assert "hours to compute" not in fresh.stdout
 
 
 @pytest.mark.recipe

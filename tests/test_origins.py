@@ -197,7 +197,7 @@ class TestShown:
         sizes = []
         for change in ({"corpus": "a"}, {"corpus": "a", "extra_training": ["b"]}):
             made = read_recipe(merged(recipe, {"tasks": {"emotion": change}}))
-            sizes.append(float(plan_recipe(made)[-1][2][0][-1].split()[0]))
+            sizes.append(float(plan_recipe(made)[-1][2][0][2].split()[0]))
         assert sizes[0] > 0.1
         assert sizes[1] == pytest.approx(sizes[0] * 80 / 30, rel=0.05)
 

@@ -8,6 +8,7 @@ import pytest
 
 from speechfuse.build import read_recipe
 from speechfuse.plan import plan_recipe
+from speechfuse.taskdata import load_tasks
 
 
 def trained(recipe):
@@ -91,6 +92,30 @@ def test_nothing_slow_is_imported(tmp_path):
 
 def stored(recipe):
     return {row[0]: row[1] for row in plan_recipe(read_recipe(recipe))[-1][2]}
+
+
+def test_a_plan_says_how_long_layers_take_and_whence_it_knows(tmp_path):
+    """By rates that are given: at 50 and 100 s in a second an hour takes 72 and 36 s."""
+    recipe = recipe_of("add", encoder_of(tmp_path / "a", 3, 64), encoder_of(tmp_path / "b", 5, 64))
+    recipe["tasks"] = {"emotion": {"corpus": "none-yet", "head": {"kind": "classifier"}}}
+    recipe["fusion"]["merge"] = {"kind": "concat"}
+    title, columns, rows = plan_recipe(read_recipe(recipe), {"u0": 50.0, "u1": 100.0})[-1]
+    assert columns[3:] == ["an hour takes about", "these take about"]
+    both = {"u0": "1.2 min", "u1": "36 s", "u0 + u1, merged": "1.8 min"}
+    assert {row[0]: row[3] for row in rows} == both
+    assert title.endswith("; times rates as given")
+    title, _, rows = plan_recipe(read_recipe(recipe))[-1]
+    assert "; times guessed from multiply-adds" in title
+    assert all(row[3] for row in rows)
+
+
+def test_the_time_of_a_prepared_corpus_is_that_of_its_hours(workspace, tone_recipe):
+    recipe = read_recipe(tone_recipe)
+    load_tasks(recipe)
+    (summary,) = workspace.rglob("corpus.json")
+    hours = json.loads(summary.read_text())["hours"]
+    row = plan_recipe(recipe, {"": 0.5})[-1][2][0]
+    assert row[4] == f"{2 * 3600 * hours:.0f} s"
 
 
 def test_what_may_be_stored_smaller_stands_beside_all_layers(tmp_path):

@@ -29,6 +29,7 @@ Overrides = Annotated[
 ]
 RecipePath = Annotated[Path, typer.Argument(help="A recipe, a YAML file.")]
 Jobs = Annotated[int, typer.Option(min=0, help="Runs at a time; 0: a core each, at most 4.")]
+LIMIT_GB, LIMIT_HOURS = 10.0, 1.0  # of an extraction that is begun without --yes
 RunFolder = Annotated[Path, typer.Argument(help="A run folder made by train.")]
 
 
@@ -183,15 +184,19 @@ def plan(
             "for all; as `bench extraction` prints."
         ),
     ] = None,
+    measure: Annotated[
+        bool, typer.Option(help="Run each upstream on some seconds here, for its rate.")
+    ] = False,
     training_rate: Annotated[
         float | None, typer.Option(min=0, help="The same of training on stored layers.")
     ] = None,
     reading: Annotated[float, typer.Option(min=0.01, help="GB/s that a GPU is given.")] = 1.0,
     price: Annotated[float, typer.Option(min=0, help="Of an hour of a GPU.")] = 0.0,
 ) -> None:
-    """Shapes, parameters, multiply-adds and memory of a recipe; no weights are read.
+    """Shapes, parameters, multiply-adds, memory, and size and time of the stored layers.
 
-    With --hours: shards, hours, storage and cost of so much audio on so many GPUs.
+    No weights are read and times are guessed from multiply-adds, unless there is --rate or
+    --measure. With --hours: shards, hours, storage and cost of so much audio on so many GPUs.
     """
     from speechfuse.build import read_recipe
 
@@ -199,7 +204,7 @@ def plan(
     if hours is None:
         from speechfuse.plan import plan_recipe
 
-        tables = plan_recipe(read)
+        tables = plan_recipe(read, _rates(rate or ()), measure=measure)
     else:
         from speechfuse.at_scale import scale_tables
 
@@ -430,8 +435,14 @@ def train(
     strategy: Annotated[
         Literal["ddp", "fsdp"] | None, typer.Option(help="All weights in each process, or a part.")
     ] = None,
+    yes: Annotated[
+        bool, typer.Option(help="Extract layers also past the limits of extract.")
+    ] = False,
 ) -> None:
     """Extract layers, train, evaluate; goes on where an earlier call stopped.
+
+    Where more than 10 GB or an hour of layers are missing, it says so and computes nothing without
+    --yes.
 
     Under torchrun and srun it takes its place among the others, whom they count. The options are
     training.devices, training.num_nodes and training.strategy of the recipe.
@@ -446,7 +457,9 @@ def train(
 
     rank = launched_rank()
     with _progress(rank is None or rank.number == 0) as progress:
-        metrics = train_run(read, out, progress, rank)
+        metrics = train_run(
+            read, out, progress, rank, before=lambda *jobs: _ask(*jobs, yes=yes, small=False)
+        )
     if metrics:
         _print_metrics(metrics)
         typer.echo(f"run: {out}")
@@ -457,8 +470,10 @@ def extract(
     recipe: RecipePath,
     overrides: Overrides = None,
     yes: Annotated[bool, typer.Option(help="Also past the limits.")] = False,
-    limit_gb: Annotated[float, typer.Option(min=0, help="Ask before more is written.")] = 10.0,
-    limit_hours: Annotated[float, typer.Option(min=0, help="Ask before it takes longer.")] = 1.0,
+    limit_gb: Annotated[float, typer.Option(min=0, help="Ask before more is written.")] = LIMIT_GB,
+    limit_hours: Annotated[
+        float, typer.Option(min=0, help="Ask before it takes longer.")
+    ] = LIMIT_HOURS,
     processes: Annotated[int, typer.Option(min=1, help="On this machine, one for a GPU.")] = 1,
     verify: Annotated[bool, typer.Option(help="Read every shard, compare its checksum.")] = False,
 ) -> None:
@@ -470,18 +485,12 @@ def extract(
     from speechfuse.build import read_recipe
 
     read = read_recipe(recipe, overrides or ())
-    from speechfuse.extract import duration, extract, extraction_jobs, extraction_table
+    from speechfuse.extract import extract, extraction_jobs
     from speechfuse.taskdata import load_tasks
 
     with _progress() as progress:
         jobs = extraction_jobs(read, load_tasks(read, progress=progress))
-    table, size, seconds = extraction_table(read, jobs)
-    _table(*table)
-    if (size > limit_gb * 1e9 or seconds > limit_hours * 3600) and not yes:
-        raise SpeechFuseError(
-            f"{size / 1e9:.1f} GB in about {duration(seconds)}, past --limit-gb {limit_gb:g} or "
-            f"--limit-hours {limit_hours:g}; nothing was computed, add --yes to go on"
-        )
+    _ask(read, jobs, yes=yes, limit_gb=limit_gb, limit_hours=limit_hours)
     with _progress() as progress:
         extract(read, jobs, progress, processes=processes, verify=verify)
     for job in jobs:
@@ -996,6 +1005,39 @@ def _rates(given: Sequence[str]) -> dict[str, float]:
         if not rates[name] > 0:
             raise SpeechFuseError(f"--rate {text}: expected NAME=RATE with a rate above 0")
     return rates
+
+
+def _ask(
+    recipe: Any,
+    jobs: Sequence[Any],
+    *,
+    yes: bool,
+    small: bool = True,
+    limit_gb: float | None = None,
+    limit_hours: float | None = None,
+) -> None:
+    """Print what an extraction will write and how long it takes; refuse what nobody agreed to.
+
+    small: print it also where it is within the limits. Limits that are left out are no options.
+    """
+    from speechfuse.extract import extraction_table
+    from speechfuse.rates import duration
+
+    if not small and not any(job.missing for job in jobs):
+        return
+    gb = LIMIT_GB if limit_gb is None else limit_gb
+    hours = LIMIT_HOURS if limit_hours is None else limit_hours
+    table, size, seconds = extraction_table(recipe, jobs)
+    past = size > gb * 1e9 or seconds > hours * 3600
+    if small or past:
+        _table(*table)
+    if past and not yes:
+        limits = f"--limit-gb {gb:g} or --limit-hours {hours:g}"
+        raise SpeechFuseError(
+            f"{size / 1e9:.1f} GB of layers in about {duration(seconds)}, past "
+            f"{f'{gb:g} GB or {hours:g} h' if limit_gb is None else limits}; nothing was "
+            "computed, add --yes to go on"
+        )
 
 
 def _names(text: str | None) -> list[str]:

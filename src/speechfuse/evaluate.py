@@ -14,8 +14,8 @@ from speechfuse.checkpoint import Run
 from speechfuse.contracts import Decides, Row, Searches, Task, Upstream
 from speechfuse.data.batching import by_duration
 from speechfuse.errors import RunError, damage
-from speechfuse.filling import best_device
 from speechfuse.inputs import Inputs, find_inputs
+from speechfuse.measure import best_device
 from speechfuse.metrics import Evidence, with_interval
 from speechfuse.model import FusionModel
 from speechfuse.ops import moved

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,17 +21,18 @@ from speechfuse.clips import read_batch
 from speechfuse.contracts import Upstream
 from speechfuse.data.batching import batch_seconds, by_duration
 from speechfuse.errors import DataError
-from speechfuse.filling import Job, best_device, fill
+from speechfuse.filling import Job, fill
 from speechfuse.launch import run_together
-from speechfuse.measure import product_rate
+from speechfuse.measure import best_device
 from speechfuse.ranks import Rank
+from speechfuse.rates import duration, find_rates
 from speechfuse.recipe import Recipe
 from speechfuse.taskdata import TaskData
 from speechfuse.types import Progress, Table, Utterance
 
 VERSION = 4  # of what is stored; raise it when the same settings give other numbers
-EFFICIENCY = 0.6  # of an encoder, whose smaller operations wait for memory
 SPLITS = ("train", "dev", "test")
+Before = Callable[[Recipe, Sequence[Job]], None]  # asked before anything is computed
 
 
 def open_store(
@@ -82,14 +83,19 @@ def fill_stores(
     tasks: Mapping[str, TaskData],
     progress: Progress | None = None,
     splits: Sequence[str] = SPLITS,
+    before: Before | None = None,
 ) -> dict[str, list[Store]]:
     """The stacks of every task's utterances from every frozen upstream, computed where missing.
+
+    before: called with what there is to do, and may refuse it.
 
     Raises:
         DataError: too little room for all the stacks, unreadable audio, too short a clip.
         UpstreamError: an upstream whose weights cannot be read.
     """
     jobs = extraction_jobs(recipe, tasks, splits)
+    if before:
+        before(recipe, jobs)
     extract(recipe, jobs, progress)
     return {
         task: [job.store for job in jobs if job.noise_snr == data.noise_snr]
@@ -147,11 +153,11 @@ def extraction_table(recipe: Recipe, jobs: Sequence[Job]) -> tuple[Table, float,
 
     Seconds: the upstream's multiply-adds at the rate of a large matrix product on this machine.
     """
-    rate = product_rate(best_device())
+    rates, how = find_rates({job.name: job.upstream for job in jobs}, best_device(), {})
     rows, size, seconds = [], 0.0, 0.0
     for job in jobs:
         missing = sum(u.duration or 0.0 for u in job.missing.values())
-        takes = missing * job.upstream.plan.macs_per_second / (EFFICIENCY * rate)
+        takes = missing / rates[job.name]
         noise = "" if job.noise_snr is None else f", noise at {job.noise_snr:g} dB"
         rows.append(
             [
@@ -168,16 +174,8 @@ def extraction_table(recipe: Recipe, jobs: Sequence[Job]) -> tuple[Table, float,
         size, seconds = size + job.missing_bytes, seconds + takes
     columns = ["upstream", "layers x width", "utterances", "hours", "stored", "hours to compute"]
     store = recipe.store
-    title = f"Layers in {store.folder} ({store.dtype}, budget {store.budget_gb:g} GB)"
+    title = f"Layers in {store.folder} ({store.dtype}, budget {store.budget_gb:g} GB; times {how})"
     return (title, [*columns, "GB", "about"], rows), size, seconds
-
-
-def duration(seconds: float) -> str:
-    """For reading, rounded as a guess is."""
-    for size, unit in ((3600.0, "h"), (60.0, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _plan(job: Job, *, equal: bool) -> list[Shard]:

@@ -181,8 +181,3 @@ class _Maker:
                 f"a layer of utterance {name} is not finite as {dtype}; with float16 try "
                 "store.dtype=bfloat16, else look at the clip"
             )
-
-
-def best_device() -> torch.device:
-    """Where upstreams are run: on the GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -10,7 +10,7 @@ from speechfuse import build
 from speechfuse.audio import pad_clips
 from speechfuse.cache.store import Store
 from speechfuse.clips import read_batch
-from speechfuse.extract import fill_stores
+from speechfuse.extract import Before, fill_stores
 from speechfuse.recipe import Recipe
 from speechfuse.taskdata import TaskData
 from speechfuse.types import Progress, Utterance, Waveforms
@@ -69,11 +69,14 @@ Inputs = Store | Clips
 
 
 def find_inputs(
-    recipe: Recipe, tasks: Mapping[str, TaskData], progress: Progress | None = None
+    recipe: Recipe,
+    tasks: Mapping[str, TaskData],
+    progress: Progress | None = None,
+    before: Before | None = None,
 ) -> dict[str, list[Inputs]]:
     """For each task, one for each upstream in recipe order, or one if all are stored as one.
 
-    Layers are computed where they are missing.
+    Layers are computed where they are missing, unless `before` refuses it.
 
     Raises:
         DataError: too little room for all the stacks, unreadable audio, too short a clip.
@@ -94,7 +97,7 @@ def find_inputs(
             for u in split
         ]
         one.look(members, progress)
-    stores = fill_stores(recipe, tasks, progress)
+    stores = fill_stores(recipe, tasks, progress, before=before)
     if not tuned:
         return {task: [*stores[task]] for task in tasks}
     found: dict[str, list[Inputs]] = {}

@@ -32,6 +32,11 @@ def devices(asked: Device) -> list[str]:
     return there if asked == "all" else [asked]
 
 
+def best_device() -> torch.device:
+    """Where upstreams are run: on the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def median_seconds(calls: Mapping[str, Call], repeats: int) -> dict[str, float]:
     """Median time of each; they take turns, so that a busy machine is busy for all of them."""
     return {name: median(times) for name, times in seconds_in_turns(calls, repeats).items()}

@@ -17,7 +17,9 @@ from speechfuse.context.reading import PromptedFusion
 from speechfuse.contracts import UpstreamPlan
 from speechfuse.errors import RecipeError
 from speechfuse.fusion import MergeFirst, fit_interfaces
+from speechfuse.measure import best_device
 from speechfuse.prompting import build_reader, read_at
+from speechfuse.rates import check_given, duration, find_rates
 from speechfuse.recipe import Recipe
 from speechfuse.reduction import reduction, refuse_inexact, with_reduction
 from speechfuse.taskdata import is_prepared, load_tasks, prepared_folder
@@ -32,20 +34,29 @@ ASSUMED = {
 }  # sizes of heads; the data decides
 
 
-def plan_recipe(recipe: Recipe) -> list[Table]:
+def plan_recipe(
+    recipe: Recipe, rates: Mapping[str, float] | None = None, *, measure: bool = False
+) -> list[Table]:
     """Tables: upstreams, the trained part of each task, and what is stored.
+
+    rates, measure: seconds of audio in a second of the upstreams, as `find_rates` takes them.
 
     Raises:
         SpeechFuseError: unknown parts or options, upstreams that cannot be fused.
     """
-    upstreams = {name: build.build_upstream(recipe, name).plan for name in recipe.upstreams}
+    built = {name: build.build_upstream(recipe, name) for name in recipe.upstreams}
+    upstreams = {name: one.plan for name, one in built.items()}
     specs = [plan.spec for plan in upstreams.values()]
     with torch.device("meta"):  # shapes alone
         tuned = {n: trained_parameters(up) for n, up in build.build_tuned(recipe).items()}
+    check_given(upstreams, rates or {})
+    frozen = {name: one for name, one in built.items() if name not in tuned}
+    given = {name: rate for name, rate in (rates or {}).items() if name not in tuned}
+    found, how = find_rates(frozen, best_device(), given, measure=measure)
     return [
         _upstream_table(upstreams, tuned),
         *_trained_tables(recipe, specs),
-        _store_table(recipe, upstreams, tuned),
+        _store_table(recipe, upstreams, tuned, found, how),
     ]
 
 
@@ -131,9 +142,16 @@ def _context_table(recipe: Recipe, reader: PromptedFusion, second: Frames) -> Ta
 
 
 def _store_table(
-    recipe: Recipe, upstreams: Mapping[str, UpstreamPlan], tuned: Mapping[str, int]
+    recipe: Recipe,
+    upstreams: Mapping[str, UpstreamPlan],
+    tuned: Mapping[str, int],
+    rates: Mapping[str, float],
+    how: str,
 ) -> Table:
-    """Each upstream's layers; beside them what may be stored in their place, to the same end."""
+    """Each upstream's layers; beside them what may be stored in their place, to the same end.
+
+    rates: seconds of audio in a second, of those that are stored. how: where they are from.
+    """
     corpora = dict.fromkeys(n for e in recipe.tasks.values() for n in (e.corpus, *e.extra_training))
     counted = [one for one in map(_counted, corpora) if one]
     copies = _copies(recipe)
@@ -147,11 +165,15 @@ def _store_table(
         hour = 3600 * spec.frame_rate * frame
         each = f"{frame / 1e3:.2f} kB an utterance" if mean else f"{hour / 1e9:.2f} GB"
         total = (utterances * frame if mean else hours * hour) / 1e9
-        rows.append([name, each, f"{total:.2f} GB" if counted else "corpus not prepared"])
+        # All that are stored as one are run.
+        takes = 3600 / rates[name] if name in rates else sum(3600 / one for one in rates.values())
+        size = f"{total:.2f} GB" if counted else "corpus not prepared"
+        about = duration(hours * takes) if counted else ""
+        rows.append([name, each, size, duration(takes), about])
 
     for name, plan in upstreams.items():
         if name in tuned:
-            rows.append([name, "nothing, it is trained", "nothing"])
+            rows.append([name, "nothing, it is trained", "nothing", "", ""])
         else:
             add(name, plan.spec)
     for kind in ("merged", "mean"):
@@ -164,7 +186,9 @@ def _store_table(
     store = recipe.store
     title = f"Stored layers ({store.dtype}, reduce: {store.reduce}, budget {store.budget_gb:g} GB"
     title += f", with {len(copies):,} altered copies)" if copies else ")"
-    return title, ["upstream", "for an hour of audio", "for these corpora"], rows
+    columns = ["upstream", "for an hour of audio", "for these corpora"]
+    columns += ["an hour takes about", "these take about"]
+    return f"{title}; times {how}" if how else title, columns, rows
 
 
 def count_products(call: Callable[[], object]) -> float:

@@ -16,6 +16,7 @@ from speechfuse.alignment import common_lengths
 from speechfuse.checkpoint import Run
 from speechfuse.errors import DataError, RecipeError, ShapeError
 from speechfuse.evaluate import SPLITS, evaluate_run, passes
+from speechfuse.extract import Before
 from speechfuse.fit import fit, fit_together
 from speechfuse.fusion import fit_interfaces
 from speechfuse.group import check_places, joined
@@ -38,12 +39,13 @@ def train_run(
     *,
     start: Callable[[FusionModel], None] | None = None,
     splits: Sequence[str] = SPLITS,
+    before: Before | None = None,
 ) -> dict[str, Any]:
     """Prepare, extract, train and evaluate; goes on where an earlier call stopped.
 
     rank: of this process among those that torchrun or srun began. The first one writes the folder
     and returns its metrics, the others none. start: puts weights into the model that it begins
-    with. splits: that are scored.
+    with. splits: that are scored. before: called with what is to be extracted, and may refuse it.
 
     Raises:
         SpeechFuseError: whatever is wrong with recipe, data or upstreams, before any training.
@@ -56,7 +58,7 @@ def train_run(
     check_places(recipe.training, rank)
     try:
         with joined(rank):
-            model, tasks, inputs, about = _trained(recipe, run, progress, rank, start)
+            model, tasks, inputs, about = _trained(recipe, run, progress, rank, start, before)
         if rank.number > 0:
             return {}
         return evaluate_run(
@@ -72,6 +74,7 @@ def _trained(
     progress: Progress | None,
     rank: Rank,
     start: Callable[[FusionModel], None] | None,
+    before: Before | None,
 ) -> tuple[FusionModel, dict[str, TaskData], dict[str, list[Inputs]], dict[str, Any]]:
     """A model with the weights that are kept, its tasks, what it reads of them, and a summary."""
     with rank.first(rank.number == 0):  # a corpus is made once
@@ -85,7 +88,7 @@ def _trained(
     )
     _check_trained(recipe, model)
     with rank.first(rank.local == 0):  # layers are stored once on each machine
-        inputs = find_inputs(recipe, tasks, progress)
+        inputs = find_inputs(recipe, tasks, progress, before)
     for data in tasks.values():
         _check_aligned(recipe, data, inputs[data.name])
     short = {name: _check_targets(name, model, tasks[name], inputs[name]) for name in tasks}

@@ -32,10 +32,9 @@ from speechfuse.contracts import Upstream
 from speechfuse.data.manifests import prepare
 from speechfuse.data.stream import Source, draw_batches
 from speechfuse.extract import open_store
-from speechfuse.filling import best_device
 from speechfuse.fit import fit, fit_together
 from speechfuse.inputs import Inputs
-from speechfuse.measure import Clock, median_ratio, setting
+from speechfuse.measure import Clock, best_device, median_ratio, setting
 from speechfuse.model import FusionModel
 from speechfuse.ops import moved
 from speechfuse.optim import make_optimizer

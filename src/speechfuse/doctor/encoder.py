@@ -20,7 +20,7 @@ from speechfuse.clips import read_batch
 from speechfuse.contracts import Upstream
 from speechfuse.doctor.finding import Check, Finding
 from speechfuse.extract import drift
-from speechfuse.filling import best_device
+from speechfuse.measure import best_device
 from speechfuse.ops import moved
 from speechfuse.types import Utterance
 from speechfuse.upstreams.huggingface import CONV_FAMILY, HuggingFace, model_folder

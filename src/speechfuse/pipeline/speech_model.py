@@ -21,10 +21,10 @@ from speechfuse.contracts import ScoresClasses, ShowsLayers, Task, Upstream
 from speechfuse.data.batching import by_duration
 from speechfuse.errors import DataError, RunError, ShapeError, did_you_mean
 from speechfuse.evaluate import load_model
-from speechfuse.filling import best_device
 from speechfuse.heads.ctc_align import align
 from speechfuse.heads.ctc_head import CTCHead
 from speechfuse.heads.text import Text
+from speechfuse.measure import best_device
 from speechfuse.ops import moved
 from speechfuse.pipeline.answers import (
     Answer,

@@ -18,7 +18,7 @@ from torch import Tensor
 from speechfuse.audio import SAMPLE_RATE
 from speechfuse.data.teachers import known_models, seen_of_names
 from speechfuse.errors import UpstreamError
-from speechfuse.filling import best_device
+from speechfuse.measure import best_device
 from speechfuse.ops import file_hash
 from speechfuse.pseudo.teacher import Teacher
 from speechfuse.upstreams.huggingface import model_folder, quiet

@@ -16,7 +16,7 @@ from speechfuse.checkpoint import Run
 from speechfuse.contracts import ScoresClasses
 from speechfuse.errors import RunError, did_you_mean
 from speechfuse.evaluate import load_model
-from speechfuse.filling import best_device
+from speechfuse.measure import best_device
 from speechfuse.ops import file_hash, moved
 from speechfuse.pseudo.teacher import Teacher
 from speechfuse.tasks.classification import Classification

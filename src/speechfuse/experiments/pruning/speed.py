@@ -11,8 +11,7 @@ import torch
 from speechfuse import build
 from speechfuse.clips import read_batch
 from speechfuse.data.batching import batch_seconds, by_duration
-from speechfuse.filling import best_device
-from speechfuse.measure import median_ratio, seconds_in_turns, setting
+from speechfuse.measure import best_device, median_ratio, seconds_in_turns, setting
 from speechfuse.ops import moved
 from speechfuse.recipe import Recipe
 from speechfuse.types import Utterance
