@@ -102,25 +102,51 @@ def test_a_published_state_of_another_depth_is_refused():
         part.load_state_dict(Published(13, 12).state_dict())
 
 
-def test_equals_a_loop_over_python_floats():
+def loop(part, columns):
+    """Layers as lists of floats through every convolution, then side by side as the code joins
+    them: index = channel * layers left + layer."""
+    for conv in part.convs:
+        weight, bias = conv.weight.tolist(), conv.bias.tolist()
+        made = []
+        for position in range((len(columns) + 4 - 5) // 3 + 1):
+            made.append([])
+            for channel, total in enumerate(bias):
+                for tap in range(5):
+                    index = 3 * position + tap - 2
+                    if 0 <= index < len(columns):
+                        row = weight[channel]
+                        total += sum(row[d][tap] * value for d, value in enumerate(columns[index]))
+                made[-1].append(max(0.0, total))
+        columns = made
+    return [column[channel] for channel in range(len(columns[0])) for column in columns]
+
+
+@pytest.mark.parametrize(
+    ("layers", "dim", "compat", "path", "out_dim"),
+    [
+        (4, 2, "ceil", [4, 2], 2),
+        (7, 4, "ceil", [7, 3], 4),  # 3 layers of 2, cut to 4
+        (7, 4, "floor", [7, 3], 3),  # 3 layers of 1
+        (9, 3, "ceil", [9, 3, 1], 3),
+        (10, 3, "ceil", [10, 4, 2], 3),  # two levels, 2 layers of 2, cut to 3
+        (10, 3, "floor", [10, 4, 2], 2),
+        (13, 5, "floor", [13, 5, 2], 4),
+    ],
+)
+def test_equals_a_loop_over_python_floats(layers, dim, compat, path, out_dim):
     torch.manual_seed(3)
-    layers, dim = 4, 2
-    part = HConv(StackSpec(layers, dim, 50.0), tasks=["asr"])
-    given = LayerStack(tuple(torch.randn(layers, 1, 1, dim)), torch.tensor([1]), 50.0)
-    weight, bias = part.convs[0].weight.tolist(), part.convs[0].bias.tolist()
-    columns = [layer[0, 0].tolist() for layer in given.layers]
-    outputs = []
-    for channel in range(len(bias)):
-        for position in range(layer_path(layers)[1]):
-            total = bias[channel]
-            for tap in range(5):
-                index = 3 * position + tap - 2
-                if 0 <= index < layers:
-                    row = weight[channel]
-                    total += sum(row[d][tap] * columns[index][d] for d in range(dim))
-            outputs.append(max(0.0, total))
-    found = part(given, "asr").hidden[0, 0]
-    torch.testing.assert_close(found, torch.tensor(outputs[: part.out_dim]))
+    part = HConv(StackSpec(layers, dim, 50.0), tasks=["asr"], compat=compat)
+    for parameter in part.parameters():
+        nn.init.normal_(parameter, mean=0.2)  # so that not all is rectified away
+    hidden = torch.randn(layers, 1, 3, dim)
+    found = part(LayerStack(tuple(hidden), torch.tensor([3]), 50.0), "asr").hidden[0]
+    assert layer_path(layers) == path
+    for frame in range(3):
+        wanted = loop(part, hidden[:, 0, frame].tolist())[:out_dim]
+        assert len(wanted) == out_dim
+        torch.testing.assert_close(found[frame], torch.tensor(wanted))
+    assert found.gt(0).any()
+    assert found.eq(0).any()
 
 
 def one_by_one(layers, weight, bias, stride):
