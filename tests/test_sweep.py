@@ -17,8 +17,10 @@ from speechfuse.experiments import sweep as sweeping
 from speechfuse.experiments.averages import averages
 from speechfuse.experiments.report import result_tables, write_report
 from speechfuse.experiments.runner import run_sweep
-from speechfuse.experiments.sweep import Folds, _best, cells, read_sweep, summarise
+from speechfuse.experiments.sweep import Folds, SweepFile, _best, cells, read_sweep, summarise
 from speechfuse.recipe import merged
+from speechfuse.taskdata import load_tasks
+from speechfuse.upstreams.huggingface import HuggingFace
 
 
 @pytest.fixture
@@ -185,6 +187,32 @@ def test_jobs_give_the_same_runs(sweep, workspace):
     assert len((workspace / "together" / "results.jsonl").read_text().splitlines()) == 4
     assert ("runs", 4, 4) in said
     assert any(what == "fine" for what, _, _ in said)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.recipe)])
+def test_an_encoder_runs_once_for_all_layers_that_rows_read(
+    sweep, workspace, encoder, monkeypatch, jobs, whole
+):
+    hubert, clips = {"kind": "huggingface", "source": str(encoder("hubert"))}, []
+
+    def counted(self, wav, stream=HuggingFace.stream):
+        clips.extend(wav.lengths.tolist())
+        return stream(self, wav)
+
+    monkeypatch.setattr(HuggingFace, "stream", counted)
+    read = read_sweep(sweep, ["conditions={all: {}}", "seeds=[1]", "folds=null", "baseline=null"])
+    recipe = read.recipe | {"upstreams": {"hubert": hubert}}
+    recipe["training"] = recipe["training"] | {"steps": 1}
+    rows = {f"layer {n}": {"upstreams": {"hubert": {"layers": [n]}}} for n in (2, 0)}
+    if whole:
+        rows["all of them"] = {}
+    read = SweepFile.model_validate(read.model_dump() | {"recipe": recipe, "rows": rows})
+    done = run_sweep(read, workspace / "out", jobs=jobs)
+    kept = [cell.recipe.upstreams["hubert"].options["layers"] for cell in done]
+    assert kept == [[2], [0], None][: len(rows)]
+    once = {u.id for split in load_tasks(done[0].recipe)["emotion"].splits.values() for u in split}
+    assert len(clips) == len(once) > 0
 
 
 @pytest.mark.recipe

@@ -46,6 +46,10 @@ class Part(BaseModel):
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
 
+    def without(self, option: str) -> dict[str, Any]:
+        """Kind and all options but one."""
+        return {name: value for name, value in self.model_dump().items() if name != option}
+
 
 class FusionRecipe(_Strict):
     """How models and layers become one vector per frame."""

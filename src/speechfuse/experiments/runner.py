@@ -16,6 +16,7 @@ from speechfuse import build
 from speechfuse.checkpoint import Run
 from speechfuse.experiments.sweep import Cell, SweepFile, cells
 from speechfuse.extract import fill_stores
+from speechfuse.recipe import Recipe
 from speechfuse.taskdata import load_tasks
 from speechfuse.train import train_run
 from speechfuse.types import Progress
@@ -55,8 +56,29 @@ def run_sweep(
 
 
 def _in_turn(todo: Sequence[Cell], progress: Progress | None) -> Iterator[tuple[Cell, Metrics]]:
+    filled: list[tuple[Any, ...]] = []
     for cell in todo:
+        wide = _wide(cell.recipe, [other.recipe for other in todo])
+        read = wide.upstreams, [(task.corpus, task.noise_snr) for task in wide.tasks.values()]
+        if wide != cell.recipe and read not in filled and not Run(cell.folder).finished:
+            fill_stores(wide, load_tasks(wide, progress=progress), progress)
+            filled.append(read)
         yield cell, train_run(cell.recipe, cell.folder, _named(progress, cell))
+
+
+def _wide(recipe: Recipe, others: Sequence[Recipe]) -> Recipe:
+    """It with all layers that any recipe reads of its encoders, so that each runs once."""
+    if recipe.store.reduce != "none":  # a merged stack is of the layers that were merged
+        return recipe
+    upstreams = {}
+    for name, part in recipe.upstreams.items():
+        same = part.without("layers")
+        parts = [one for other in others for one in other.upstreams.values()]
+        read = [one.options.get("layers") for one in parts if one.without("layers") == same]
+        every = None if None in read else sorted({n for numbers in read for n in numbers or ()})
+        wide = part.model_copy(update={"layers": every}) if "layers" in part.options else part
+        upstreams[name] = wide
+    return recipe.model_copy(update={"upstreams": upstreams})
 
 
 def _together(
@@ -68,7 +90,8 @@ def _together(
     """
     for cell in todo:
         if not Run(cell.folder).finished:
-            fill_stores(cell.recipe, load_tasks(cell.recipe, progress=progress), progress)
+            wide = _wide(cell.recipe, [other.recipe for other in todo])
+            fill_stores(wide, load_tasks(wide, progress=progress), progress)
     context = get_context("spawn")  # a fork would inherit torch's threads
     said = context.SimpleQueue()
     threads = max(1, (os.cpu_count() or 1) // jobs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,7 @@ from speechfuse.experiments.probing.file import Variant
 from speechfuse.experiments.selecting.file import SelectFile, candidates
 from speechfuse.experiments.selecting.run import Layer, Selected
 from speechfuse.metrics import full_name
-from speechfuse.recipe import Part, Recipe
+from speechfuse.recipe import Recipe
 from speechfuse.types import Table
 
 DRAWS = 2000
@@ -104,7 +103,8 @@ def layers_read(
             (
                 variant.encoder
                 for variant in known
-                if _settings(variant.recipe.upstreams[variant.encoder]) == _settings(part)
+                if variant.recipe.upstreams[variant.encoder].without("layers")
+                == part.without("layers")  # of which each has its own number
                 and build.identities(variant.recipe)[variant.encoder] == identities.get(name)
             ),
             None,
@@ -119,11 +119,6 @@ def layers_read(
         else:
             return None
     return tuple(sorted(found))
-
-
-def _settings(part: Part) -> dict[str, Any]:
-    """All options but which layers are kept, of which each has its own number."""
-    return {name: value for name, value in part.model_dump().items() if name != "layers"}
 
 
 def pairs_of(trained: Sequence[Trained]) -> dict[str, list[tuple[Layer, ...]]]:
