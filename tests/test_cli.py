@@ -162,7 +162,7 @@ def test_the_whole_way_from_a_manifest(run, workspace, tone_recipe, tiny_corpus)
     [
         (["train", "missing.yaml", "--out", "x"], "no recipe at missing.yaml"),
         (["evaluate", "nowhere"], "is no run folder"),
-        (["predict", "nowhere", "a.wav"], "is no run folder"),
+        (["predict", "nowhere", "."], "holds no audio"),
         (["prepare", "nowhere.csv"], "no manifest or Kaldi folder"),
         (["parts", "interfaces"], "Did you mean 'interface'"),
         (["sweep", "missing.yaml"], "no recipe at missing.yaml"),

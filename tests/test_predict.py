@@ -2,14 +2,16 @@ import csv
 import io
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
 
 from speechfuse.cli import app
-from speechfuse.errors import DataError, RunError, SpeechFuseError
+from speechfuse.errors import RunError, SpeechFuseError
 from speechfuse.pipeline.answers import Answer, Label, Speakers, Transcript, Word
-from speechfuse.predict import csv_lines, find_audio, json_lines, subtitles
+from speechfuse.predict import csv_lines, json_lines, subtitles
 from speechfuse.turns import Turn
 
 
@@ -33,16 +35,6 @@ def run(trained, monkeypatch):
         return CliRunner().invoke(app, ["predict", "run", *map(str, arguments)])
 
     return call
-
-
-def test_files_folders_and_patterns_are_found_once(trained, monkeypatch):
-    monkeypatch.chdir(trained)
-    names = [path.name for path in find_audio(["clips", "clips/*.wav", "clips/s6-1.wav"])]
-    assert names == ["s7-0.wav", "s6-0.wav", "s6-1.wav"]
-    assert len(find_audio(["clips/**/*.wav"])) == 3
-    for empty in ("clips/*.flac", "run/checkpoints"):
-        with pytest.raises(DataError, match="holds no audio"):
-            find_audio([empty])
 
 
 def test_a_line_for_each_file_and_task_and_pairs_at_the_end(run):
@@ -109,6 +101,28 @@ def test_errors_of_a_file_spare_the_rest(run, tmp_path):
     assert printed.exit_code == 1
     assert "notes.txt\terror\t" in printed.stdout
     assert "s6-0.wav\tasr\t" in printed.stdout
+
+
+def test_an_empty_folder_and_a_missing_file_spare_the_rest(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    gone = tmp_path / "gone.wav"
+    done = run(tmp_path / "empty", "clips/s6-0.wav", gone, "--task", "asr")
+    assert done.exit_code == 1, done.output
+    empty, missing, answered = done.stdout.splitlines()
+    assert empty.startswith(f"{tmp_path / 'empty'}\terror\t{tmp_path / 'empty'} holds no audio")
+    assert missing.startswith(f"{gone}\terror\tno audio file at {gone}")
+    assert answered.startswith("clips/s6-0.wav\tasr\t")
+
+
+def test_wrong_paths_alone_are_refused_before_the_model_is_loaded(tmp_path):
+    called = "import sys; from speechfuse.cli import app; sys.argv = ['x', *sys.argv[1:]]\n"
+    called += "try: app()\nexcept Exception as error: print(type(error).__name__, error)\n"
+    called += "assert 'torch' not in sys.modules"
+    command = [sys.executable, "-c", called, "predict", "nowhere", "gone.wav", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert first == "DataError no audio file at gone.wav, found nothing; check the path"
+    assert second.startswith(f"{tmp_path} holds no audio (.aif")
 
 
 def test_subtitles_end_at_pauses_and_stay_short():

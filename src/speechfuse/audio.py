@@ -25,7 +25,6 @@ SAMPLE_RATE = 16000  # Hz, inside the library
 RATES, CHANNELS = (1000, 768_000), 64  # of a file: outside them a header is damaged or a trap
 LOUDEST = 2.0**31  # of a sample; what is far louder becomes infinite on the way
 BLOCK_VALUES = 1 << 20  # read at once, of all channels
-SOUNDS = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf"}
 REMEDY = "convert it with: ffmpeg -i IN -ar 16000 -ac 1 OUT.flac"
 
 
@@ -63,11 +62,6 @@ def read_audio(path: Path, start: float = 0.0, duration: float | None = None) ->
     if not len(resampled):
         raise DataError(f"{path} has {len(mono)} samples at {rate} Hz, too few to resample")
     return resampled
-
-
-def sounds_in(folder: Path) -> list[Path]:
-    """Files at any depth that have the name of a sound format, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SOUNDS)
 
 
 def sound_seconds(path: Path, name: str) -> float:

@@ -619,17 +619,21 @@ def predict(
     Long recordings are read in stretches that end at pauses. A file that cannot be read has a line
     that says why, and the exit code is 1 then; the others are answered.
     """
-    from speechfuse.predict import find_audio, predict_into
+    from speechfuse.sounds import find_audio
 
-    files = find_audio(audio)
+    wrong: dict[str, str] = {}
+    files = find_audio(audio, wrong)
     from speechfuse.pipeline.speech_model import SpeechModel
+    from speechfuse.predict import predict_into
 
     model = SpeechModel(run, tasks=task)
-    failed: list[str] = []
+    failed = [*wrong]
+    for name, why in wrong.items():
+        typer.echo(f"{name}\terror\t{why}")
     with _progress() as progress:
         lines = predict_into(
             model,
-            files,
+            [*files],
             model.checked(task),
             format,
             out,

@@ -6,11 +6,9 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from glob import glob
 from pathlib import Path
 from typing import Literal
 
-from speechfuse.audio import SOUNDS, sounds_in
 from speechfuse.checkpoint import write_text
 from speechfuse.errors import DataError, RunError
 from speechfuse.pipeline.answers import Answer, Label, Speakers, Transcript, Voice, Word
@@ -22,27 +20,6 @@ from speechfuse.types import Progress
 Format = Literal["text", "json", "csv", "srt"]
 COLUMNS = ("audio", "task", "prediction", "score", "start", "end")
 CAPTION = (42, 6.0, 0.8)  # most characters and seconds of a caption, and the pause that ends one
-
-
-def find_audio(given: Iterable[str | Path]) -> list[Path]:
-    """Files by name, in folders (those with the name of a sound format), and of patterns.
-
-    Raises:
-        DataError: a folder or pattern that holds none.
-    """
-    found: list[Path] = []
-    for one in given:
-        path = Path(one)
-        if path.is_dir():
-            inside = sounds_in(path)
-        elif not path.exists() and any(sign in str(one) for sign in "*?["):
-            inside = sorted(Path(name) for name in glob(str(one), recursive=True))  # noqa: PTH207
-        else:
-            inside = [path]
-        if not inside:
-            raise DataError(f"{one} holds no audio ({', '.join(sorted(SOUNDS))}); check the path")
-        found += inside
-    return list(dict.fromkeys(found))
 
 
 def check_asked(

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from speechfuse.audio import SOUNDS, sounds_in
 from speechfuse.errors import DataError
 from speechfuse.ops import seed_for
 from speechfuse.recipe import AugmentRecipe, NoiseRecipe
+from speechfuse.sounds import SOUNDS, sounds_in
 from speechfuse.types import Alteration, Utterance
 
 
