@@ -19,6 +19,7 @@ from speechfuse.experiments.grid import read_grid
 from speechfuse.experiments.report import result_tables
 from speechfuse.experiments.runner import run_sweep
 from speechfuse.experiments.sweep import cells, read_sweep
+from speechfuse.metrics import relative_gain
 
 UNIFY = Path(__file__).parents[1] / "recipes" / "unify"
 SWEEPS = sorted(p.stem for p in UNIFY.glob("*.yaml") if p.stem != "grid")
@@ -128,6 +129,26 @@ def test_arithmetic_agrees_with_what_the_papers_say():
     assert fusion_parameters("CHConv", 2, 13, 768) == 17_697_024 + 1_180_416
 
 
+@pytest.mark.parametrize(
+    ("row", "alone", "published"),
+    [
+        ("Whisper Small + best SSL, WS", ["Whisper Small, WS", "data2vec, WS"], 14.74),
+        ("Whisper Small + best SSL, CHConv", ["Whisper Small, HConv", "data2vec, HConv"], 8.35),
+        ("data2vec + WavLM, HConv", ["data2vec, HConv", "WavLM Base+, HConv"], -4.17),
+        ("data2vec + WavLM, GumD", [], None),
+        ("HuBERT, HConv", [], None),
+    ],
+)
+def test_a_fusion_is_set_beside_its_models_alone(row, alone, published):
+    """The paper's relative gains are those over these rows, up to rounding."""
+    rows = opened("superb_sv").rows
+    assert sorted(rows[row].gain_over) == sorted(alone)
+    if alone:
+        fused, *singles = (rows[name].number("verification", "eer", "") for name in (row, *alone))
+        found = 100 * relative_gain(fused, singles, higher_is_better=False)
+        assert found == pytest.approx(published, abs=0.25)
+
+
 def recognised(cell, errors):
     """A finished run with as many wrong characters of 1,000, on two speakers of its language."""
     run = Run(cell.folder)
@@ -174,6 +195,11 @@ def test_a_monolingual_sweep_ends_with_the_average_of_table_iii(workspace):
     ours, published = {r[0]: r for r in rows}["WavLM Base+, HConv"][place : place + 2]
     value, _, difference = ours.split("\n")
     assert (value, published, difference.split()[0]) == ("30.7", "30.74", "-1.3")
+    place = columns.index("relative gain")
+    gains = {row[0]: row[place].split("\n")[0] for row in rows}
+    assert gains["Whisper Small + best SSL, HConv"] == "+5.1"  # (26.23 - 24.88) / 26.23
+    assert gains["data2vec + WavLM, WS"] in ("-0.0", "+0.0")
+    assert gains["WavLM Base+, HConv"] == gains["data2vec + WavLM, GumD"] == ""
 
 
 def test_averages_that_alone_are_published_stand_beside_the_average(workspace):

@@ -10,6 +10,7 @@ from speechfuse.metrics import (
     balanced_accuracy,
     eer,
     error_rate,
+    gain_over_best,
     paired_difference,
     relative_gain,
     speaker_draws,
@@ -155,23 +156,24 @@ class TestIntervals:
         assert metric.value == pytest.approx(eer(scores, same))
 
 
-class TestGroupMean:
-    def scores(self, language, right):
-        """Of 40 speakers with 10 answers each, as many of them right as named."""
-        speakers = [f"{language}{i}" for i in range(40) for _ in range(10)]
-        order = np.random.default_rng(right).permutation(len(speakers)) < right
-        return accuracy(["y"] * len(speakers), ["y" if one else "n" for one in order], speakers)
+def right_of(language, right):
+    """Of 40 speakers with 10 answers each, as many of them right as named."""
+    speakers = [f"{language}{i}" for i in range(40) for _ in range(10)]
+    order = np.random.default_rng(right).permutation(len(speakers)) < right
+    return accuracy(["y"] * len(speakers), ["y" if one else "n" for one in order], speakers)
 
+
+class TestGroupMean:
     def test_a_group_counts_once(self):
-        eng = [self.scores("eng", right) for right in (100, 200, 300)]
-        found = with_interval([GroupMean([eng, [self.scores("rus", 40)]])])
+        eng = [right_of("eng", right) for right in (100, 200, 300)]
+        found = with_interval([GroupMean([eng, [right_of("rus", 40)]])])
         assert found.value == pytest.approx((200 / 400 + 40 / 400) / 2)
         assert found.speakers == 80
         assert found.low < found.value < found.high
 
     def test_numbers_of_the_same_speakers_are_drawn_alike_and_of_others_apart(self):
         """Their draws depend on the number of speakers alone, which is that of both languages."""
-        one, other = self.scores("eng", 200), replace(self.scores("eng", 200))
+        one, other = right_of("eng", 200), replace(right_of("eng", 200))
         moved = replace(other, speakers=[f"rus{i}" for i in range(40)])
 
         def width(*groups):
@@ -185,8 +187,8 @@ class TestGroupMean:
         assert width([one], [moved]) == pytest.approx(alone / np.sqrt(2), rel=0.1)
 
     def test_differences_are_paired(self):
-        ours = GroupMean([[self.scores("eng", 200)], [self.scores("rus", 100)]])
-        same = GroupMean([[self.scores("eng", 200)], [self.scores("rus", 100)]])
+        ours = GroupMean([[right_of("eng", 200)], [right_of("rus", 100)]])
+        same = GroupMean([[right_of("eng", 200)], [right_of("rus", 100)]])
         difference = paired_difference([ours], [same])
         assert (difference.value, difference.low, difference.high) == (0, 0, 0)
 
@@ -209,3 +211,15 @@ def test_relative_gains_are_those_of_the_paper_up_to_rounding(fused, singles, pu
 
 def test_a_gain_of_a_score_is_over_the_highest():
     assert relative_gain(0.6, [0.4, 0.5], higher_is_better=True) == pytest.approx(0.2)
+
+
+def test_a_gain_has_an_interval_of_draws_in_which_the_best_is_chosen_anew():
+    fused, low, high = (right_of("eng", right) for right in (300, 150, 240))
+    found = gain_over_best([fused, low], [[low, low], [high, high]], higher_is_better=True)
+    assert found.value == pytest.approx((225 - 240) / 240)
+    assert found.low < found.value < found.high
+    assert found.speakers == 40
+    best = gain_over_best([high], [[low], [high]], higher_is_better=True)
+    assert (best.value, best.low, best.high) == (0, 0, 0)
+    none = right_of("eng", 0)
+    assert gain_over_best([high], [[none]], higher_is_better=True) is None

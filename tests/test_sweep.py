@@ -108,6 +108,7 @@ def test_an_average_over_groups_of_conditions_is_one_table_more(sweep, workspace
     quick = [
         "conditions={a: {}, b: {folds: {train: 1}}, c: {folds: {train: 2}}}",
         "folds.test=4",
+        "rows.both.gain_over=[fine]",
         "rows.fine.published_average={emotion: {accuracy: 71.5}}",
         "average_conditions={first: [a, b], second: [c]}",
     ]
@@ -131,6 +132,10 @@ def test_an_average_over_groups_of_conditions_is_one_table_more(sweep, workspace
         "<h2>tones: mean over first, second</h2>"
         in write_report(read, done, workspace / "out").read_text()
     )
+    value, alone = (found[row].value.value for row in ("both", "fine"))
+    place = columns.index("relative gain")
+    gains = {row[0]: row[place].split("\n")[0] for row in rows}
+    assert gains == {"fine": "", "best": "", "both": f"{100 * (value - alone) / alone:+.1f}"}
     part = [cell for cell in done if (cell.row, cell.condition) != ("both", "c")]
     assert {r.row for r in averages(read, part)} == {"fine"}
 
@@ -291,6 +296,7 @@ def test_tables_choose_together_if_asked(sweep, workspace, monkeypatch):
             "average_conditions={speakers: [al, one speaker]}",
             "average_conditions.speakers: no condition 'al'; .*mean 'all'.*average_conditions=null",
         ),
+        ("rows.both.gain_over=[fin]", "row 'both': gain_over: no row 'fin'; .*mean 'fine'"),
         ("average_conditions={speakers: []}", "average_conditions.speakers: .*at least 1 item"),
         ("folds.task=emotoin", "folds.task: no task 'emotoin'; .*Did you mean 'emotion'"),
         ("folds.also={emtion: {}}", "folds.also: no task 'emtion'; .*mean 'emotion'"),

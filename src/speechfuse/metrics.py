@@ -305,13 +305,33 @@ def error_points(
     return scores[order][last], miss, alarm
 
 
-def relative_gain(fused: float, singles: Sequence[float], *, higher_is_better: bool) -> float:
+def relative_gain(fused: Values, singles: Sequence[Values], *, higher_is_better: bool) -> Values:
     """How much better a fusion is than the best of its models alone, relative to that one.
 
     Shih & Harwath 2025 (arXiv:2511.08389), discussion; of errors 0.1 is a tenth fewer.
 
-    >>> round(relative_gain(3.0, [4.0, 5.0], higher_is_better=False), 6)
+    >>> float(relative_gain(np.array(3.0), [np.array(4.0), np.array(5.0)], higher_is_better=False))
     0.25
     """
-    best = max(singles) if higher_is_better else min(singles)
-    return (fused - best if higher_is_better else best - fused) / best
+    best = np.max(singles, axis=0) if higher_is_better else np.min(singles, axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gain: Values = (fused - best if higher_is_better else best - fused) / best
+    return gain
+
+
+def gain_over_best(
+    ours: Sequence[Scored], singles: Sequence[Sequence[Scored]], *, higher_is_better: bool
+) -> Metric | None:
+    """The relative gain on the same speakers with its interval, seeds averaged.
+
+    The best is chosen anew in every draw. None if it makes no error, or has no answer right.
+    """
+    point, *points = (np.array([one.point() for one in s]).mean(0) for s in (ours, *singles))
+    value = float(relative_gain(point, points, higher_is_better=higher_is_better))
+    rows = [[one.drawn() for one in several] for several in (ours, *singles)]
+    shortest = min(len(row) for several in rows for row in several)
+    mine, *others = (np.mean([row[:shortest] for row in several], axis=0) for several in rows)
+    drawn = relative_gain(mine, others, higher_is_better=higher_is_better)
+    if not np.isfinite(value):
+        return None
+    return Metric(value, *interval(drawn[np.isfinite(drawn)]), len(ours[0].speakers))

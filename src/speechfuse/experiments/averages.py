@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from speechfuse.experiments.sweep import Cell, Result, Split, SweepFile, Tables
-from speechfuse.metrics import GroupMean, paired_difference, with_interval
+from speechfuse.experiments.sweep import Cell, Result, Split, SweepFile, Tables, results
+from speechfuse.metrics import GroupMean
 
 
 def averages(sweep: SweepFile, done: Sequence[Cell], split: Split = "test") -> Iterator[Result]:
@@ -14,23 +15,10 @@ def averages(sweep: SweepFile, done: Sequence[Cell], split: Split = "test") -> I
         return
     tables = Tables(done, split)
     found = {row: _evidence(sweep, tables, row) for row in sweep.rows}
-    base = found.get(sweep.baseline, {}) if sweep.baseline else {}
-    for row, by_metric in found.items():
-        for key, several in by_metric.items():
-            difference = None
-            if row != sweep.baseline and key in base:
-                difference = paired_difference(several, base[key])
-            task, metric = key
-            yield Result(
-                row,
-                f"mean over {', '.join(sweep.average_conditions)}",
-                task,
-                metric,
-                with_interval(several),
-                difference,
-                len(several),
-                sweep.rows[row].published_average.get(task, {}).get(metric),
-            )
+    heading = f"mean over {', '.join(sweep.average_conditions)}"
+    for row, (task, metric), result in results(sweep, tables, heading, found):
+        published = sweep.rows[row].published_average.get(task, {}).get(metric)
+        yield replace(result, published=published)
 
 
 def _evidence(sweep: SweepFile, tables: Tables, row: str) -> dict[tuple[str, str], list[GroupMean]]:

@@ -48,6 +48,7 @@ class Grid(_Strict):
     interfaces: dict[str, dict[str, Any]]
     columns: dict[str, Column]
     mono_runs: tuple[str, ...] = ()
+    alone_as: dict[str, str] = {}  # of one model the same interface, by the name of this one
     rows: dict[str, GridRow]
 
 
@@ -119,6 +120,8 @@ def grid_rows(grid: Grid, column: str) -> dict[str, Any]:
             "use": list(row.encoders_of(column)),
             "fusion": grid.interfaces[row.interface],
         }
+        if alone := _alone(grid, row, column, cells):
+            rows[name]["gain_over"] = alone
         number: Any = row.published.get(column)
         if about.averaged and number is not None:
             rows[name]["published_average"] = {about.task: {about.metric: number}}
@@ -127,3 +130,16 @@ def grid_rows(grid: Grid, column: str) -> dict[str, Any]:
         if number is not None:
             rows[name]["published"] = {about.task: {about.metric: number}}
     return rows
+
+
+def _alone(grid: Grid, fused: GridRow, column: str, cells: str) -> list[str]:
+    """The rows of each model of a fusion alone with the same interface, if all are there."""
+    models = fused.encoders_of(column)
+    interface = grid.alone_as.get(fused.interface, fused.interface)
+    found = {
+        row.encoders_of(column): name
+        for name, row in grid.rows.items()
+        if cells in row.published and row.interface == interface
+    }
+    alone = [found[model,] for model in models if (model,) in found]
+    return alone if len(alone) == len(models) > 1 else []

@@ -16,7 +16,7 @@ from speechfuse.experiments.diagnosis import diagnose
 from speechfuse.experiments.layers import layer_figure, run_layer_use
 from speechfuse.experiments.panels import write_page
 from speechfuse.experiments.sweep import Cell, Result, Split, SweepFile, summarise
-from speechfuse.metrics import full_name, percent, signed
+from speechfuse.metrics import full_name, percent, signed, signed_cell
 from speechfuse.text import NORMALISER
 from speechfuse.types import Table
 
@@ -52,10 +52,12 @@ def _table(
 ) -> Table:
     keys = list(dict.fromkeys((r.task, r.metric) for r in results))
     compared = {(r.task, r.metric) for r in results if r.published is not None}
+    gained = {(r.task, r.metric) for r in results if r.gain is not None}
     columns = [""]
     for key in keys:
         name = _column(*key, keys)
         columns += [name, "published"] if key in compared else [name]
+        columns += ["relative gain"] if key in gained else []
     columns += ["trained parameters", "seconds"] if done else []  # which conditions differ in
     rows = []
     for row in dict.fromkeys(r.row for r in results):
@@ -70,6 +72,8 @@ def _table(
             if key in compared:
                 number = result.published if result else None
                 cells.append("" if number is None else f"{number:g}")
+            if key in gained:
+                cells.append(signed_cell(result.gain) if result and result.gain else "")
         rows.append([*cells, *(_cost(done, row, condition) if done else [])])
     counts = sorted({r.value.speakers for r in results}) or [0]
     speakers = " to ".join(str(n) for n in dict.fromkeys([counts[0], counts[-1]]))
@@ -80,6 +84,8 @@ def _table(
     )
     if any(r.difference for r in results):
         title += f"; third line: minus '{sweep.baseline}', paired"
+    if gained:
+        title += "; relative gain: over the best of its models alone, % of that one"
     return title, columns, rows
 
 

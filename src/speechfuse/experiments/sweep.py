@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,7 +33,13 @@ from speechfuse.checkpoint import Run
 from speechfuse.data.corpus import Corpus
 from speechfuse.errors import RecipeError, did_you_mean
 from speechfuse.experiments.grid import with_grid_rows
-from speechfuse.metrics import Evidence, paired_difference, with_interval
+from speechfuse.metrics import (
+    Evidence,
+    Scored,
+    gain_over_best,
+    paired_difference,
+    with_interval,
+)
 from speechfuse.recipe import Recipe, apply_override, explain, load_recipe, merged, read_yaml
 from speechfuse.taskdata import find_corpus
 from speechfuse.types import Metric
@@ -73,6 +79,7 @@ class RowEntry(BaseModel):
     best_of: tuple[str, ...] | None = Field(None, min_length=1)  # rows that are trained
     together: bool = False  # chosen once for all tasks by the sum of their scores, or task by task
     published: dict[str, dict[str, float | dict[str, float]]] = {}  # %, by task, metric, condition
+    gain_over: tuple[str, ...] = ()  # rows of its models alone; the gain is over their best
     published_average: dict[str, dict[str, float]] = {}  # %, of average_conditions
 
     def number(self, task: str, metric: str, condition: str) -> float | None:
@@ -146,6 +153,7 @@ class Result:
     difference: Metric | None  # to the baseline row, paired
     seeds: int
     published: float | None = None  # by others, in percent
+    gain: Metric | None = None  # relative, over the best of the rows to gain over
 
 
 Split = Literal["dev", "test"]
@@ -196,6 +204,9 @@ def _wrong_rows(sweep: SweepFile) -> Iterator[str]:
                 yield f"row '{row}': no row '{name}'; {did_you_mean(name, trained)}"
             elif name not in trained:
                 yield f"row '{row}': '{name}' is itself a best_of; name the rows that it names"
+        for name in entry.gain_over:
+            if name not in sweep.rows:
+                yield f"row '{row}': gain_over: no row '{name}'; {did_you_mean(name, sweep.rows)}"
         yield from _wrong_leaving_out(sweep, row, entry)
 
 
@@ -286,25 +297,35 @@ def summarise(sweep: SweepFile, done: Sequence[Cell], split: Split = "test") -> 
     """The table, from the predictions kept in the run folders; folds are pooled, seeds averaged."""
     tables = Tables(done, split)
     for condition in sweep.conditions:
-        for row in sweep.rows:
-            candidates = sweep.candidates(row)
-            if not tables.has(candidates, condition):
-                continue
-            evidence = tables.of_row(sweep, row, condition)
-            base = None
-            if sweep.baseline and sweep.baseline != row:
-                others = sweep.candidates(sweep.baseline)
-                if tables.has(others, condition):
-                    base = tables.of_row(sweep, sweep.baseline, condition)
-            for (task, metric), several in evidence.items():
-                difference = None
-                if base and (task, metric) in base:
-                    difference = paired_difference(several, base[task, metric])
-                value = with_interval(several)
-                published = sweep.rows[row].number(task, metric, condition)
-                yield Result(
-                    row, condition, task, metric, value, difference, len(several), published
-                )
+        found = {
+            row: tables.of_row(sweep, row, condition)
+            for row in sweep.rows
+            if tables.has(sweep.candidates(row), condition)
+        }
+        for row, key, result in results(sweep, tables, condition, found):
+            yield replace(result, published=sweep.rows[row].number(*key, condition))
+
+
+def results(
+    sweep: SweepFile,
+    tables: Tables,
+    condition: str,
+    found: Mapping[str, Mapping[tuple[str, str], Sequence[Scored]]],
+) -> Iterator[tuple[str, tuple[str, str], Result]]:
+    """What was found for each row and metric, beside the baseline and the rows to gain over."""
+    base = found.get(sweep.baseline, {}) if sweep.baseline else {}
+    for row, by_metric in found.items():
+        singles = [found.get(name, {}) for name in sweep.rows[row].gain_over]
+        for key, several in by_metric.items():
+            difference = gain = None
+            if row != sweep.baseline and key in base:
+                difference = paired_difference(several, base[key])
+            task = tables.tasks[key[0]]
+            if singles and key[1] == task.primary and all(key in single for single in singles):
+                alone = [single[key] for single in singles]
+                gain = gain_over_best(several, alone, higher_is_better=task.higher_is_better)
+            value = with_interval(several)
+            yield row, key, Result(row, condition, *key, value, difference, len(several), gain=gain)
 
 
 class Tables:
@@ -316,6 +337,8 @@ class Tables:
         for cell in done:
             by_place = self.cells.setdefault((cell.row, cell.condition), {})
             by_place[cell.seed, cell.fold] = cell
+        entries = {name: one for cell in done for name, one in cell.recipe.tasks.items()}
+        self.tasks = {name: build.build_task(name, one) for name, one in entries.items()}
 
     def has(self, candidates: Sequence[str], condition: str) -> bool:
         return all((row, condition) in self.cells for row in candidates)
