@@ -103,11 +103,13 @@ def test_published_numbers_stand_beside_ours(sweep, workspace):
     assert "published" not in others
 
 
+@pytest.mark.recipe
 def test_an_average_over_groups_of_conditions_is_one_table_more(sweep, workspace):
     """Of the rows that have all of them; the first group counts once, and the table is reported."""
     quick = [
         "conditions={a: {}, b: {folds: {train: 1}}, c: {folds: {train: 2}}}",
         "folds.test=4",
+        "recipe.training.steps=2",
         "rows.both.gain_over=[fine]",
         "rows.fine.published_average={emotion: {accuracy: 71.5}}",
         "average_conditions={first: [a, b], second: [c]}",
