@@ -201,10 +201,11 @@ class TestFusion:
         fusion = build.build_fusion(recipe, [whole.spec], ["asr"])
         with torch.no_grad():
             expected = fusion([whole], "asr").hidden
-        stream, there = on_gpu(fusion).stream("asr"), moved(whole, CUDA)
+        there = moved(whole, CUDA)
+        stream = on_gpu(fusion).stream("asr", [there.spec], [there.lengths])
         for index, hidden in enumerate(there.layers):
             stream.accumulate(index, hidden)
-        assert_close(stream.result(there.lengths, there.frame_rate).hidden, expected)
+        assert_close(stream.result().hidden, expected)
 
 
 @pytest.mark.parametrize(("name", "options"), HEADS)

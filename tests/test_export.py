@@ -232,7 +232,7 @@ class Interfaces(nn.Module):
         for cls in catalog.MERGES.values():
             merge = cls(aligned_specs(self.specs))
             interface = made("hconv", merge.spec.num_layers, merge.spec.dim)
-            self.merges.append(MergeFirst(merge, interface, models=2))
+            self.merges.append(MergeFirst(merge, interface))
         self.eval().requires_grad_(False)
 
     def forward(self, fine, coarse, lengths):

@@ -138,7 +138,7 @@ def test_a_weighted_sum_of_summed_stacks_is_a_sum_of_weighted_sums(stack, kind, 
     one = stack(layers=5, lengths=(10, 5), dim=8, garbage=0.0)
     other = stack(layers=3, lengths=(10, 5) if rate == 50 else (8, 4), dim=8, rate=rate, seed=1)
     fusion = MergeFirst(
-        Add([one.spec, other.spec]), kind(one.spec, tasks=["asr"]), normalize="layer_norm", models=2
+        Add([one.spec, other.spec]), kind(one.spec, tasks=["asr"]), normalize="layer_norm"
     )
     for logits in fusion.parameters():
         torch.nn.init.normal_(logits)

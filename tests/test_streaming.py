@@ -1,4 +1,4 @@
-"""Interfaces that take layers one by one give what they give for the whole stack."""
+"""Fusions that take layers one by one give what they give for whole stacks, and hold few."""
 
 import random
 
@@ -7,21 +7,42 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechfuse import build
+from speechfuse import build, catalog
 from speechfuse.build import read_recipe
+from speechfuse.contracts import Upstream, UpstreamPlan
 from speechfuse.errors import ShapeError
 from speechfuse.interfaces.hconv import HConv
-from speechfuse.types import LayerStack
+from speechfuse.measure import peak_bytes
+from speechfuse.model import SHARED, FusionModel
+from speechfuse.types import LayerStack, StackSpec, Waveforms
 
-KINDS = {
-    "single_layer": {"layer": 1},
-    "weighted_sum": {},
-    "hconv": {"kernel_size": 5, "stride": 3},
+STREAMED = ["single_layer", "weighted_sum", "gated_encoder", "hconv"]
+OPTIONS = {"single_layer": {"layer": 1}}
+MERGES = [
+    {"kind": "add"},
+    {"kind": "add", "width": "interpolate"},
+    {"kind": "add", "width": "project"},
+    {"kind": "gated"},
+    {"kind": "interleave"},
+    *({"kind": "concat", "projection": p} for p in ("after", "inside", "before", "none")),
+]
+ENCODERS = {  # layers, width, frames of the longer utterance, Hz
+    "one": [(13, 24, 20, 50.0)],
+    "two of a kind": [(7, 24, 20, 50.0)] * 2,
+    "deeper, narrower": [(7, 24, 20, 50.0), (13, 16, 20, 50.0)],
+    "coarser, of one layer, longer": [(7, 24, 20, 50.0), (1, 24, 16, 40.0), (4, 24, 22, 50.0)],
 }
 
 
+def stacks_of(stack, shapes):
+    return [
+        stack(layers=layers, dim=dim, lengths=(size, size // 2), rate=rate, seed=seed, garbage=0.0)
+        for seed, (layers, dim, size, rate) in enumerate(shapes)
+    ]
+
+
 def fusion_of(kind, stacks, **changes):
-    interface = {"kind": kind, **KINDS.get(kind, {})}
+    interface = {"kind": kind, **OPTIONS.get(kind, {})}
     recipe = read_recipe(
         {
             "upstreams": {
@@ -32,25 +53,46 @@ def fusion_of(kind, stacks, **changes):
         }
     )
     torch.manual_seed(0)
-    return build.build_fusion(recipe, [s.spec for s in stacks], ["asr"])
+    fusion = build.build_fusion(recipe, [s.spec for s in stacks], ["asr"])
+    for name, parameter in fusion.named_parameters():
+        if "logits" in name:
+            torch.nn.init.normal_(parameter)
+    return fusion
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("normalize", ["none", "layer_norm"])
-@pytest.mark.parametrize("layers", [2, 13, 25])
-def test_layers_one_by_one_give_the_same_frames(kind, normalize, layers, stack):
-    whole = stack(layers=layers, dim=24, garbage=1.0)
-    fusion = fusion_of(kind, [whole], normalize=normalize)
-    stream = fusion.stream("asr")
-    order = list(range(layers))
-    random.Random(layers).shuffle(order)
-    for index in order:
-        stream.accumulate(index, whole.layers[index])
-    found = stream.result(whole.lengths, whole.frame_rate)
+def stream_of(fusion, stacks):
+    return fusion.stream("asr", [s.spec for s in stacks], [s.lengths for s in stacks])
+
+
+@pytest.mark.parametrize("encoders", ENCODERS)
+@pytest.mark.parametrize("merge", MERGES, ids=lambda m: "-".join(m.values()))
+@pytest.mark.parametrize("kind", STREAMED)
+@pytest.mark.parametrize("order", ["merge_first", "layers_first"])
+@pytest.mark.parametrize("changes", [{}, {"normalize": "layer_norm", "drop_state_0": True}])
+def test_layers_one_by_one_give_the_same_frames(encoders, merge, kind, order, changes, stack):
+    stacks = stacks_of(stack, ENCODERS[encoders])
+    try:
+        fusion = fusion_of(
+            kind, stacks, merge=merge, order=order, **{"drop_state_0": False, **changes}
+        )
+    except build.RecipeError as error:
+        pytest.skip(str(error))
+    except ShapeError as error:
+        pytest.skip(str(error))
+    stream = stream_of(fusion, stacks)
+    coming = [(model, index) for model, s in enumerate(stacks) for index in range(len(s.layers))]
+    random.Random(len(coming)).shuffle(coming)
+    for model, index in coming:
+        stream.accumulate(index, stacks[model].layers[index], model)
+    found = stream.result()
     with torch.no_grad():
-        wanted = fusion([whole], "asr")
-    torch.testing.assert_close(found.hidden, wanted.hidden, atol=1e-5, rtol=1e-5)
+        wanted = fusion(stacks, "asr")
     assert torch.equal(found.lengths, wanted.lengths)
+    assert found.frame_rate == wanted.frame_rate
+    for row, size in enumerate(wanted.lengths.tolist()):
+        torch.testing.assert_close(
+            found.hidden[row, :size], wanted.hidden[row, :size], atol=1e-5, rtol=1e-5
+        )
     assert not found.hidden.requires_grad
 
 
@@ -67,26 +109,100 @@ def test_hconv_streams_for_every_shape(layers, dim, kernel, stride):
     whole = LayerStack(tuple(hidden), torch.tensor([3, 2]), 50.0)
     hconv = HConv(whole.spec, tasks=["asr"], kernel_size=max(kernel, stride), stride=stride)
     stream = hconv.stream("asr")
-    for index, layer in enumerate(hidden):
-        stream.accumulate(index, layer)
     with torch.no_grad():
+        for index, layer in enumerate(hidden):
+            stream.add(index, layer)
         wanted = hconv(whole, "asr").hidden
-    found = stream.result(whole.lengths, 50.0).hidden
+        found = stream.frames()
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+class Tower(Upstream):
+    """Layers that are made when they are asked for, of nothing but their number."""
+
+    def __init__(self, layers, dim, seed):
+        super().__init__()
+        self.plan = UpstreamPlan(StackSpec(layers, dim, 50.0), 0, 0, 1)
+        self.seed, self.passes = seed, 0
+
+    def forward(self, wav):
+        lengths, layers = self.stream(wav)
+        return LayerStack(tuple(layers), lengths, 50.0)
+
+    def stream(self, wav):
+        self.passes += 1
+        lengths = wav.lengths // 320
+        shape = (len(lengths), int(lengths.max()), self.plan.spec.dim)
+        generator = torch.Generator().manual_seed(self.seed)
+        count = self.plan.spec.num_layers
+        return lengths, (torch.randn(shape, generator=generator) for _ in range(count))
+
+    def identity(self):
+        return {}
+
+
+WAV = Waveforms(torch.zeros(2, 32_000), torch.tensor([32_000, 16_000]), 16_000)
+
+
+def heard(model, towers):
+    return model.hear(towers, WAV, ["asr"])["asr"]
+
+
+@pytest.mark.parametrize("order", ["merge_first", "layers_first"])
+@pytest.mark.parametrize("kind", STREAMED)
+@pytest.mark.parametrize("depths", [(40,), (40, 40), (40, 25, 30)])
+def test_what_is_held_is_no_stack(order, kind, depths):
+    """Less than a quarter of the layers, weights of HConv that are laid out anew among it."""
+    towers = [Tower(layers, 16, seed) for seed, layers in enumerate(depths)]
+    merge = {"kind": "add"}
+    fusion = fusion_of(kind, [one(WAV) for one in towers], merge=merge, order=order)
+    model = FusionModel({SHARED: fusion}, {})
+
+    def whole():
+        return fusion([one(WAV) for one in towers], "asr").hidden
+
+    with torch.no_grad():
+        torch.testing.assert_close(heard(model, towers).hidden, whole(), atol=1e-5, rtol=1e-5)
+        layers = sum(depths) * 2 * 100 * 16 * 4  # bytes
+        assert peak_bytes(whole) > layers
+        assert peak_bytes(lambda: heard(model, towers)) < layers / 4
+
+
+@pytest.mark.parametrize("kind", ["hconv", "cls_pooling"])
+def test_one_pass_serves_all_tasks(kind):
+    towers = [Tower(4, 16, seed) for seed in range(2)]
+    fusions = {
+        task: fusion_of(kind, [one(WAV) for one in towers], merge={"kind": "add"})
+        for task in ("asr", "emotion")
+    }
+    for tower in towers:
+        tower.passes = 0
+    found = FusionModel(fusions, {}).hear(towers, WAV, ["asr", "emotion"])
+    assert [*found] == ["asr", "emotion"]
+    assert [tower.passes for tower in towers] == [1, 1]
 
 
 def test_every_layer_comes_once(stack):
     whole = stack(layers=3)
-    stream = fusion_of("weighted_sum", [whole]).stream("asr")
+    stream = stream_of(fusion_of("weighted_sum", [whole]), [whole])
     stream.accumulate(1, whole.layers[1])
-    with pytest.raises(ShapeError, match=r"layer 1 is not awaited, but \[0, 2\]"):
+    with pytest.raises(ShapeError, match=r"layer 1 of encoder 0 is not awaited, but \[0, 2\]"):
         stream.accumulate(1, whole.layers[1])
-    with pytest.raises(ShapeError, match=r"layers \[0, 2\] have not come"):
-        stream.result(whole.lengths, whole.frame_rate)
+    with pytest.raises(ShapeError, match=r"layers \[0, 2\] of encoder 0 have not come"):
+        stream.result()
 
 
-def test_what_cannot_be_streamed_says_so(stack):
-    with pytest.raises(ShapeError, match="ClsPooling reads all layers of a frame together"):
-        fusion_of("cls_pooling", [stack()]).stream("asr")
-    with pytest.raises(ShapeError, match="of several encoders"):
-        fusion_of("weighted_sum", [stack(), stack()]).stream("asr")
+@pytest.mark.parametrize("order", ["merge_first", "layers_first"])
+@pytest.mark.parametrize("kind", sorted({*catalog.INTERFACES} - {*STREAMED, "prompt_adaptive"}))
+def test_an_interface_that_cannot_says_so(kind, order, stack):
+    stacks = [stack(), stack()]
+    fusion = fusion_of(kind, stacks, merge={"kind": "add"}, order=order)
+    with pytest.raises(ShapeError, match="reads all layers of a frame together"):
+        stream_of(fusion, stacks)
+
+
+def test_a_merge_that_treats_layers_differently_says_so(stack):
+    stacks = [stack(), stack()]
+    merge = {"kind": "concat", "projection": "before_per_layer"}
+    with pytest.raises(ShapeError, match="does not do the same to every layer"):
+        stream_of(fusion_of("weighted_sum", stacks, merge=merge), stacks)

@@ -59,7 +59,7 @@ def align(stacks: Sequence[LayerStack]) -> list[LayerStack]:
     )
     frames = longest(lengths, _finest(stacks).layers[0].shape[1])  # a GPU has to be waited for
     return [
-        LayerStack(spread_layers(_on_grid(stack, rate, lengths, frames), depth), lengths, rate)
+        LayerStack(spread_layers(on_grid(stack, rate, lengths, frames), depth), lengths, rate)
         for stack in stacks
     ]
 
@@ -92,19 +92,24 @@ def spread_layers(layers: Sequence[Tensor], depth: int) -> tuple[Tensor, ...]:
         return tuple(layers)
     spread = []
     for index in range(depth):
-        position = index * (len(layers) - 1) / max(1, depth - 1)
-        low = math.floor(position)
-        share = position - low
+        low, high, share = neighbours(index, len(layers), depth)
         lower = layers[low]
-        spread.append(lower if share == 0 else torch.lerp(lower, layers[low + 1], share))
+        spread.append(lower if low == high else torch.lerp(lower, layers[high], share))
     return tuple(spread)
+
+
+def neighbours(index: int, count: int, depth: int) -> tuple[int, int, float]:
+    """Which of `count` layers layer `index` of `depth` lies between, and how far from the lower."""
+    position = index * (count - 1) / max(1, depth - 1)
+    low = math.floor(position)
+    return low, math.ceil(position), position - low
 
 
 def _finest(stacks: Sequence[LayerStack]) -> LayerStack:
     return max(stacks, key=lambda stack: stack.frame_rate)
 
 
-def _on_grid(stack: LayerStack, rate: float, lengths: Tensor, frames: int) -> list[Tensor]:
+def on_grid(stack: LayerStack, rate: float, lengths: Tensor, frames: int) -> list[Tensor]:
     """Layers (B, T, D) at the times of the common grid; beyond `lengths` they hold anything."""
     if stack.frame_rate == rate and exporting():  # which of two is longer is not known
         index = torch.arange(frames).clamp_max(stack.layers[0].shape[1] - 1)

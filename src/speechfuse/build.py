@@ -364,7 +364,6 @@ def build_fusion(
         fused,
         normalize=choice.normalize,
         drop_state_0=dropped,
-        models=len(specs),
         reads_merged=reads_merged,
     )
 

@@ -19,7 +19,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 from speechfuse.decision import Decision
@@ -109,6 +108,7 @@ class Merge(nn.Module, ABC):
     project_to: int | None = None  # width to which what the interface makes of it is projected
     interface_dim: int | None = None  # width that the interface itself has to end in
     sums: bool = False  # what it gives is the sum of the stacks and nothing else
+    alike: bool = False  # does the same to every layer: given one of each stack, it merges these
 
     @classmethod
     def is_fixed(cls, options: Mapping[str, Any]) -> bool:
@@ -131,42 +131,38 @@ class LayerStream(ABC):
     For inference: nothing is kept for a gradient.
     """
 
-    def __init__(self, num_layers: int) -> None:
-        self._awaited = set(range(num_layers))
-
-    @torch.no_grad()
-    def accumulate(self, index: int, hidden: Tensor) -> None:
-        """Take layer `index`, (B, T, D); any order, each once.
-
-        Raises:
-            ShapeError: there is no such layer, or it has come already.
-        """
-        if index not in self._awaited:
-            raise ShapeError(
-                f"layer {index} is not awaited, but {sorted(self._awaited) or 'none'}; give every "
-                "layer once"
-            )
-        self._awaited.remove(index)
-        self.add(index, hidden)
-
-    @torch.no_grad()
-    def result(self, lengths: Tensor, frame_rate: float) -> Frames:
-        """What the interface gives for the whole stack.
-
-        Raises:
-            ShapeError: a layer has not come.
-        """
-        if self._awaited:
-            raise ShapeError(f"layers {sorted(self._awaited)} have not come; give every layer once")
-        return Frames(self.frames(), lengths, frame_rate)
-
     @abstractmethod
     def add(self, index: int, hidden: Tensor) -> None:
-        """Use one layer."""
+        """Use layer `index`, (B, T, D); any order, each comes once."""
 
     @abstractmethod
     def frames(self) -> Tensor:
         """What all layers gave, (B, T, out_dim)."""
+
+
+class FusionStream(ABC):
+    """A fusion at work on the layers of its encoders, which come one by one.
+
+    For inference: nothing is kept for a gradient.
+    """
+
+    @abstractmethod
+    def accumulate(self, index: int, hidden: Tensor, model: int = 0) -> None:
+        """Take layer `index` of an encoder, (B, T, D); any order, each once.
+
+        Least is held if encoders go in step, each as far as the others in its depth.
+
+        Raises:
+            ShapeError: there is no such layer, or it has come already.
+        """
+
+    @abstractmethod
+    def result(self) -> Frames:
+        """What the fusion gives for the whole stacks.
+
+        Raises:
+            ShapeError: a layer has not come.
+        """
 
 
 class Interface(nn.Module, ABC):
@@ -225,16 +221,15 @@ class Fusion(nn.Module, ABC):
     @abstractmethod
     def forward(self, stacks: Sequence[LayerStack], task: str) -> Frames: ...
 
-    def stream(self, task: str) -> LayerStream:
-        """The same for one encoder, fed layer by layer as it makes them.
+    @abstractmethod
+    def stream(
+        self, task: str, specs: Sequence[StackSpec], lengths: Sequence[Tensor]
+    ) -> FusionStream:
+        """The same, fed layer by layer as encoders make them. specs, lengths (B,): of each one's.
 
         Raises:
-            ShapeError: it, or its interface, needs all layers of a frame together.
+            ShapeError: a part needs all layers of a frame together.
         """
-        raise ShapeError(
-            f"{type(self).__name__} of several encoders cannot take layers one by one; give it the "
-            "whole stacks"
-        )
 
 
 class Context(nn.Module, ABC):

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from torch import Tensor, nn
 
 from speechfuse.alignment import align
-from speechfuse.contracts import Fitted, Fusion, Interface, LayerStream, Merge
+from speechfuse.contracts import Fitted, Fusion, FusionStream, Interface, Merge
+from speechfuse.errors import ShapeError
 from speechfuse.ops import mix, normalise
-from speechfuse.types import Frames, LayerStack
+from speechfuse.streaming import LayersFirstStream, MergeFirstStream
+from speechfuse.types import Frames, LayerStack, StackSpec
 
 
 class MergeFirst(Fusion):
@@ -26,18 +28,15 @@ class MergeFirst(Fusion):
         *,
         normalize: str = "none",
         drop_state_0: bool = False,
-        models: int = 1,
         reads_merged: bool = False,
     ) -> None:
         """normalize: of every hidden state first: none, layer_norm or unit_rms, nothing learned.
 
-        drop_state_0: what the first block of an encoder reads is no layer. models: how many are
-        merged; layers of one alone can be streamed. reads_merged: it is given one stack, which was
-        normalised and merged before it was stored.
+        drop_state_0: what the first block of an encoder reads is no layer. reads_merged: it is
+        given one stack, which was normalised and merged before it was stored.
         """
         super().__init__()
-        self.reads_merged = reads_merged
-        self.drop_state_0, self.models = drop_state_0, models
+        self.reads_merged, self.drop_state_0 = reads_merged, drop_state_0
         self.merge, self.interface, self.normalize = merge, interface, normalize
         width = merge.project_to
         self.project = None if width is None else nn.Linear(interface.out_dim, width)
@@ -56,7 +55,9 @@ class MergeFirst(Fusion):
         return [(self.interface, self.merged(stacks))]
 
     def forward(self, stacks: Sequence[LayerStack], task: str) -> Frames:
-        fused = self._fused(stacks, task)
+        return self._projected(self._fused(stacks, task))
+
+    def _projected(self, fused: Frames) -> Frames:
         if self.project is None:
             return fused
         return Frames(self.project(fused.hidden), fused.lengths, fused.frame_rate)
@@ -71,13 +72,23 @@ class MergeFirst(Fusion):
         first, *others = (mix(weights, stack.layers) for stack in aligned)
         return Frames(sum(others, first), aligned[0].lengths, aligned[0].frame_rate)
 
-    def stream(self, task: str) -> LayerStream:
-        """Of one encoder, which every merge leaves as it is."""
-        if self.models > 1:
-            return super().stream(task)
-        interface = self.interface.stream(task)
-        skipped = int(self.drop_state_0)
-        return _NormalisedStream(interface, self.merge.spec.num_layers, self.normalize, skipped)
+    def stream(
+        self, task: str, specs: Sequence[StackSpec], lengths: Sequence[Tensor]
+    ) -> FusionStream:
+        if not self.merge.alike or self.reads_merged:
+            raise ShapeError(
+                f"{type(self.merge).__name__} of these options does not do the same to every "
+                "layer, which cannot come one by one; give it the whole stacks"
+            )
+        return MergeFirstStream(
+            self.merge,
+            self.interface.stream(task),
+            self._projected,
+            specs,
+            lengths,
+            normalize=self.normalize,
+            drop_state_0=self.drop_state_0,
+        )
 
 
 def merged_stack(
@@ -86,22 +97,6 @@ def merged_stack(
     """Stacks of several models as one: normalised, aligned and merged."""
     merged: LayerStack = merge(align(_normalised(_layers(stacks, drop_state_0), normalize)))
     return merged
-
-
-class _NormalisedStream(LayerStream):
-    """Normalises each layer for an interface that takes them one by one."""
-
-    def __init__(self, interface: LayerStream, num_layers: int, kind: str, skipped: int) -> None:
-        """num_layers: that the interface reads. skipped: that come before them."""
-        super().__init__(num_layers + skipped)
-        self._interface, self._kind, self._skipped = interface, kind, skipped
-
-    def add(self, index: int, hidden: Tensor) -> None:
-        if index >= self._skipped:
-            self._interface.add(index - self._skipped, normalise(hidden, self._kind))
-
-    def frames(self) -> Tensor:
-        return self._interface.frames()
 
 
 class LayersFirst(Fusion):
@@ -138,13 +133,29 @@ class LayersFirst(Fusion):
         return [(part, stack) for part, stack in read if isinstance(part, Interface)]
 
     def forward(self, stacks: Sequence[LayerStack], task: str) -> Frames:
-        fused: list[Frames] = [part(stack, task) for part, stack in self.readings(stacks)]
+        return self._joined([part(stack, task) for part, stack in self.readings(stacks)])
+
+    def _joined(self, fused: Sequence[Frames]) -> Frames:
+        """What is left of each model, merged."""
         aligned = align([LayerStack((f.hidden,), f.lengths, f.frame_rate) for f in fused])
         merged: LayerStack = self.merge(aligned)
         hidden = merged.layers[0]
         if self.project is not None:
             hidden = self.project(hidden)
         return Frames(hidden, merged.lengths, merged.frame_rate)
+
+    def stream(
+        self, task: str, specs: Sequence[StackSpec], lengths: Sequence[Tensor]
+    ) -> FusionStream:
+        parts = [part.stream(task) for part in self.interfaces if isinstance(part, Interface)]
+        return LayersFirstStream(
+            parts,
+            self._joined,
+            specs,
+            lengths,
+            normalize=self.normalize,
+            drop_state_0=self.drop_state_0,
+        )
 
 
 def fit_interfaces(fusion: Fusion, batches: Callable[[], Iterable[Sequence[LayerStack]]]) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from speechfuse.context.reading import PromptedFusion
 from speechfuse.contracts import Fusion, Head, Interface, LossSum, ScoresClasses, Upstream
+from speechfuse.errors import ShapeError
 from speechfuse.heads.text import Text
 from speechfuse.types import Frames, LayerStack, Tokens, Waveforms, Where
 
@@ -59,6 +61,42 @@ class FusionModel(nn.Module):
         """One for each upstream: what a store gave, or what a tuned upstream makes of waveforms."""
         tuned = iter(self.upstreams)
         return [next(tuned)(one) if isinstance(one, Waveforms) else one for one in inputs]
+
+    @torch.no_grad()
+    def hear(
+        self, upstreams: Sequence[Upstream | None], wav: Waveforms, tasks: Sequence[str]
+    ) -> dict[str, Frames]:
+        """What the fusion of each task makes of audio, from one pass over the upstreams.
+
+        Layers go into the fusions while upstreams make them, in step, so that none holds its
+        stack; unless a part needs all layers of a frame together.
+
+        upstreams: in recipe order; None for one that is tuned, which is inside.
+        """
+        tuned = iter(self.upstreams)
+        parts = [next(tuned) if one is None else one for one in upstreams]
+        given = [part.stream(wav) for part in parts if isinstance(part, Upstream)]
+        lengths = [size for size, _ in given]
+        specs = [part.plan.spec for part in parts if isinstance(part, Upstream)]
+        try:
+            streams = {name: self.fusion_of(name).stream(name, specs, lengths) for name in tasks}
+        except ShapeError:  # which says what needs them together
+            stacks = [
+                LayerStack(tuple(layers), size, spec.frame_rate)
+                for (size, layers), spec in zip(given, specs, strict=True)
+            ]
+            return {name: self.fusion_of(name)(stacks, name) for name in tasks}
+        made = [iter(layers) for _, layers in given]
+        in_step = sorted(
+            (index / max(1, spec.num_layers - 1), model, index)
+            for model, spec in enumerate(specs)
+            for index in range(spec.num_layers)
+        )
+        for _, model, index in in_step:
+            hidden = next(made[model])
+            for stream in streams.values():
+                stream.accumulate(index, hidden, model)
+        return {name: stream.result() for name, stream in streams.items()}
 
     def fuse(self, inputs: Sequence[Waveforms | LayerStack] | Frames, task: str) -> Frames:
         """What the task's head reads, or the context if there is one.
@@ -117,7 +155,7 @@ class FusionModel(nn.Module):
             return generate(self.reader, head, frames, task, prompts)
         return head.predict(self.read(frames, task, prompts))
 
-    def logits(self, inputs: Sequence[Waveforms | LayerStack], task: str) -> Tensor:
+    def logits(self, inputs: Sequence[Waveforms | LayerStack] | Frames, task: str) -> Tensor:
         """Unnormalised scores of the classes, (B, C), of a task whose head predicts one."""
         head = self.head_of(task)
         assert isinstance(head, ScoresClasses), f"{type(head).__name__} has no logits"

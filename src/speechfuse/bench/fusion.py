@@ -46,7 +46,7 @@ class Timing:
     work: float  # of the ceiling: operations of products, or bytes that are read
     memory: int  # bytes beside the layers
     reference_memory: int
-    streamed: int | None  # bytes, layers coming one by one; only forward of one model
+    streamed: int | None  # bytes, layers coming one by one; only forward
 
 
 def bench_table(frames: int, repeats: int, device: Device = "all") -> Table:
@@ -106,7 +106,7 @@ class _Case:
 
     def timing(self, kind: type[HConv] | type[WeightedSum], backward: bool, repeats: int) -> Timing:
         interface = kind(self.spec, tasks=[TASK]).to(self.device, DTYPES[self.dtype])
-        fusion = MergeFirst(Add([self.spec] * self.models), interface, models=self.models)
+        fusion = MergeFirst(Add([self.spec] * self.models), interface)
         merged = self.models > 1
 
         def ours() -> Tensor:
@@ -152,7 +152,7 @@ class _Case:
             memory=peak_bytes(lambda: run(ours)),
             reference_memory=peak_bytes(lambda: run(reference)),
             streamed=None
-            if backward or merged or self.dtype == "mixed"
+            if backward or self.dtype == "mixed"
             else peak_bytes(lambda: self._streamed(fusion)),
         )
 
@@ -160,11 +160,12 @@ class _Case:
         return torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "mixed")
 
     def _streamed(self, fusion: MergeFirst) -> Tensor:
-        stack = self.stacks[0]
-        stream = fusion.stream(TASK)
-        for index, hidden in enumerate(stack.layers):
-            stream.accumulate(index, hidden)
-        return stream.result(stack.lengths, stack.frame_rate).hidden
+        lengths = [stack.lengths for stack in self.stacks]
+        stream = fusion.stream(TASK, [self.spec] * self.models, lengths)
+        for index in range(self.spec.num_layers):
+            for model, stack in enumerate(self.stacks):
+                stream.accumulate(index, stack.layers[index], model)
+        return stream.result().hidden
 
 
 def convolved(stacked: Tensor, hconv: HConv) -> Tensor:

@@ -136,7 +136,6 @@ class HConvStream(LayerStream):
         stride: int,
         join: Callable[[Sequence[Tensor], int], Tensor],
     ) -> None:
-        super().__init__(num_layers)
         self._convs, self._join, self._batch = convs, join, 0
         self._taps = [taps_of(conv.weight) for conv in convs]
         self._missing: list[list[list[tuple[int, int]]]] = []

@@ -30,7 +30,7 @@ class SingleLayer(Interface):
                 f"single_layer: layer {layer} asked for, the stack has {spec.num_layers} "
                 f"(0 to {spec.num_layers - 1}, or negative from the end)"
             )
-        self.layer, self.num_layers = layer % spec.num_layers, spec.num_layers
+        self.layer = layer % spec.num_layers
         self.out_dim = spec.dim
 
     def layer_weights(self, stack: LayerStack, task: str) -> dict[str, Tensor]:
@@ -42,12 +42,11 @@ class SingleLayer(Interface):
         return Frames(stack.layers[self.layer], stack.lengths, stack.frame_rate)
 
     def stream(self, task: str) -> LayerStream:
-        return _SingleLayerStream(self.num_layers, self.layer)
+        return _SingleLayerStream(self.layer)
 
 
 class _SingleLayerStream(LayerStream):
-    def __init__(self, num_layers: int, layer: int) -> None:
-        super().__init__(num_layers)
+    def __init__(self, layer: int) -> None:
         self._layer = layer
 
     def add(self, index: int, hidden: Tensor) -> None:

@@ -49,7 +49,6 @@ class WeightedSumStream(LayerStream):
     """Adds up layers with weights (L,) that are known before."""
 
     def __init__(self, weights: Tensor) -> None:
-        super().__init__(len(weights))
         self._weights = weights
         self._total: Tensor | None = None
 

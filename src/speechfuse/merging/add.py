@@ -26,6 +26,8 @@ class Add(Merge):
     The order of features means nothing, so interpolation mixes what does not belong together.
     """
 
+    alike = True
+
     def __init__(
         self,
         specs: Sequence[StackSpec],

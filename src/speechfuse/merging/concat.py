@@ -39,6 +39,7 @@ class Concat(Merge):
         joined, widest = sum(s.dim for s in specs), max(s.dim for s in specs)
         self.spec = replace(specs[0], dim=joined)
         self.projections = nn.ModuleList()
+        self.alike = len(specs) == 1 or projection != "before_per_layer"
         if len(specs) == 1:
             return
         if projection == "after":

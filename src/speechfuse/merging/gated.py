@@ -22,6 +22,8 @@ class Gated(Merge):
     The weighted sum of SUPERB (Yang et al. 2021, arXiv:2105.01051), over models in place of layers.
     """
 
+    alike = True
+
     def __init__(self, specs: Sequence[StackSpec]) -> None:
         """Raises ShapeError for upstreams of different width."""
         super().__init__()

@@ -25,6 +25,8 @@ class Interleave(Merge):
     mixed, which is order `layers_first`; under `merge_first` one interface mixes those of all.
     """
 
+    alike = True
+
     def __init__(self, specs: Sequence[StackSpec]) -> None:
         """Raises ShapeError for upstreams of different width."""
         super().__init__()

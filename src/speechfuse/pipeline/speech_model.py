@@ -19,7 +19,7 @@ from speechfuse.catalog import trusted_code
 from speechfuse.checkpoint import Run
 from speechfuse.contracts import ScoresClasses, ShowsLayers, Task, Upstream
 from speechfuse.data.batching import by_duration
-from speechfuse.errors import DataError, RunError, ShapeError, did_you_mean
+from speechfuse.errors import DataError, RunError, did_you_mean
 from speechfuse.evaluate import load_model
 from speechfuse.heads.ctc_align import align
 from speechfuse.heads.ctc_head import CTCHead
@@ -41,7 +41,7 @@ from speechfuse.pipeline.recordings import Recording, Samples
 from speechfuse.tasks.classification import Classification
 from speechfuse.tasks.rows import ids_of, padded
 from speechfuse.turns import Turn
-from speechfuse.types import Frames, Generated, LayerStack, Progress, Utterance, Waveforms
+from speechfuse.types import Frames, Generated, LayerStack, Progress, Utterance
 
 FETCHED = ("*.json", "*.yaml", "model.safetensors")  # of a published run; no code, no pickles
 STRETCH_SECONDS = 20.0  # of a long recording that are read at once
@@ -262,11 +262,11 @@ class SpeechModel:
             clips = [torch.from_numpy(one.samples) for one in batch]
             wav = moved(pad_clips(clips), self.device)
             given: dict[str, Sequence[LayerStack] | Frames] = {}
-            if not layers:
-                given = dict(self._streamed(wav, tasks))
-            if not given:
+            if layers:  # whose weights are shown, which takes the stacks
                 inputs = [wav if up is None else up(wav) for up in self._frozen.values()]
-                given = dict.fromkeys(tasks, self.model.stacks(inputs))
+                given.update(dict.fromkeys(tasks, self.model.stacks(inputs)))
+            else:
+                given.update(self.model.hear([*self._frozen.values()], wav, tasks))
             for name in tasks:
                 prompts = None if prompt is None else [prompt] * len(batch)
                 frames = self.model.fuse(given[name], name)
@@ -279,25 +279,6 @@ class SpeechModel:
                     self._note_layers(name, given[name], found, batch)
             for one in batch:
                 one.of.waiting -= 1
-
-    def _streamed(self, wav: Waveforms, tasks: Sequence[str]) -> dict[str, Frames]:
-        """What each task's fusion makes of one frozen encoder while that makes its layers.
-
-        So they are never held together. Empty if an interface needs them to be.
-        """
-        (only, *others) = self._frozen.values()
-        if only is None or others:
-            return {}
-        try:
-            streams = {name: self.model.fusion_of(name).stream(name) for name in tasks}
-        except ShapeError:
-            return {}
-        lengths, made = only.stream(wav)
-        for index, hidden in enumerate(made):
-            for stream in streams.values():
-                stream.accumulate(index, hidden)
-        rate = only.plan.spec.frame_rate
-        return {name: stream.result(lengths, rate) for name, stream in streams.items()}
 
     def _results(
         self, name: str, frames: Frames, found: Sequence[Any], prompts: Sequence[str] | None

@@ -80,11 +80,12 @@ class RunTeacher(Teacher):
     def probabilities(self, clips: Sequence[NDArray[float32]]) -> Tensor:
         wav = moved(pad_clips([torch.from_numpy(clip) for clip in clips]), self._device)
         tuned = build.tuned_upstreams(self._recipe)  # the model's own, it runs them itself
-        inputs = [
-            wav if name in tuned else upstream(wav)
+        upstreams = [
+            None if name in tuned else upstream
             for name, upstream in zip(self._recipe.upstreams, self._upstreams, strict=True)
         ]
-        return self._model.logits(inputs, self.task).double().softmax(-1).cpu()
+        heard = self._model.hear(upstreams, wav, [self.task])[self.task]
+        return self._model.logits(heard, self.task).double().softmax(-1).cpu()
 
     def _able(self) -> list[str]:
         return [name for name, task in self._tasks.items() if isinstance(task, Classification)]
