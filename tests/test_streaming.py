@@ -12,7 +12,7 @@ import speechfuse
 from speechfuse import build, catalog
 from speechfuse.build import read_recipe
 from speechfuse.cli import app
-from speechfuse.contracts import Upstream, UpstreamPlan
+from speechfuse.contracts import Interface, Upstream, UpstreamPlan
 from speechfuse.errors import RecipeError, ShapeError
 from speechfuse.interfaces.hconv import HConv
 from speechfuse.measure import peak_bytes
@@ -21,7 +21,8 @@ from speechfuse.train import train_run
 from speechfuse.types import LayerStack, StackSpec, Waveforms
 from speechfuse.upstreams.huggingface import HuggingFace
 
-STREAMED = ["single_layer", "weighted_sum", "gated_encoder", "hconv"]
+STREAMED = [n for n, part in catalog.INTERFACES.items() if part.stream is not Interface.stream]
+TOGETHER = [n for n in catalog.INTERFACES if n not in STREAMED]
 OPTIONS = {"single_layer": {"layer": 1}}
 MERGES = [
     {"kind": "add"},
@@ -235,7 +236,7 @@ def test_every_layer_comes_once(stack):
 
 
 @pytest.mark.parametrize("order", ["merge_first", "layers_first"])
-@pytest.mark.parametrize("kind", sorted({*catalog.INTERFACES} - {*STREAMED, "prompt_adaptive"}))
+@pytest.mark.parametrize("kind", TOGETHER)
 def test_an_interface_that_cannot_says_so(kind, order, stack):
     stacks = [stack(), stack()]
     fusion = fusion_of(kind, stacks, merge={"kind": "add"}, order=order)

@@ -75,10 +75,11 @@ class MergeFirst(Fusion):
     def stream(
         self, task: str, specs: Sequence[StackSpec], lengths: Sequence[Tensor]
     ) -> FusionStream:
-        if not self.merge.alike or self.reads_merged:
+        assert not self.reads_merged, "stored layers are all there"
+        if not self.merge.alike:
             raise ShapeError(
-                f"{type(self.merge).__name__} of these options does not do the same to every "
-                "layer, which cannot come one by one; give it the whole stacks"
+                f"merge {type(self.merge).__name__} does not do the same to every layer, so that "
+                "they cannot come one by one; give it the whole stacks"
             )
         return MergeFirstStream(
             self.merge,

@@ -74,10 +74,11 @@ class FusionModel(nn.Module):
         upstreams: in recipe order; None for one that is tuned, which is inside.
         """
         tuned = iter(self.upstreams)
-        parts = [next(tuned) if one is None else one for one in upstreams]
-        given = [part.stream(wav) for part in parts if isinstance(part, Upstream)]
+        parts = (next(tuned) if one is None else one for one in upstreams)
+        at_work = [part for part in parts if isinstance(part, Upstream)]
+        specs = [part.plan.spec for part in at_work]
+        given = [part.stream(wav) for part in at_work]
         lengths = [size for size, _ in given]
-        specs = [part.plan.spec for part in parts if isinstance(part, Upstream)]
         try:
             streams = {name: self.fusion_of(name).stream(name, specs, lengths) for name in tasks}
         except ShapeError:  # which says what needs them together
