@@ -1,5 +1,7 @@
 """Any encoders through any merge and interface: a clip alone gives what it gives in a batch."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import Phase, given, settings
@@ -23,7 +25,9 @@ MERGES = [
     {"kind": "gated"},
     {"kind": "interleave"},
 ]
+Shapes = Sequence[Sequence[tuple[int, int]]]
 MEL = {"kind": "filterbank"}
+LARGE = [[(49, 1280)], [(33, 1280)], [(25, 1024)], [(13, 768), (13, 768)], [(25, 1024), (13, 768)]]
 PHASES = [Phase.reuse, Phase.generate]  # to shrink what fails would take minutes
 
 
@@ -51,21 +55,33 @@ def fitting_merges(specs, **fusion):
     return found
 
 
-def compare(data: st.DataObject, most: int) -> None:
+def some_encoders(draw, narrow, most):
     """most: layers times the square of all widths together, so that an example stays small."""
-    draw = data.draw
-    interface = draw(st.sampled_from([*catalog.INTERFACES]), "interface")
-    narrow = interface == "pca_concat"  # eigenvectors cost the cube of a width
     widths = [80, 192] if narrow else [80, 192, 384, 768, 1280]
     models = draw(st.integers(1, 3), "models")
     one_width = draw(st.booleans(), "one width")
     dims = draw(st.lists(st.sampled_from(widths), min_size=models, max_size=models), "widths")
     dims = dims[:1] * models if one_width else dims
     deepest = max(1, min(49, most // sum(dims) ** 2))
+    return [(draw(st.integers(1, deepest), "layers"), dim) for dim in dims]
+
+
+def compare(data: st.DataObject, most: int = 0, large: Shapes = ()) -> None:
+    """most: layers times the square of widths. large: in place of such encoders one of these sets,
+    layers and width of each model, with few frames."""
+    draw = data.draw
+    interfaces = [*catalog.INTERFACES]
+    if large:
+        interfaces.remove("pca_concat")  # eigenvectors cost the cube of a width
+    interface = draw(st.sampled_from(interfaces), "interface")
+    if large:
+        shapes = draw(st.sampled_from(large), "large")
+    else:
+        shapes = some_encoders(draw, interface == "pca_concat", most)
+    longest = 2560 if large else 8000  # samples
     specs = [
-        StackSpec(draw(st.integers(1, deepest), "layers"), dim, 16000 / stride)
-        for dim in dims
-        for stride in [draw(st.sampled_from([160, 320, 640, 1280]), "stride")]
+        StackSpec(layers, dim, 16000 / draw(st.sampled_from([160, 320, 640, 1280]), "stride"))
+        for layers, dim in shapes
     ]
     recipes = fitting_merges(
         specs,
@@ -74,25 +90,35 @@ def compare(data: st.DataObject, most: int) -> None:
         normalize=draw(st.sampled_from(["none", "layer_norm", "unit_rms"]), "normalize"),
     )
     recipe = draw(st.sampled_from(recipes), "recipe")
-    samples = draw(st.lists(st.integers(1280, 8000), min_size=2, max_size=3), "samples")
+    samples = draw(st.lists(st.integers(1280, longest), min_size=2, max_size=3), "samples")
+    edges = [[draw(st.integers(0, 1), "lost at the edge") for _ in samples] for _ in specs]
+    sizes = [
+        [
+            max(1, -int(-n * spec.frame_rate // 16000) - lost)
+            for n, lost in zip(samples, own, strict=True)
+        ]
+        for spec, own in zip(specs, edges, strict=True)
+    ]
+    finest = max(spec.frame_rate for spec in specs)
+    common = [
+        min(own[row] for spec, own in zip(specs, sizes, strict=True) if spec.frame_rate == finest)
+        for row in range(len(samples))
+    ]
 
     random = torch.Generator().manual_seed(draw(st.integers(0, 99), "seed"))
     clips = [
-        [
-            torch.randn(s.num_layers, -int(-n * s.frame_rate // 16000), s.dim, generator=random)
-            for n in samples
-        ]
-        for s in specs
+        [torch.randn(s.num_layers, size, s.dim, generator=random) for size in own]
+        for s, own in zip(specs, sizes, strict=True)
     ]
 
     def stacks(rows):
         made = []
         for spec, own in zip(specs, clips, strict=True):
-            sizes = [own[row].shape[1] for row in rows]
-            hidden = torch.full((spec.num_layers, len(rows), max(sizes), spec.dim), 1e6)  # garbage
+            many = [own[row].shape[1] for row in rows]
+            hidden = torch.full((spec.num_layers, len(rows), max(many), spec.dim), 1e6)  # garbage
             for place, row in enumerate(rows):
-                hidden[:, place, : sizes[place]] = own[row]
-            made.append(LayerStack(tuple(hidden), torch.tensor(sizes), spec.frame_rate))
+                hidden[:, place, : many[place]] = own[row]
+            made.append(LayerStack(tuple(hidden), torch.tensor(many), spec.frame_rate))
         return made
 
     torch.manual_seed(0)
@@ -103,16 +129,15 @@ def compare(data: st.DataObject, most: int) -> None:
             if not parameter.any():  # logits, as if they had been trained
                 parameter.normal_()
         together = fusion(stacks(range(len(samples))), "asr")
-        for row, count in enumerate(samples):
+        for row, size in enumerate(common):
             alone = fusion(stacks([row]), "asr")
-            size = -int(-count * max(s.frame_rate for s in specs) // 16000)
             pools, merge_first = (
                 catalog.INTERFACES[interface].pools,
                 recipe.fusion.order != "layers_first",
             )
             size = 1 if pools else size
             if recipe.fusion.merge.kind == "interleave" and not (pools and merge_first):
-                size *= models
+                size *= len(specs)
             assert int(alone.lengths[0]) == int(together.lengths[row]) == size
             one, many = alone.hidden[0, :size], together.hidden[row, :size]
             assert one.shape == many.shape == (size, fusion.out_dim)
@@ -126,10 +151,19 @@ def test_any_encoders_fuse_alone_as_in_a_batch(data):
 
 
 @pytest.mark.recipe
+@pytest.mark.timeout(600)
 @settings(max_examples=150, deadline=None, phases=PHASES)
 @given(st.data())
 def test_larger_and_more_of_them_do_too(data):
     compare(data, 15_000_000)
+
+
+@pytest.mark.recipe
+@pytest.mark.timeout(600)
+@settings(max_examples=20, deadline=None, phases=PHASES)
+@given(st.data())
+def test_the_largest_do_too(data):
+    compare(data, large=LARGE)
 
 
 @pytest.mark.parametrize("kind", [WeightedSum, GatedEncoder])
