@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import resource
 import shutil
 import signal
+import time
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from fuzzing import contents
 from speechfuse import build
 from speechfuse.build import read_recipe
+from speechfuse.callbacks import Events, LongCSV
 from speechfuse.checkpoint import Run
 from speechfuse.errors import DataError, RecipeError, RunError, ShapeError, UpstreamError
 from speechfuse.evaluate import evaluate_again, evidence_of
@@ -374,6 +378,74 @@ def test_a_stopped_run_goes_on_in_another_folder(workspace, tone_recipe, stop):
     train_run(recipe, workspace / "there")
     whole, parts = weights(workspace / "whole"), weights(workspace / "there")
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
+
+
+@contextmanager
+def no_file_beyond(size):
+    """The system's own limit: a write ends in the midst of a file, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_last_one(workspace, tone_recipe):
+    """At the second of three scores; then there is room again."""
+    change = {"training": {"steps": 12, "evaluate_every": 4, "keep": "last"}}
+    recipe = read_recipe(merged(tone_recipe, change))
+    train_run(recipe, workspace / "whole")
+    with ExitStack() as limited:
+
+        def fill_disk(what, done, total):
+            if (what, done) == ("training steps", 6):
+                (workspace / "first.ckpt").write_bytes(last.read_bytes())
+                limited.enter_context(no_file_beyond(4096))
+
+        last = workspace / "parts" / "checkpoints" / "last.ckpt"
+        with pytest.raises(RunError, match=r"cannot write .*\.ckpt \(File too large\); .*goes on"):
+            train_run(recipe, workspace / "parts", fill_disk)
+    assert last.read_bytes() == (workspace / "first.ckpt").read_bytes()
+    assert not [*last.parent.glob(".*")]
+    steps = []
+    train_run(recipe, workspace / "parts", lambda w, d, n: steps.append((w, d)))
+    assert min(d for w, d in steps if w == "training steps") == 5
+    whole, parts = weights(workspace / "whole"), weights(workspace / "parts")
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+    assert_same_log(workspace / "parts", workspace / "whole")
+
+
+def test_a_log_or_metrics_that_do_not_fit_stay_as_they_were(tmp_path):
+    log, run = LongCSV(tmp_path / "log.csv"), Run(tmp_path)
+    log.log_metrics({"loss": 1.5}, 1)
+    run.save_metrics({"one": 1})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for name, write in (
+        ("log.csv", lambda: log.log_metrics({"loss": 2.5, "other": 3.5}, 2)),
+        ("metrics.json", lambda: run.save_metrics({"one": 2, "two": "longer"})),
+        ("test_asr.tsv", lambda: run.save_table("test", "asr", [{"reference": "x" * 99}])),
+    ):
+        size = (tmp_path / name).stat().st_size if name in before else 0
+        with no_file_beyond(size + 5), pytest.raises(RunError, match=rf"cannot write .*{name}"):
+            write()
+        assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+    assert not [*(tmp_path / "predictions").iterdir()]
+    log.log_metrics({"loss": 2.5}, 2)
+    assert run.log() == [(1, "loss", 1.5), (2, "loss", 2.5)]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_events_that_do_not_fit_are_an_error_and_no_wait_for_ever(tmp_path):
+    events = Events(tmp_path, "", "")
+
+    def train():
+        for step in range(1000):
+            events.log_metrics({"loss": 1.0}, step)
+            time.sleep(0.002)
+
+    with no_file_beyond(100), pytest.raises(RunError, match="cannot write TensorBoard's events"):
+        train()
 
 
 def test_a_second_ctrl_c_does_not_wait(workspace, tone_recipe):

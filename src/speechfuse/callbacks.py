@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from speechfuse.checkpoint import write_text
+from speechfuse.checkpoint import full, write_bytes, write_text
+from speechfuse.errors import RunError
 from speechfuse.types import Progress
 
 
@@ -164,13 +169,16 @@ class LongCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        new = not self._path.is_file()
-        with self._path.open("a") as file:
-            if new:
-                file.write("step,name,value\n")
-            for name, value in metrics.items():
-                if name != "epoch":
-                    file.write(f"{step},{name},{value:.6g}\n")
+        size = self._path.stat().st_size if self._path.is_file() else 0
+        lines = [] if size else ["step,name,value\n"]
+        lines += [f"{step},{n},{value:.6g}\n" for n, value in metrics.items() if n != "epoch"]
+        try:
+            with self._path.open("a") as file:
+                file.write("".join(lines))
+        except OSError as error:  # half of a line may be there
+            with suppress(OSError):
+                os.truncate(self._path, size)
+            raise full(self._path, error) from error
 
     @rank_zero_only
     def forget_from(self, step: int) -> None:
@@ -181,8 +189,35 @@ class LongCSV(Logger):
             write_text(self._path, "".join([*lines[:1], *kept]))
 
 
+class WholeCheckpoints(TorchCheckpointIO):
+    """A checkpoint is whole before it takes the place of the last one.
+
+    Lightning writes it where temporary files are and copies it from there, over the last one,
+    which a full disk would cost.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        whole, place = BytesIO(), Path(path)
+        torch.save(checkpoint, whole)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(place, whole.getbuffer())
+
+
 class Events(TensorBoardLogger):
     """Events alone: hparams.yaml would be empty."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Raises RunError if the thread that writes has failed; its queue would fill, and wait."""
+        files: Any = self.experiment.file_writer
+        if not files.event_writer._worker.is_alive():
+            raise RunError(
+                f"cannot write TensorBoard's events in {self.log_dir}, perhaps for want of room; "
+                "what was finished is kept: make room, and the same command goes on"
+            )
+        super().log_metrics(metrics, step)
 
     def save(self) -> None:
         self.experiment.flush()

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib import metadata
 from importlib.util import find_spec
@@ -303,9 +304,10 @@ class Run:
             )
         path = self._table(split, task)
         part = path.with_name(f".{path.name}.part")
-        part.unlink(missing_ok=True)
-        write_table(part, rows)
-        part.replace(path)
+        with written(path, part):
+            part.unlink(missing_ok=True)
+            write_table(part, rows)
+            part.replace(path)
 
     def table(self, split: str, task: str) -> list[dict[str, str]]:
         path = self._table(split, task)
@@ -340,12 +342,41 @@ class Run:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, and never through a link that lies there."""
+    """Write a file whole or not at all, and never through a link that lies there.
+
+    Raises:
+        RunError: the disk is full, or nothing may be written there.
+    """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """The same of bytes."""
     part = path.with_name(f".{path.name}.part")
-    part.unlink(missing_ok=True)
-    with part.open("x", encoding="utf-8") as file:
-        file.write(text)
-    part.replace(path)
+    with written(path, part):
+        part.unlink(missing_ok=True)
+        with part.open("xb") as file:
+            file.write(data)
+        part.replace(path)
+
+
+@contextmanager
+def written(path: Path, part: Path) -> Iterator[None]:
+    """What cannot be written within is one error of the user's, and the part of it goes."""
+    try:
+        yield
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise full(path, error) from error
+
+
+def full(path: Path, error: OSError) -> RunError:
+    """What to say of a file that cannot be written."""
+    return RunError(
+        f"cannot write {path} ({error.strerror or error}); what was finished is kept: make room "
+        "or see to its permission, and the same command goes on"
+    )
 
 
 def versions() -> str:

@@ -22,6 +22,7 @@ from speechfuse.callbacks import (
     ShowProgress,
     StepSeed,
     Stop,
+    WholeCheckpoints,
     quiet,
 )
 from speechfuse.checkpoint import Run
@@ -125,6 +126,7 @@ def fit(
             gradient_clip_val=training.gradient_clip,
             logger=[log, Events(run.folder, "", "")],
             callbacks=callbacks,
+            plugins=[WholeCheckpoints()],
             log_every_n_steps=max(1, training.steps // 100),
             num_sanity_val_steps=0,
             enable_progress_bar=False,
