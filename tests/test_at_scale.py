@@ -1,13 +1,14 @@
 """Many hours on many GPUs, against sums made by hand."""
 
 import json
+import re
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from speechfuse.at_scale import scale_tables
-from speechfuse.build import read_recipe
+from speechfuse.build import build_upstream, read_recipe
 from speechfuse.cli import app
 from speechfuse.errors import RecipeError
 
@@ -53,7 +54,7 @@ def test_a_hundred_thousand_hours_on_64_gpus_by_hand(base):
 
 def test_a_rate_is_needed_and_of_an_upstream_that_is_there(base):
     recipe = read_recipe(base)
-    with pytest.raises(RecipeError, match="no rate of mel; measure one with"):
+    with pytest.raises(RecipeError, match=r"no rate of mel; measure .*--json > rates\.json"):
         scale_tables(recipe, 10, 1, {"hubert": 500.0})
     with pytest.raises(RecipeError, match=r"--rate hubrt: no such upstream; .* mean 'hubert'"):
         scale_tables(recipe, 10, 1, {"hubrt": 500.0})
@@ -65,6 +66,55 @@ def test_what_is_trained_is_not_extracted(base):
     recipe = read_recipe(base | {"training": {"train_upstream": "all"}})
     with pytest.raises(RecipeError, match="every upstream is trained"):
         scale_tables(recipe, 10, 1, {"": 500.0})
+
+
+def test_altered_copies_count_for_the_task_that_has_the_most(base):
+    """A copy at half the speed is twice as long; two more in noise: five hours of one."""
+    augment = {"speed": [0.5, 1.0], "noise": {"copies": 2}}
+    head = {"kind": "ctc"}
+    base["tasks"] = {
+        "asr": {"corpus": "nothing-yet", "head": head, "augment": augment},
+        "other": {"kind": "asr", "corpus": "none", "head": head, "augment": {"speed": [0.9]}},
+    }
+    extraction, storage, _ = scale_tables(read_recipe(base), 100, 1, {"": 1.0})
+    assert extraction[0] == "Extraction of 100 h and 400 h of altered copies on 1 GPUs"
+    assert extraction[2][0][3] == "500"
+    assert storage[2][0][1] == f"{500 * 3600 * 998_400 / 1e12:,.1f}"
+
+
+def test_the_command_reads_the_rates_that_a_bench_measured(base, tmp_path):
+    del base["upstreams"]["mel"]
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(base))
+    macs = build_upstream(read_recipe(base), "hubert").plan.macs_per_second
+    row = {"shape": "hubert-base", "multiply_adds": macs, "compute": "float32"}
+    rows = [
+        row | {"device": "cpu", "machine": "CPU, 1 of 2 threads", "rate": 2.0},
+        row | {"device": "cuda", "machine": "A GPU", "rate": 1000.0},
+        row | {"device": "cuda", "machine": "A GPU", "rate": 3000.0, "compute": "bfloat16"},
+    ]
+    (tmp_path / "rates.json").write_text(json.dumps({"rates": rows}))
+    plan = ["plan", str(tmp_path / "r.yaml")]
+    rates = ["--rates", str(tmp_path / "rates.json")]
+    said = CliRunner().invoke(app, [*plan, "--hours", "1000", *rates])
+    assert said.exit_code == 0, said.output
+    assert "on 1 GPUs; rates of A GPU" in said.output
+    assert re.search(r"hubert +│ +1000 │", said.output)
+    narrow = CliRunner().invoke(
+        app, [*plan, "--hours", "1000", *rates, "upstreams.hubert.compute=bfloat16"]
+    )
+    assert re.search(r"hubert +│ +3000 │", narrow.output)
+    cut = CliRunner().invoke(app, [*plan, "--hours", "1000", *rates, "upstreams.hubert.layers=[3]"])
+    assert isinstance(cut.exception, RecipeError)
+    expected = (
+        r"no rate of 'hubert' \(1 x 768, float32\) on cuda, it has hubert-base in bfloat16, "
+        r"hubert-base in float32; measure .*: speechfuse bench extraction --json > rates\.json"
+    )
+    assert re.search(expected, str(cut.exception))
+    lost = CliRunner().invoke(app, [*plan, "--hours", "9", "--rates", str(tmp_path / "none.json")])
+    assert re.search(r"no file .*none\.json; measure on", str(lost.exception))
+    (tmp_path / "rates.json").write_text("{}")
+    broken = CliRunner().invoke(app, [*plan, *rates])
+    assert re.search(r"rates\.json is damaged .*write it again with", str(broken.exception))
 
 
 def test_the_command_takes_rates_by_name(base, tmp_path):

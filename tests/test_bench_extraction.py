@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -5,7 +7,9 @@ from typer.testing import CliRunner
 from speechfuse import cli
 from speechfuse.bench import extraction as bench
 from speechfuse.data.batching import batch_seconds
-from speechfuse.upstreams.huggingface import has_bfloat16
+from speechfuse.rates import bench_rates
+from speechfuse.upstreams.filterbank import Filterbank
+from speechfuse.upstreams.huggingface import HuggingFace, has_bfloat16
 
 TINY = {
     "hidden_size": 32,
@@ -70,6 +74,22 @@ def test_the_durations_are_natural_and_the_same_each_time():
 
 def test_a_cpu_reads_less_at_a_time_than_a_gpu():
     assert batch_seconds(torch.device("cpu")) < batch_seconds(torch.device("cuda", 0))
+
+
+def test_what_it_prints_as_data_is_what_a_plan_reads(shapes, tmp_path):
+    call = ["bench", "extraction", "--shape", "wavlm-base", "--device", "cpu"]
+    said = CliRunner().invoke(cli.app, [*call, "--seconds", "1", "--repeats", "1", "--json"])
+    assert said.exit_code == 0, said.output
+    (tmp_path / "rates.json").write_text(said.stdout)
+    data = json.loads(said.stdout)
+    assert data["tables"][0]["rows"][0][0] == "wavlm-base, cpu"
+    (tmp_path / "config.json").write_text(json.dumps(shapes["wavlm-base"][0]))
+    found, where = bench_rates(
+        tmp_path / "rates.json", {"mine": HuggingFace(source=str(tmp_path)), "mel": Filterbank()}
+    )
+    assert found == {"mine": data["rates"][0]["rate"]}
+    assert found["mine"] > 0
+    assert where.startswith("CPU, 1 of ")
 
 
 def test_the_command_refuses_an_unknown_shape():

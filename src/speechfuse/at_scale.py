@@ -8,8 +8,9 @@ from speechfuse import build
 from speechfuse.cache.plans import SHARD_BYTES, SHARD_SECONDS
 from speechfuse.cache.shards import DTYPES
 from speechfuse.contracts import UpstreamPlan
-from speechfuse.errors import RecipeError, did_you_mean
-from speechfuse.recipe import Recipe
+from speechfuse.errors import RecipeError
+from speechfuse.rates import MEASURE, check_given
+from speechfuse.recipe import Recipe, TaskRecipe
 from speechfuse.types import Table
 
 
@@ -22,12 +23,14 @@ def scale_tables(
     training_rate: float | None = None,
     reading: float = 1.0,
     price: float = 0.0,
+    where: str = "",
 ) -> list[Table]:
     """Tables: extraction, storage in every type, and an epoch of training on what is stored.
 
     rates: audio seconds that an upstream takes in a second of one GPU, by its name, or one for all
     under "". training_rate: the same of training on stored layers. reading: GB that a GPU is given
-    in a second. price: of an hour of one GPU.
+    in a second. price: of an hour of one GPU. where: rates were measured, in words. Of the hours
+    as many copies are made as of the task's training utterances that has the most.
 
     Raises:
         RecipeError: an upstream without a rate, a rate of none, or nothing that is stored.
@@ -38,6 +41,7 @@ def scale_tables(
         raise RecipeError("every upstream is trained, so that nothing is extracted or stored")
     plans = {name: build.build_upstream(recipe, name).plan for name in frozen}
     found = _rates(plans, rates)
+    given, hours = hours, hours * (1 + max(map(_copies, recipe.tasks.values())))
     seconds = 3600 * hours
     sizes = {name: seconds * _bytes(plan, recipe.store.dtype) for name, plan in plans.items()}
     work = {name: hours / rate for name, rate in found.items()}  # hours of one GPU
@@ -54,7 +58,10 @@ def scale_tables(
         rows.append(["all", "", "", *_taken(sum(work.values()), gpus, price)])
     money = ["cost"] if price else []
     columns = ["upstream", "audio s / s of a GPU", "shards", "GPU hours", "hours", *money]
-    tables: list[Table] = [(f"Extraction of {hours:,g} h on {gpus} GPUs", columns, rows)]
+    title = f"Extraction of {given:,g} h"
+    title += f" and {hours - given:,.0f} h of altered copies" if hours > given else ""
+    title += f" on {gpus} GPUs" + (f"; rates of {where}" if where else "")
+    tables: list[Table] = [(title, columns, rows)]
     rows = [
         [name, *(f"{seconds * _bytes(plan, dtype) / 1e12:,.1f}" for dtype in DTYPES)]
         for name, plan in plans.items()
@@ -71,15 +78,18 @@ def scale_tables(
 
 
 def _rates(plans: Mapping[str, UpstreamPlan], given: Mapping[str, float]) -> dict[str, float]:
-    for name in given:
-        if name and name not in plans:
-            raise RecipeError(f"--rate {name}: no such upstream; {did_you_mean(name, plans)}")
+    check_given(plans, given)
     if missing := [name for name in plans if name not in given and "" not in given]:
-        raise RecipeError(
-            f"no rate of {', '.join(missing)}; measure one with: speechfuse bench extraction, and "
-            f"give its seconds of audio in a second, like --rate {missing[0]}=500"
-        )
+        raise RecipeError(f"no rate of {', '.join(missing)}; {MEASURE}")
     return {name: given.get(name, given.get("", 0.0)) for name in plans}
+
+
+def _copies(task: TaskRecipe) -> float:
+    """Seconds of altered copies for a second of a task's training utterances."""
+    if task.augment is None:
+        return 0.0
+    noise = task.augment.noise.copies if task.augment.noise else 0
+    return noise + sum(1 / speed for speed in task.augment.speeds)
 
 
 def _bytes(plan: UpstreamPlan, dtype: str) -> float:

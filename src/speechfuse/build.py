@@ -227,6 +227,12 @@ def build_upstream(recipe: Recipe, name: str) -> Upstream:
     return upstream
 
 
+def frozen_upstreams(recipe: Recipe) -> dict[str, Upstream]:
+    """Those whose layers are stored."""
+    tuned = tuned_upstreams(recipe)
+    return {name: build_upstream(recipe, name) for name in recipe.upstreams if name not in tuned}
+
+
 def read_upstreams(recipe: Recipe) -> dict[str, Upstream]:
     """What the model reads the layers of, by name: each upstream, or all that are stored as one.
 

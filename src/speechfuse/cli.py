@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -184,6 +184,9 @@ def plan(
             "for all; as `bench extraction` prints."
         ),
     ] = None,
+    rates: Annotated[
+        Path | None, typer.Option(help="What `bench extraction --json` printed, for such rates.")
+    ] = None,
     measure: Annotated[
         bool, typer.Option(help="Run each upstream on some seconds here, for its rate.")
     ] = False,
@@ -195,27 +198,41 @@ def plan(
 ) -> None:
     """Shapes, parameters, multiply-adds, memory, and size and time of the stored layers.
 
-    No weights are read and times are guessed from multiply-adds, unless there is --rate or
-    --measure. With --hours: shards, hours, storage and cost of so much audio on so many GPUs.
+    No weights are read and times are guessed from multiply-adds, unless there is --rate, --rates
+    or --measure. With --hours: shards, hours, storage and cost of so much audio on so many GPUs.
     """
     from speechfuse.build import read_recipe
 
     read = read_recipe(recipe, overrides or ())
+    from speechfuse.build import frozen_upstreams
+    from speechfuse.measure import best_device
+    from speechfuse.rates import bench_rates, find_rates
+
+    given, where = _rates(rate or ()), ""
+    rest = {n: up for n, up in frozen_upstreams(read).items() if not {n, ""} & {*given}}
+    if rates:
+        found, where = bench_rates(rates, rest, None if hours else best_device().type)
+        given |= found
     if hours is None:
         from speechfuse.plan import plan_recipe
 
-        tables = plan_recipe(read, _rates(rate or ()), measure=measure)
+        tables = plan_recipe(read, given, measure=measure)
     else:
         from speechfuse.at_scale import scale_tables
+
+        if measure and (rest := {n: up for n, up in rest.items() if n not in given}):
+            found, where = find_rates(rest, best_device(), {}, measure=True)
+            given |= found
 
         tables = scale_tables(
             read,
             hours,
             gpus,
-            _rates(rate or ()),
+            given,
             training_rate=training_rate,
             reading=reading,
             price=price,
+            where=where,
         )
     for title, columns, rows in tables:
         _table(title, columns, rows)
@@ -867,6 +884,9 @@ def bench(
         bool,
         typer.Option(help="Processor time, where others use the machine; cache, epoch, scaling."),
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print data; of extraction for `plan --rates`.")
+    ] = False,
 ) -> None:
     """Time a method against plain references, side by side in one run.
 
@@ -895,42 +915,49 @@ def bench(
 
     torch.set_num_threads(threads)
     clock = time.process_time if processor else time.perf_counter
+    about: dict[str, Any] = {"bench": what, "threads": threads, "torch": torch.__version__}
+    tables: Iterable[Any]
     if what == "serve":
         if run is None:
             raise SpeechFuseError("bench serve needs a run; give its folder with --run")
         from speechfuse.bench.serve import serve_table
 
-        _table(*serve_table(run, clients, seconds))
+        tables = [serve_table(run, clients, seconds)]
     elif what == "extraction":
-        from speechfuse.bench.extraction import checked_shapes, extraction_tables
+        from speechfuse.bench import extraction
 
-        for table in extraction_tables(seconds, repeats, checked_shapes(shape), device, clock):
-            _table(*table)
+        shapes = extraction.checked_shapes(shape)
+        found = [*extraction.bench_extraction(seconds, repeats, shapes, device, clock)]
+        about["rates"] = extraction.extraction_rates(found)
+        tables = extraction.extraction_tables(found, seconds, repeats, device, clock)
     elif what == "fusion":
         from speechfuse.bench.fusion import bench_table
 
-        _table(*bench_table(frames, repeats, device))
+        tables = [bench_table(frames, repeats, device)]
     elif what == "cache":
         from speechfuse.bench.cache import cache_tables
 
-        for table in cache_tables(seconds, repeats, folder, clock):
-            _table(*table)
+        tables = cache_tables(seconds, repeats, folder, clock)
     elif what == "epoch":
         from speechfuse.bench.epoch import epoch_table
-
-        _table(*epoch_table(seconds, repeats, clock))
         from speechfuse.bench.step import step_table
 
-        _table(*step_table(seconds))
+        tables = [epoch_table(seconds, repeats, clock), step_table(seconds)]
     elif what == "scaling":
         from speechfuse.bench.scaling import scaling_table
 
-        _table(*scaling_table(seconds / 3600, repeats, clock))
+        tables = [scaling_table(seconds / 3600, repeats, clock)]
     else:
         from speechfuse.bench.harmonifuse import Sizes, harmonifuse_tables
 
-        for table in harmonifuse_tables(Sizes(preset, tokens=tokens), repeats, device):
-            _table(*table)
+        tables = harmonifuse_tables(Sizes(preset, tokens=tokens), repeats, device)
+    if as_json:
+        names = ("title", "columns", "rows")
+        about["tables"] = [dict(zip(names, table, strict=True)) for table in tables]
+        typer.echo(json.dumps(about, indent=2, ensure_ascii=False))
+        return
+    for title, columns, rows in tables:
+        _table(title, columns, rows)
 
 
 @app.command()

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
 from speechfuse.contracts import Upstream
 from speechfuse.data.batching import batch_seconds
-from speechfuse.errors import RecipeError, did_you_mean
+from speechfuse.errors import RecipeError, damage, did_you_mean
 from speechfuse.measure import product_rate, seconds_in_turns
 from speechfuse.types import Waveforms
 
 EFFICIENCY = 0.6  # of an encoder, whose smaller operations wait for memory
+MEASURE = (
+    "measure on the machine that will be used: speechfuse bench extraction --json > rates.json, "
+    "and give --rates rates.json; another shape, layers or silence: give --measure there, or "
+    "--rate NAME=RATE"
+)
 CLIP = 4.0  # seconds of noise that an encoder is measured on; on a GPU as many as a batch has
 
 
@@ -46,6 +53,48 @@ def find_rates(
         plans = {name: upstreams[name].plan for name in rest}
         found |= {n: EFFICIENCY * product / max(1.0, p.macs_per_second) for n, p in plans.items()}
     return {name: found[name] for name in upstreams}, " and ".join(how)
+
+
+def bench_rates(
+    path: Path, upstreams: Mapping[str, Upstream], device: str | None = None
+) -> tuple[dict[str, float], str]:
+    """What `speechfuse bench extraction --json` measured of these encoders, and where.
+
+    An encoder is known by its multiply-adds and compute type; of those without products, like a
+    filterbank, nothing is measured. device: cpu or cuda; left out, that of a GPU if there is one.
+
+    Raises:
+        RecipeError: no such file, or it has no rate of an encoder.
+    """
+    with damage(path, RecipeError, "write it again with: speechfuse bench extraction --json"):
+        try:
+            rows = [dict(row) for row in json.loads(path.read_text())["rates"]]
+        except FileNotFoundError as error:
+            raise RecipeError(f"no file {path}; {MEASURE}") from error
+        rows = [row for row in rows if float(row["rate"]) > 0]
+        chosen = device or ("cuda" if any(row["device"] == "cuda" for row in rows) else "cpu")
+        there = {
+            (round(row["multiply_adds"]), row["compute"]): row
+            for row in rows
+            if row["device"] == chosen
+        }
+        shapes = sorted({f"{row['shape']} in {row['compute']}" for row in there.values()})
+    found: dict[str, float] = {}
+    machines: set[str] = set()
+    for name, upstream in upstreams.items():
+        compute = getattr(upstream, "compute", None)
+        if compute is None:
+            continue
+        row = there.get((round(upstream.plan.macs_per_second), compute))
+        if row is None:
+            spec = upstream.plan.spec
+            raise RecipeError(
+                f"{path} has no rate of '{name}' ({spec.num_layers} x {spec.dim}, {compute}) on "
+                f"{chosen}, it has {', '.join(shapes) or 'none'}; {MEASURE}"
+            )
+        found[name] = float(row["rate"])
+        machines.add(str(row["machine"]))
+    return found, " and ".join(sorted(machines))
 
 
 def check_given(known: Mapping[str, object], given: Mapping[str, float]) -> None:

@@ -12,6 +12,7 @@ of acted speech are nearly.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -92,19 +93,38 @@ class Extraction:
     operations: Mapping[str, float]  # a second, of products that are needed
     memory: Mapping[str, int]  # bytes at most beside weights, in the largest batch
     drift: tuple[float, float] | None  # of bfloat16, relative: the worst layer, the last
+    macs: float  # multiply-adds for a second of audio, as plans count them
+    machine: str  # the GPU's name, or the number of threads
+
+
+def extraction_rates(found: Sequence[Extraction]) -> list[dict[str, Any]]:
+    """Ours, for `plan --rates`: which encoder is meant, its multiply-adds tell."""
+    return [
+        {
+            "shape": one.shape,
+            "multiply_adds": one.macs,
+            "compute": compute,
+            "device": one.device,
+            "machine": one.machine,
+            "rate": one.rates[compute],
+        }
+        for one in found
+        for compute in ("float32", "bfloat16")
+        if compute in one.rates
+    ]
 
 
 def extraction_tables(
+    found: Sequence[Extraction],
     seconds: float,
     repeats: int,
-    shapes: Sequence[str] = tuple(SHAPES),
     asked: Device = "all",
     clock: Clock = time.perf_counter,
 ) -> Iterator[Table]:
-    """What `bench_extraction` and `bench_short_whisper` measure, for reading."""
+    """What `bench_extraction` found and `bench_short_whisper` finds, for reading."""
     measured = setting(repeats, clock)
     speed, memory = [], []
-    for one in bench_extraction(seconds, repeats, shapes, asked, clock):
+    for one in found:
         name, ours = f"{one.shape}, {one.device}", ("float32", "bfloat16")
         rates = [_shown(one.rates, kind, "{:.1f}") for kind in (*ours, "plain", "s3prl")]
         gains = [_shown(one.gains, kind, "{:.2f}") for kind in ours]
@@ -123,11 +143,11 @@ def extraction_tables(
     yield f"Extraction of {seconds:g} s of audio, {measured}", columns, speed
     columns = ["MB in a batch", "float32", "bfloat16", "plain", "drift, worst layer"]
     yield "Memory and drift", [*columns, "drift, last layer", "of stated peak"], memory
-    if "whisper-base" in shapes:
-        found = bench_short_whisper(seconds, repeats, asked, clock)
+    if any(one.shape == "whisper-base" for one in found):
+        short = bench_short_whisper(seconds, repeats, asked, clock)
         rows = [
             [f"{device}, {pad:g} s of silence", f"{rate:.1f}", f"{gain:.1f}", f"{over:.1f}"]
-            for device, pad, rate, gain, over in found
+            for device, pad, rate, gain, over in short
         ]
         columns = ["", "audio s / s", "/ 30 s mode", "/ plain"]
         yield f"Whisper-base on clips of {SHORT:g} s, float32, {measured}", columns, rows
@@ -365,6 +385,10 @@ def _measured(
         operations={kind: 2 * needed / median(taken[kind]) for kind in kinds},
         memory=memory,
         drift=_drift(ours["float32"], ours["bfloat16"], batches[-1]) if len(kinds) > 1 else None,
+        macs=ours["float32"].plan.macs_per_second,
+        machine=torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"CPU, {torch.get_num_threads()} of {os.cpu_count()} threads",
     )
 
 
