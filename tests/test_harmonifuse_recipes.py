@@ -1,6 +1,7 @@
 """The recipes of HarmoniFuse's experiments: every row builds, and takes a step at its size."""
 
 import json
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,9 +9,19 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from typer.testing import CliRunner
 
-from speechfuse import build
+import trees
+from speechfuse import build, cli
+from speechfuse.checkpoint import Run
+from speechfuse.data.teachers import Seen
+from speechfuse.experiments.claims import claim_tables
+from speechfuse.experiments.report import pseudo_labels, result_tables
+from speechfuse.experiments.runner import run_sweep
+from speechfuse.experiments.spread import spread_tables
 from speechfuse.experiments.sweep import cells, read_sweep
+from speechfuse.pseudo.labelling import pseudo_label
+from speechfuse.pseudo.teacher import Teacher
 from speechfuse.types import LayerStack, Tokens
 
 pytestmark = pytest.mark.recipe  # seconds in all: run by make test
@@ -194,19 +205,120 @@ def test_updates_on_real_speech_are_as_many_as_the_names_of_rows_say(real, name,
         assert by_row[row].steps == (total if row.endswith("in all") else own[task])
 
 
-def test_the_paper_recipe_builds_at_full_size(places):
-    path = RECIPES / "real" / "harmonifuse_paper.yaml"
-    recipe = build.read_recipe(path, [places["wavlm_large"].replace("wavlm_large", "wavlm", 1)])
-    (spec,) = build.stack_specs(recipe)
-    assert (spec.num_layers, spec.dim) == (25, 1024)
-    with torch.device("meta"):
-        model = model_of(recipe)
-    assert {n: tuple(p.shape) for n, p in model.fusion_of("asr").named_parameters()} == {
-        "interface.logits.asr": (24,),
-        "interface.logits.emotion": (24,),
-    }
-    context = model.reader.context
-    assert (context.spec.num_layers, context.spec.dim) == (12, 1024)
-    assert context.join == 1
-    blocks = sum(p.numel() for p in context.blocks.parameters())
-    assert blocks == pytest.approx(12 * 12 * 1024**2, rel=0.01)  # plain: 4 d^2 and 8 d^2 each
+PAPER = RECIPES / "real" / "harmonifuse_paper.yaml"
+ALONE = ["ASR alone, as many updates of it", "SER alone, as many updates of it"]
+
+
+class BySeconds(Teacher):
+    """Names the emotion of a clip by its length, and has seen nothing that is tested."""
+
+    source, label, seen, name = "seconds", "emotion", (Seen("elsewhere"),), "seconds@1"
+    classes = wanted = ["angry", "happy", "neutral", "sad"]
+
+    def identity(self):
+        return {"weights_sha256": "1"}
+
+    def load(self):
+        pass
+
+    def probabilities(self, clips):
+        return torch.eye(4)[[round(len(clip) / 16000) - 1 for clip in clips]].double()
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    """What the recipe's own commands make of small trees in the layouts of the three corpora."""
+    folder = tmp_path_factory.mktemp("paper")
+    lines = [line.removeprefix("#").strip() for line in PAPER.read_text().splitlines()]
+    (parts,) = (line.removeprefix("P=") for line in lines if line.startswith("P="))
+    trees.librispeech(folder / "LibriSpeech", parts.removeprefix("part=").split(","))
+    trees.iemocap(folder / "IEMOCAP_full_release")
+    trees.emilia(folder, "en", shards=1, clips=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for line in lines:
+            if line.startswith("speechfuse prepare"):
+                words = shlex.split(line.replace("$P", parts))[1:]
+                result = CliRunner().invoke(cli.app, words)
+                assert result.exit_code == 0, result.output
+        assert pseudo_label("emilia", BySeconds(), Path("labels/emilia"))["kept"] == 4
+    return folder
+
+
+def test_every_row_of_the_papers_size_builds_there(places, corpora, monkeypatch, tmp_path):
+    monkeypatch.chdir(corpora)
+    sweep = read_sweep(PAPER, [f"recipe.{places['wavlm_large'].replace('_large', '', 1)}"])
+    found = cells(sweep, tmp_path)
+    assert f"That is {len(found)} runs" in PAPER.read_text()
+    folds = {row: {cell.fold for cell in found if cell.row == row} for row in sweep.rows}
+    for row, numbers in folds.items():
+        assert numbers == ({0} if row.startswith("ASR") else {*range(5)}), row
+    tested = [cell.recipe.tasks["emotion"].split for cell in found if cell.row == "one model"][::3]
+    assert [one.test_speakers for one in tested] == [
+        (f"Ses0{session}F", f"Ses0{session}M") for session in range(1, 6)
+    ]
+    steps = {cell.row: cell.recipe.training.steps for cell in found}
+    shares = found[0].recipe.training.interleave
+    for row in steps:
+        updates = 1.0
+        if row in ALONE:
+            updates = shares["asr" if row.startswith("ASR") else "emotion"] / sum(shares.values())
+        assert steps[row] == updates * steps["one model"], row
+    for row in sweep.rows:
+        recipe = next(cell.recipe for cell in found if cell.row == row)
+        (spec,) = build.stack_specs(recipe)
+        assert (spec.num_layers, spec.dim) == (25, 1024)
+        with torch.device("meta"):
+            model = model_of(recipe)
+        context = model.reader.context
+        assert (context.spec.num_layers, context.spec.dim, context.join) == (12, 1024, 1)
+        blocks = sum(p.numel() for p in context.blocks.parameters())
+        assert blocks == pytest.approx(12 * 12 * 1024**2, rel=0.01)  # plain: 4 d^2 and 8 d^2 each
+        gates = {
+            n: tuple(p.shape)
+            for n, p in model.fusion_of(next(iter(recipe.tasks))).named_parameters()
+        }
+        fused = row != "one model without fusions"
+        assert gates == {f"interface.logits.{task}": (24,) for task in recipe.tasks if fused}
+
+
+@pytest.mark.timeout(600)
+def test_the_papers_protocol_runs_on_small_trees(corpora, encoder, monkeypatch, tmp_path):
+    """Two test sets apart, WA and UA pooled and over sessions, and the claim of the paper."""
+    monkeypatch.chdir(corpora)
+    small = ["recipe.context={preset: tiny, layers: 2, dim: 32, heads: 2}", "seeds=[1]"]
+    small += ["recipe.training.steps=2", "recipe.training.evaluate_every=1", "baseline=null"]
+    small += [f"rows.{row}.training={{steps: 1, evaluate_every: 1}}" for row in ALONE]
+    source = f"recipe.upstreams.wavlm.source={encoder('wavlm large')}"
+    sweep = read_sweep(PAPER, [*small, source])
+    done = run_sweep(sweep, tmp_path, rows=["one model", *ALONE])
+    assert len(done) == 5 + 1 + 5
+    (_, columns, rows), *_ = result_tables(sweep, done)
+    scores = {row[0]: dict(zip(columns, row, strict=True)) for row in rows}
+    one, asr, ser = (scores[name] for name in ("one model", *ALONE))
+    for mine in (one, asr):
+        for metric in ("WER", "WER of test-clean", "WER of test-other", "CER of test-other"):
+            assert "[" in mine[metric]
+        assert mine["accuracy (WA)"] == "-" or mine is one
+    assert ser["WER of test-other"] == "-"
+    numbers = [
+        row
+        for name, row in zip(columns, zip(*rows, strict=True), strict=True)
+        if name == "published"
+    ]
+    assert [column[0] for column in numbers] == ["3.5", "5.1", "76.31", "76.51"]
+    ((title, names, spread),) = spread_tables(sweep, done)
+    assert "mean and standard deviation over folds" in title
+    held = dict(zip(names, spread[0], strict=True))
+    runs = [Run(cell.folder).metrics()["test"] for cell in done if cell.row == "one model"]
+    for name, task, metric in (
+        ("emotion: accuracy (WA)", "emotion", "accuracy"),
+        ("emotion: balanced accuracy (UA)", "emotion", "balanced_accuracy"),
+        ("asr: WER of test-other", "asr", "wer of test-other"),
+    ):
+        values = [100 * run[task][metric]["value"] for run in runs]
+        assert held[name] == f"{np.mean(values):.1f} \u00b1 {np.std(values, ddof=1):.1f}"
+    assert "\u00b1" not in dict(zip(names, spread[1], strict=True))["asr: WER"]  # one run
+    ((_, _, claims),) = claim_tables(sweep, done)
+    assert [line[1] for line in claims] == ALONE
+    assert pseudo_labels(done)[0].startswith("one model; SER alone")

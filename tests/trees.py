@@ -19,9 +19,8 @@ def text(path, *lines):
     path.write_text("\n".join(lines) + "\n")
 
 
-def librispeech(source):
-    parts = {"train-clean-100": 1, "dev-clean": 2, "test-clean": 3, "test-other": 4}
-    for part, number in parts.items():
+def librispeech(source, parts=("train-clean-100", "dev-clean", "test-clean", "test-other")):
+    for number, part in enumerate(parts, start=1):
         for speaker in (f"{number}03", f"{number}04"):
             names = [f"{speaker}-1240-{i:04d}" for i in range(2)]
             lines = [f"{name} CHAPTER ONE" for name in names]

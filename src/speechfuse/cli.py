@@ -1092,6 +1092,7 @@ def _run_sweep(
     from speechfuse.experiments.diagnosis import diagnose
     from speechfuse.experiments.report import pseudo_labels, result_tables, write_report
     from speechfuse.experiments.runner import run_sweep
+    from speechfuse.experiments.spread import spread_tables
 
     with _progress() as progress:
         done = run_sweep(
@@ -1099,6 +1100,7 @@ def _run_sweep(
         )
     for title, columns, cells in [
         *result_tables(read, done, split),
+        *spread_tables(read, done, split),
         *claim_tables(read, done, split),
     ]:
         _table(title, columns, cells)

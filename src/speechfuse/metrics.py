@@ -40,8 +40,13 @@ Values = NDArray[float64]
 
 
 def full_name(metric: str) -> str:
-    """A metric as it is printed; of a user's own task as the task calls it."""
-    return NAMES.get(metric, metric)
+    """A metric as it is printed; of a user's own task as the task calls it.
+
+    >>> full_name("wer of test-other")
+    'WER of test-other'
+    """
+    name, of, part = metric.partition(" of ")
+    return NAMES.get(name, name) + of + part
 
 
 def percent(metric: Metric) -> str:

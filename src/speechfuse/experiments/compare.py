@@ -27,7 +27,8 @@ from speechfuse.metrics import (
 from speechfuse.recipe import Recipe, SplitRecipe
 from speechfuse.types import Metric, Table
 
-FOUND = {"prediction", "score", "cut"}  # columns that a system writes; others are the test set
+# Columns that a system writes, and what it scores apart; others are the test set.
+FOUND = {"prediction", "score", "cut", "set"}
 UNDECIDED, TOO_FEW = "not told apart", "too few speakers"
 LEAST = 5  # speakers; an interval from fewer is far too narrow
 

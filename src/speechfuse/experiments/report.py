@@ -15,6 +15,7 @@ from speechfuse.experiments.claims import claim_tables
 from speechfuse.experiments.diagnosis import diagnose
 from speechfuse.experiments.layers import layer_figure, run_layer_use
 from speechfuse.experiments.panels import write_page
+from speechfuse.experiments.spread import spread_tables
 from speechfuse.experiments.sweep import Cell, Result, Split, SweepFile, summarise
 from speechfuse.metrics import full_name, percent, signed, signed_cell
 from speechfuse.text import NORMALISER
@@ -115,7 +116,7 @@ def write_report(sweep: SweepFile, done: Sequence[Cell], out: Path) -> Path:
         out,
         title=sweep.title or sweep.name,
         normaliser=NORMALISER,
-        tables=result_tables(sweep, done),
+        tables=[*result_tables(sweep, done), *spread_tables(sweep, done)],
         claims=claim_tables(sweep, done),
         warnings=diagnose(sweep, done),
         origins=pseudo_labels(done),

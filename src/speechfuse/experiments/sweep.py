@@ -68,6 +68,7 @@ class Folds(BaseModel):
     dev: int = Field(1, ge=0)
     train: int | None = Field(None, gt=0)  # speakers trained on, those after; all others if none
     also: dict[str, Sizes] = {}  # tasks on other corpora that turn too, from the start again
+    spread: bool = False  # beside the pooled table, one of mean and deviation over the folds
 
 
 class RowEntry(BaseModel):
@@ -263,6 +264,8 @@ def _wrong_folds(sweep: SweepFile) -> Iterator[str]:
 def cells(sweep: SweepFile, out: Path, rows: Sequence[str] | None = None) -> list[Cell]:
     """Every run of the sweep, in order; rows: only these, and those that they choose from.
 
+    A row of tasks that no fold changes has one.
+
     Raises:
         RecipeError: an unknown row, what is wrong with a row's recipe, speakers that do not make
             folds, or two runs in one folder.
@@ -276,10 +279,14 @@ def cells(sweep: SweepFile, out: Path, rows: Sequence[str] | None = None) -> lis
         folds = _folds(sweep, change)
         for row in trained:
             base = _row_recipe(sweep, row, change)
+            first: dict[int, Recipe] = {}  # by seed
             for number, fold in enumerate(folds):
                 for seed in sweep.seeds:
                     data = merged(merged(base, fold), {"seed": seed})
                     recipe = _read(row, _without_tasks(data, sweep.rows[row].leave_out))
+                    if number and recipe == first[seed]:
+                        continue
+                    first.setdefault(seed, recipe)
                     names = [row, condition, f"fold{number}" if len(folds) > 1 else ""]
                     slug = "/".join(_slug(name) for name in names if name)
                     folder = out / slug / f"seed{seed}"
@@ -347,16 +354,29 @@ class Tables:
         """Of a run; all have the same tasks."""
         return next(iter(self.cells[candidates[0], condition].values())).recipe
 
+    def folds(self, candidates: Sequence[str], condition: str) -> list[int]:
+        return sorted({fold for _, fold in self.cells[candidates[0], condition]})
+
     def of_row(
-        self, sweep: SweepFile, row: str, condition: str
+        self, sweep: SweepFile, row: str, condition: str, fold: int | None = None
     ) -> dict[tuple[str, str], list[Evidence]]:
-        """By task and metric, one piece of evidence for each seed; of a choice the best."""
-        return self.evidence(sweep.candidates(row), condition, together=sweep.rows[row].together)
+        """By task and metric, one piece of evidence for each seed; of a choice the best.
+
+        fold: of this one alone; all are pooled if none.
+        """
+        together = sweep.rows[row].together
+        return self.evidence(sweep.candidates(row), condition, together=together, fold=fold)
 
     def evidence(
-        self, candidates: Sequence[str], condition: str, *, together: bool = False
+        self,
+        candidates: Sequence[str],
+        condition: str,
+        *,
+        together: bool = False,
+        fold: int | None = None,
     ) -> dict[tuple[str, str], list[Evidence]]:
         """The same of any candidates; together: one of them for all tasks."""
+        folds = self.folds(candidates, condition) if fold is None else [fold]
         options = [self.cells[name, condition] for name in candidates]
         entries = self.recipe(candidates, condition).tasks
         tasks = {name: build.build_task(name, entry) for name, entry in entries.items()}
@@ -365,8 +385,8 @@ class Tables:
             judged = tasks if together else {name: task}
             for seed in sorted({seed for seed, _ in options[0]}):
                 rows: list[dict[str, str]] = []
-                for fold in sorted({fold for _, fold in options[0]}):
-                    chosen = _best([o[seed, fold] for o in options], judged)
+                for number in folds:
+                    chosen = _best([o[seed, number] for o in options], judged)
                     rows += Run(chosen.folder).table(self.split, name)
                 for metric, evidence in task.score(rows).items():
                     found.setdefault((name, metric), []).append(evidence)

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from speechfuse.contracts import Prediction, Row, Task
+from speechfuse.errors import DataError
 from speechfuse.metrics import Evidence, error_rate
-from speechfuse.tasks.rows import answers, columns, ids_of, marked, padded
+from speechfuse.tasks.rows import answers, by_set, columns, ids_of, marked, padded
 from speechfuse.text import Characters, Pieces, normalise_text
 from speechfuse.types import Count, Tokens, Trial, Utterance
 
@@ -26,6 +27,7 @@ class Recognition(Task):
         vocabulary_size: Count | None = None,
         select_by: Literal["wer", "cer"] = "wer",
         blanks: bool = True,
+        apart: str | None = None,
     ) -> None:
         """units: bpe is pieces of words, learned from the training texts: vocabulary_size of them,
         or as many as the texts teach, at most 5000. A recipe that names none has what its head is
@@ -35,8 +37,11 @@ class Recognition(Task):
 
         blanks: false takes them out of all texts, so that cer is what ML-SUPERB scores Chinese and
         Japanese by; what wer is then worth is the share of utterances with an error.
+
+        apart: a column, each of whose values is scored by itself too, such as LibriSpeech's `part`
+        for test-clean and test-other.
         """
-        self.primary, self.blanks = select_by, blanks
+        self.primary, self.blanks, self.apart = select_by, blanks, apart
         self.units, self.vocabulary_size = units, vocabulary_size
         self.vocabulary: Characters | Pieces = Characters([])
         self._longest = 0
@@ -52,6 +57,14 @@ class Recognition(Task):
         else:
             self.vocabulary = Characters.of(texts)
         self._longest = max(len(self.vocabulary.encode(text)) for text in texts)
+
+    def check(self, utterances: Sequence[Utterance]) -> None:
+        """Raises DataError if nothing has the column by which results are told apart."""
+        if self.apart and not any(u.label(self.apart) for u in utterances):
+            raise DataError(
+                f"apart: none of {len(utterances)} utterances has '{self.apart}'; name a column "
+                "of the corpus, or leave it out"
+            )
 
     def head_options(self) -> dict[str, Any]:
         return {
@@ -70,14 +83,19 @@ class Recognition(Task):
         trials: Sequence[Trial],
     ) -> list[Row]:
         found = (" ".join(self.vocabulary.decode(ids_of(one)).split()) for one in predictions)
-        return marked(answers(utterances, map(self._text, utterances), found), predictions)
+        rows = marked(answers(utterances, map(self._text, utterances), found), predictions)
+        if self.apart:
+            rows = [
+                {**row, "set": u.label(self.apart) or ""}
+                for row, u in zip(rows, utterances, strict=True)
+            ]
+        return rows
 
     def score(self, rows: Sequence[Row]) -> dict[str, Evidence]:
-        texts = columns(rows)
-        return {
-            "wer": error_rate(*texts),
-            "cer": error_rate(*texts, characters=True),
-        }
+        found = _errors(rows)
+        for name, some in by_set(rows).items():
+            found |= {f"{metric} of {name}": errors for metric, errors in _errors(some).items()}
+        return found
 
     def state(self) -> dict[str, Any]:
         known: dict[str, Any] = (
@@ -92,3 +110,8 @@ class Recognition(Task):
             Pieces(state["bpe"]) if "bpe" in state else Characters(state["characters"])
         )
         self._longest = int(state.get("longest", 0))
+
+
+def _errors(rows: Sequence[Row]) -> dict[str, Evidence]:
+    texts = columns(rows)
+    return {"wer": error_rate(*texts), "cer": error_rate(*texts, characters=True)}

@@ -45,6 +45,15 @@ def columns(rows: Sequence[Row]) -> tuple[list[str], list[str], list[str]]:
     return wanted, found, speakers
 
 
+def by_set(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Those of each set that is also scored apart, by its name."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if name := row.get("set"):
+            found.setdefault(name, []).append(row)
+    return dict(sorted(found.items()))
+
+
 def padded(rows: Iterable[Sequence[int]]) -> Tokens:
     """Ids of several utterances, zeros on the right."""
     ids = [torch.tensor(row, dtype=torch.long) for row in rows]
