@@ -151,16 +151,16 @@ def test_any_encoders_fuse_alone_as_in_a_batch(data):
 
 
 @pytest.mark.recipe
-@pytest.mark.timeout(600)
-@settings(max_examples=150, deadline=None, phases=PHASES)
+@pytest.mark.timeout(300)
+@settings(max_examples=60, deadline=None, phases=PHASES)
 @given(st.data())
 def test_larger_and_more_of_them_do_too(data):
     compare(data, 15_000_000)
 
 
 @pytest.mark.recipe
-@pytest.mark.timeout(600)
-@settings(max_examples=20, deadline=None, phases=PHASES)
+@pytest.mark.timeout(300)
+@settings(max_examples=12, deadline=None, phases=PHASES)
 @given(st.data())
 def test_the_largest_do_too(data):
     compare(data, large=LARGE)
