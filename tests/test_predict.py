@@ -6,10 +6,11 @@ import subprocess
 import sys
 
 import pytest
+import soundfile as sf
 from typer.testing import CliRunner
 
 from speechfuse.cli import app
-from speechfuse.errors import RunError, SpeechFuseError
+from speechfuse.errors import DataError, RunError, SpeechFuseError
 from speechfuse.pipeline.answers import Answer, Label, Speakers, Transcript, Word
 from speechfuse.predict import csv_lines, json_lines, subtitles
 from speechfuse.turns import Turn
@@ -142,10 +143,28 @@ def test_subtitles_end_at_pauses_and_stay_short():
 def test_subtitles_are_written_for_each_file(run, tmp_path):
     out = tmp_path / "subs"
     assert run("clips", "--format", "srt", "--out", out).exit_code == 0
-    assert {path.name for path in out.iterdir()} == {"s6-0.srt", "s6-1.srt", "s7-0.srt"}
+    assert srt_below(out) == ["more/s7-0.srt", "s6-0.srt", "s6-1.srt"]
     none = run("clips", "--format", "srt", "--task", "emotion")
     assert isinstance(none.exception, RunError)
     assert "tells no times of words for emotion" in str(none.exception)
+
+
+def srt_below(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.srt"))
+
+
+def test_files_of_one_name_keep_subtitles_of_their_own(run, tmp_path):
+    for place in ("a/x.wav", "a/x.flac", "b/x.wav", "b/y.wav"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        with sf.SoundFile(tmp_path / place, "w", 16000, 1) as sound:
+            sound.write(sf.read("clips/s6-0.wav")[0])
+    out = tmp_path / "subs"
+    assert run(tmp_path, "--format", "srt", "--out", out).exit_code == 0
+    assert srt_below(out) == ["a/x.flac.srt", "a/x.wav.srt", "b/x.srt", "b/y.srt"]
+    twice = run(tmp_path / "a/x.wav", tmp_path / "b", "--format", "srt", "--out", tmp_path / "no")
+    assert isinstance(twice.exception, DataError)
+    assert "a/x.wav and " in str(twice.exception)
+    assert not (tmp_path / "no").exists()
 
 
 def test_answers_as_text_in_every_form():

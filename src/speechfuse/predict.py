@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -151,10 +152,12 @@ def predict_into(
     layers: bool = False,
     progress: Progress | None = None,
     failed: list[str] | None = None,
+    places: Mapping[Path, Path] | None = None,
 ) -> Iterator[str]:
     """Lines to print, or none of them if they go into `out`, which is gone on with.
 
-    out: a file, or a folder of NAME.srt for subtitles. A file that cannot be read has a line that
+    out: a file, or a folder of NAME.srt for subtitles; places: what they are called there, see
+    `find_audio`; the file's name, if left out. A file that cannot be read has a line that
     says why, the others have theirs; the next call tries it again. failed: gets their names.
 
     Raises:
@@ -162,8 +165,10 @@ def predict_into(
     """
     check_asked(model, files, tasks, format)
     left = list(files)
+    written: dict[str, Path] = {}
     if out is not None and format == "srt":
-        left = [path for path in files if not _subtitle_file(out, path, files).exists()]
+        written = _subtitle_files(out, files, places or {})
+        left = [path for path in files if not written[str(path)].exists()]
     elif (
         out is not None
         and format == "text"
@@ -178,7 +183,7 @@ def predict_into(
     heard = model(iter(left), tasks, prompt=prompt, layers=layers, errors="keep", progress=progress)
     answers = _noted(heard, [] if failed is None else failed)
     if format == "srt":
-        yield from _write_subtitles(model, answers, tasks, out, files)
+        yield from _write_subtitles(model, answers, tasks, written)
         return
     if out is None:
         lines = {"text": lambda: text_lines(model, answers), "json": lambda: json_lines(answers)}
@@ -250,9 +255,9 @@ def _write_subtitles(
     model: SpeechModel,
     answers: Iterable[Answer],
     tasks: Sequence[str],
-    out: Path | None,
-    files: Sequence[Path],
+    written: Mapping[str, Path],
 ) -> Iterator[str]:
+    """Into the files of `written`, by name; printed, if there are none."""
     task = next(name for name in tasks if name in model.times_words)
     for answer in answers:
         if answer.error is not None:
@@ -261,18 +266,34 @@ def _write_subtitles(
         result = answer[task]
         assert isinstance(result, Transcript)
         text = subtitles(result.words or [])
-        if out is None:
+        if not written:
             yield text
             continue
-        path = _subtitle_file(out, Path(answer.name), files)
+        path = written[answer.name]
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
 
 
-def _subtitle_file(out: Path, path: Path, files: Sequence[Path]) -> Path:
-    """NAME.srt; with the name's ending where two files differ in nothing else."""
-    twins = sum(one.stem == path.stem for one in files) > 1
-    return out / f"{path.name if twins else path.stem}.srt"
+def _subtitle_files(
+    out: Path, files: Sequence[Path], places: Mapping[Path, Path]
+) -> dict[str, Path]:
+    """PLACE.srt by the file's name; with the place's ending where two differ in nothing else.
+
+    Raises:
+        DataError: two files of one place.
+    """
+    place = {path: places.get(path, Path(path.name)) for path in files}
+    shared = Counter(one.with_suffix("") for one in place.values())
+    of: dict[Path, Path] = {}
+    for path, one in place.items():
+        name = f"{one.name if shared[one.with_suffix('')] > 1 else one.stem}.srt"
+        other = of.setdefault(out / one.with_name(name), path)
+        if other != path:
+            raise DataError(
+                f"{other} and {path} would both be {out / one.with_name(name)}; name the folder "
+                "that holds both, or give each an --out of its own"
+            )
+    return {str(path): written for written, path in of.items()}
 
 
 def _text(result: Transcript | Label | Voice | Speakers) -> str:
