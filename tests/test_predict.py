@@ -4,11 +4,16 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import soundfile as sf
+from safetensors import safe_open
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from speechfuse import cli
 from speechfuse.cli import app
 from speechfuse.errors import DataError, RunError, SpeechFuseError
 from speechfuse.pipeline.answers import Answer, Label, Speakers, Transcript, Word
@@ -84,6 +89,93 @@ def test_a_file_that_was_broken_off_is_gone_on_with(run, trained, form, tmp_path
     other = run("clips", *asked)
     assert isinstance(other.exception, SpeechFuseError)
     assert out.read_text() == "header\nsomething else\n"
+
+
+@pytest.fixture
+def other(trained, tmp_path):
+    """The same run with other weights."""
+    folder = tmp_path / "other"
+    shutil.copytree(trained / "run", folder)
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        metadata, names = file.metadata(), file.keys()
+        weights = {name: file.get_tensor(name) for name in names}
+    save_file(
+        {k: v + v.is_floating_point() for k, v in weights.items()},
+        folder / "model.safetensors",
+        metadata,
+    )
+    return folder
+
+
+@pytest.mark.parametrize("form", ["json", "srt"])
+def test_what_else_was_asked_is_not_gone_on_with(run, other, form, tmp_path):
+    out = tmp_path / "out"
+    asked = ["clips", "--format", form, "--out", out, "--task", "asr"]
+    assert run(*asked).exit_code == 0
+    there = {path: path.read_bytes() for path in [out, *out.rglob("*")] if path.is_file()}
+    another = CliRunner().invoke(app, ["predict", str(other), *map(str, asked)])
+    for done, what in (
+        (another, "run"),
+        (run(*asked, "--layers"), "layers"),
+        (run(*asked, "--task", "emotion"), "tasks"),
+    ):
+        assert isinstance(done.exception, DataError)
+        assert f"differs in {what});" in str(done.exception)
+    assert {path: path.read_bytes() for path in there} == there
+    (tmp_path / ".out.made_by").unlink(missing_ok=True)
+    (out / ".made_by").unlink() if form == "srt" else None
+    unknown = run(*asked)
+    assert isinstance(unknown.exception, DataError)
+    assert "nothing says what made it" in str(unknown.exception)
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "srt"])
+def test_changed_audio_is_answered_anew(run, form, tmp_path):
+    for name in ("a", "b"):
+        shutil.copy("clips/s6-0.wav", tmp_path / f"{name}.wav")
+    out = tmp_path / ("out" if form == "srt" else "out.txt")
+    asked = [tmp_path / "a.wav", tmp_path / "b.wav", "--task", "asr", "--format", form]
+    assert run(*asked, "--out", out).exit_code == 0
+    samples = sf.read("clips/more/s7-0.wav")[0]
+    sf.write(tmp_path / "b.wav", np.concatenate([samples, samples, samples]), 16000)
+    old = {path: path.stat().st_mtime_ns for path in out.rglob("*.srt")}
+    assert run(*asked, "--out", out).exit_code == 0
+    assert [path.name for path in old if path.stat().st_mtime_ns != old[path]] == ["b.srt"][
+        : len(old)
+    ]
+    fresh = tmp_path / ("fresh" if form == "srt" else "fresh.txt")
+    assert run(*asked, "--out", fresh).exit_code == 0
+    pairs = [(out, fresh)] if form != "srt" else [(out / n, fresh / n) for n in ("a.srt", "b.srt")]
+    for mine, anew in pairs:
+        assert mine.read_text() == anew.read_text()
+
+
+def test_subtitles_of_other_audio_are_not_taken_for_its_own(run, tmp_path):
+    shutil.copy("clips/more/s7-0.wav", tmp_path / "s6-0.wav")
+    out = tmp_path / "subs"
+    assert run("clips/s6-0.wav", "--format", "srt", "--out", out).exit_code == 0
+    done = run(tmp_path / "s6-0.wav", "--format", "srt", "--out", out)
+    assert isinstance(done.exception, DataError)
+    assert "is of clips/s6-0.wav" in str(done.exception)
+
+
+@pytest.mark.parametrize("out", [True, False])
+def test_one_bar_for_all_files(run, out, tmp_path, monkeypatch):
+    seen = []
+
+    @contextmanager
+    def shown(first=True):
+        yield lambda *told: seen.append(told)
+
+    monkeypatch.setattr(cli, "_progress", shown)
+    monkeypatch.setattr(cli, "_on_screen", lambda: True)
+    where = ["--out", tmp_path / "out"] if out else []
+    done = run("clips", "--task", "asr", *where)
+    assert done.exit_code == 0, done.output
+    assert {(what, total) for what, _, total in seen} == {("seconds of audio", 2)}
+    assert [done for _, done, _ in seen].count(2) == 1
+    if out:
+        assert "holds the answers to 3 of 3 recordings" in done.stderr
 
 
 def test_errors_of_a_file_spare_the_rest(run, tmp_path):

@@ -626,7 +626,7 @@ def predict(
     ] = "text",
     out: Annotated[
         Path | None,
-        typer.Option(help="File to write, or to go on with; for srt a folder of NAME.srt, in folders as those given."),
+        typer.Option(help="File to write, or to go on with; for srt a folder, of files as given."),
     ] = None,
     layers: Annotated[bool, typer.Option(help="With the weights of layers (json).")] = False,
     trust_code: TrustCode = False,

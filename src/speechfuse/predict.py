@@ -14,6 +14,7 @@ from speechfuse.checkpoint import write_text
 from speechfuse.errors import DataError, RunError
 from speechfuse.pipeline.answers import Answer, Label, Speakers, Transcript, Voice, Word
 from speechfuse.pipeline.speech_model import SpeechModel
+from speechfuse.provenance import Provenance, run_hash
 from speechfuse.tasks.verification import Verification
 from speechfuse.turns import format_turns
 from speechfuse.types import Progress
@@ -161,31 +162,33 @@ def predict_into(
     says why, the others have theirs; the next call tries it again. failed: gets their names.
 
     Raises:
-        DataError: `out` cannot be written, or was made for something else.
+        DataError: `out` cannot be written, or holds answers of another run, to other tasks, prompt
+            or format. Audio of another size or time of change is answered anew.
     """
     check_asked(model, files, tasks, format)
-    left = list(files)
-    written: dict[str, Path] = {}
-    if out is not None and format == "srt":
-        written = _subtitle_files(out, files, places or {})
-        left = [path for path in files if not written[str(path)].exists()]
-    elif (
-        out is not None
-        and format == "text"
-        and any(model.tasks[name].reads == "vector" for name in tasks)
-    ):
+    paired = format == "text" and any(model.tasks[name].reads == "vector" for name in tasks)
+    if out is not None and paired:
         raise DataError(
             "pairs of files are printed when all are read; use --format json with --out"
         )
-    elif out is not None and out.exists():
-        done = _done(out, format, tasks)
-        left = [path for path in files if str(path) not in done]
+    left = list(files)
+    written: dict[str, Path] = {}
+    made = _provenance(model, files, tasks, format, out, prompt, layers) if out else None
+    if out is not None and made is not None:
+        if format == "srt":
+            written = _subtitle_files(out, files, places or {})
+            left = _unwritten(out, files, written, made)
+        else:
+            holds = out.is_file() and out.stat().st_size > 0
+            made.resume(out, holds=holds)
+            done = _done(out, format, tasks, made) if holds else set()
+            left = [path for path in files if str(path) not in done]
     heard = model(iter(left), tasks, prompt=prompt, layers=layers, errors="keep", progress=progress)
     answers = _noted(heard, [] if failed is None else failed)
     if format == "srt":
-        yield from _write_subtitles(model, answers, tasks, written)
+        yield from _write_subtitles(model, answers, tasks, written, made)
         return
-    if out is None:
+    if out is None or made is None:
         lines = {"text": lambda: text_lines(model, answers), "json": lambda: json_lines(answers)}
         yield from lines.get(format, lambda: csv_lines(answers))()
         return
@@ -206,6 +209,8 @@ def predict_into(
             file.flush()
             if answer.error is not None:
                 yield f"{answer.name}\terror\t{answer.error}"
+            else:
+                made.note(answer.name, answer.name)
 
 
 def _noted(answers: Iterable[Answer], failed: list[str]) -> Iterator[Answer]:
@@ -215,7 +220,51 @@ def _noted(answers: Iterable[Answer], failed: list[str]) -> Iterator[Answer]:
         yield answer
 
 
-def _done(out: Path, format: Format, tasks: Sequence[str]) -> set[str]:
+def _provenance(
+    model: SpeechModel,
+    files: Sequence[Path],
+    tasks: Sequence[str],
+    format: Format,
+    out: Path,
+    prompt: str | None,
+    layers: bool,
+) -> Provenance:
+    about = {
+        "run": run_hash(model.folder),
+        "tasks": tasks,
+        "format": format,
+        "prompt": prompt,
+        "layers": layers,
+        "stretch": model.stretch,
+    }
+    path = out / ".made_by" if format == "srt" else out.with_name(f".{out.name}.made_by")
+    return Provenance(path, about, files)
+
+
+def _unwritten(
+    out: Path, files: Sequence[Path], written: Mapping[str, Path], made: Provenance
+) -> list[Path]:
+    """Files without subtitles; those of audio that has changed since are removed.
+
+    Raises:
+        DataError: subtitles of other audio have the name of some that are asked.
+    """
+    made.resume(out, holds=any(out.rglob("*.srt")))
+    for name, path in written.items():
+        if not path.exists():
+            continue
+        key = str(path.relative_to(out))
+        if made.heard(key) != name:
+            other = made.heard(key) or "something else"
+            raise DataError(
+                f"{path} would be of {name} and is of {other}; choose another --out, or delete it"
+            )
+        if not made.current(key):
+            path.unlink()
+    return [path for path in files if not written[str(path)].exists()]
+
+
+def _done(out: Path, format: Format, tasks: Sequence[str], made: Provenance) -> set[str]:
     """Files that have all their answers there; lines of others are taken out, they come anew.
 
     Raises:
@@ -236,7 +285,7 @@ def _done(out: Path, format: Format, tasks: Sequence[str]) -> set[str]:
             ) from error
         names.append(name)
         found.setdefault(name, set()).update(answered)
-    done = {name for name, answered in found.items() if answered >= {*tasks}}
+    done = {n for n, answered in found.items() if answered >= {*tasks} and made.current(n)}
     kept = [line for name, line in zip(names, lines[len(header) :], strict=True) if name in done]
     write_text(out, "".join(f"{line}\n" for line in [*header, *kept]))
     return done
@@ -256,6 +305,7 @@ def _write_subtitles(
     answers: Iterable[Answer],
     tasks: Sequence[str],
     written: Mapping[str, Path],
+    made: Provenance | None,
 ) -> Iterator[str]:
     """Into the files of `written`, by name; printed, if there are none."""
     task = next(name for name in tasks if name in model.times_words)
@@ -266,11 +316,13 @@ def _write_subtitles(
         result = answer[task]
         assert isinstance(result, Transcript)
         text = subtitles(result.words or [])
-        if not written:
+        if made is None:
             yield text
             continue
         path = written[answer.name]
         path.parent.mkdir(parents=True, exist_ok=True)
+        place = path.relative_to(made.path.parent)
+        made.note(str(place), answer.name)  # first: none is without
         write_text(path, text)
 
 
