@@ -1,4 +1,5 @@
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -208,7 +209,26 @@ def test_unknown_tasks_and_folders_are_named(runs, model, clips):
         model(clips[0], prompt="what")
 
 
-def test_progress_tells_how_many_are_done(model, clips):
+def test_progress_tells_the_seconds_of_one_recording_and_of_many(model, clips):
     seen = []
-    model(clips, tasks=["emotion"], progress=lambda *done: seen.append(done))
-    assert seen[-1] == ("recordings", len(clips), len(clips))
+
+    def note(*told):
+        seen.append(told)
+
+    one = (np.random.default_rng(0).normal(0, 0.1, 150 * 16000).astype(np.float32), 16000)
+    model(one, tasks=["emotion"], progress=note)
+    assert len(seen) >= 3
+    assert {(what, total) for what, _, total in seen} == {("seconds of audio", 150)}
+    done = [done for _, done, _ in seen]
+    assert done == sorted(done)
+    assert 0 < done[0] < 100
+    assert done.count(150) == 1
+    seen.clear()
+    model([*clips, one], tasks=["emotion"], progress=note)
+    total = math.ceil(150 + sum(soundfile.info(path).duration for path in clips))
+    assert {told[2] for told in seen} == {total}
+    assert seen[-1] == ("seconds of audio", total, total)
+    seen.clear()
+    list(model(iter([one]), tasks=["emotion"], progress=note))
+    assert all(done < total for _, done, total in seen[:-1])
+    assert seen[-1] == ("seconds of audio", 150, 150)

@@ -64,7 +64,7 @@ def read_audio(path: Path, start: float = 0.0, duration: float | None = None) ->
     return resampled
 
 
-def sound_seconds(path: Path, name: str) -> float:
+def sound_seconds(path: Path | BinaryIO, name: str) -> float:
     """How long a file is, as its header says. Raises DataError as `open_sound` does."""
     with open_sound(path, name) as sound:
         return float(sound.frames / sound.samplerate)

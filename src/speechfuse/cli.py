@@ -656,12 +656,15 @@ def predict(
             out,
             prompt=prompt,
             layers=layers,
-            progress=progress if out else None,
+            progress=progress if out or _on_screen() else None,
             failed=failed,
             places=files,
         )
         for line in lines:
             typer.echo(line)
+    if out:
+        answered = len(files) - len(failed) + len(wrong)
+        typer.echo(f"{out} holds the answers to {answered} of {len(files)} recordings", err=True)
     if failed:
         raise typer.Exit(1)
 
@@ -1197,12 +1200,16 @@ def _progress(first: bool = True) -> Iterator[Callable[[str, int, int], None] | 
         raise typer.Exit(130) from None
 
 
+def _on_screen() -> bool:
+    return sys.stderr.isatty()
+
+
 @contextmanager
 def _shown() -> Iterator[Callable[[str, int, int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    if not sys.stderr.isatty():
+    if not _on_screen():
         begun: set[str] = set()
 
         def say(what: str, done: int, total: int) -> None:
@@ -1221,7 +1228,8 @@ def _shown() -> Iterator[Callable[[str, int, int], None]]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    screen = Console(stderr=True)  # lines above the bars only where both are on it
+    with Progress(*columns, console=screen, redirect_stdout=sys.stdout.isatty()) as bars:
         known: dict[str, Any] = {}
 
         def show(what: str, done: int, total: int) -> None:

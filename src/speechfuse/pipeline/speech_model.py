@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -37,7 +38,7 @@ from speechfuse.pipeline.answers import (
     Voice,
     Word,
 )
-from speechfuse.pipeline.recordings import Recording, Samples
+from speechfuse.pipeline.recordings import Recording, Samples, seconds_of
 from speechfuse.tasks.classification import Classification
 from speechfuse.tasks.rows import ids_of, padded
 from speechfuse.turns import Turn
@@ -46,6 +47,7 @@ from speechfuse.types import Frames, Generated, LayerStack, Progress, Utterance
 FETCHED = ("*.json", "*.yaml", "model.safetensors")  # of a published run; no code, no pickles
 STRETCH_SECONDS = 20.0  # of a long recording that are read at once
 BATCH_SECONDS = 60.0  # audio in one pass, padding counted
+_UNIT = "seconds of audio"
 
 
 @dataclass
@@ -74,6 +76,28 @@ class _Stretch:
     @property
     def duration(self) -> float:
         return len(self.samples) / SAMPLE_RATE
+
+
+class _Told:
+    """Seconds that are heard, of how many."""
+
+    def __init__(self, progress: Progress | None, many: Iterable[Any]) -> None:
+        self._progress, self._heard = progress, 0.0
+        known = progress is not None and isinstance(many, list)
+        self._total = math.ceil(sum(seconds_of(one) for one in many)) if known else 0
+
+    def heard(self, seconds: float) -> None:
+        self._heard += seconds
+        if self._progress:
+            done = int(self._heard)
+            if self._total:
+                done = min(done, self._total - 1)  # headers are a little wrong
+            self._progress(_UNIT, done, self._total or done + 1)
+
+    def end(self) -> None:
+        if self._progress:
+            total = self._total or max(1, math.ceil(self._heard))
+            self._progress(_UNIT, total, total)
 
 
 class SpeechModel:
@@ -176,7 +200,8 @@ class SpeechModel:
         audio: a path, an open file, (samples, rate), what datasets gives, or several of them.
         prompt: in words, for a run that was trained with such. layers: with the weights of layers.
         errors: keep gives an answer with `error` for what cannot be read. progress: is told
-        ("recordings", done, total).
+        ("seconds of audio", done, total) after each pass, of a minute at most, and when all are
+        done; of an iterator the total is not known, one more than done until then.
 
         Raises:
             DataError: audio that cannot be read.
@@ -189,7 +214,8 @@ class SpeechModel:
             self._check_prompt(wanted)
         found = self._answers(many, wanted, prompt, layers, errors, progress)
         if one:
-            return next(found)
+            (answer,) = found
+            return answer
         return list(found) if isinstance(audio, list) else found
 
     @property
@@ -212,18 +238,13 @@ class SpeechModel:
         progress: Progress | None,
     ) -> Iterator[Answer]:
         """In the order that they came; no more is held than fills a batch."""
-        total = len(many) if isinstance(many, list) else 0
+        told = _Told(progress, many)
         queue: list[_Heard] = []
         waiting: list[_Stretch] = []
-        done = 0
 
         def ready() -> Iterator[Answer]:
-            nonlocal done
             while queue and not queue[0].open and not queue[0].waiting:
                 yield self._joined(queue.pop(0), tasks)
-                done += 1
-                if progress:
-                    progress("recordings", done, max(total, done))
 
         for number, given in enumerate(many, 1):
             recording = given if isinstance(given, Recording) else Recording(given, number)
@@ -242,7 +263,7 @@ class SpeechModel:
                     heard.waiting += 1
                     waiting.append(_Stretch(heard, start, samples))
                     if sum(one.duration for one in waiting) >= BATCH_SECONDS:
-                        self._hear(waiting, tasks, prompt, layers)
+                        self._hear(waiting, tasks, prompt, layers, told)
                         waiting = []
             except DataError as error:
                 if errors == "raise":
@@ -250,12 +271,18 @@ class SpeechModel:
                 heard.error = str(error)
             heard.open = False
             yield from ready()
-        self._hear(waiting, tasks, prompt, layers)
+        self._hear(waiting, tasks, prompt, layers, told)
+        told.end()
         yield from ready()
 
     @torch.no_grad()
     def _hear(
-        self, stretches: Sequence[_Stretch], tasks: Sequence[str], prompt: str | None, layers: bool
+        self,
+        stretches: Sequence[_Stretch],
+        tasks: Sequence[str],
+        prompt: str | None,
+        layers: bool,
+        told: _Told,
     ) -> None:
         """Answer stretches, those of similar length together."""
         for batch in by_duration(stretches, BATCH_SECONDS, silence=self._silence):
@@ -279,6 +306,7 @@ class SpeechModel:
                     self._note_layers(name, given[name], found, batch)
             for one in batch:
                 one.of.waiting -= 1
+            told.heard(sum(one.duration for one in batch))
 
     def _results(
         self, name: str, frames: Frames, found: Sequence[Any], prompts: Sequence[str] | None
