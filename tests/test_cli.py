@@ -160,10 +160,10 @@ def test_the_whole_way_from_a_manifest(run, workspace, tone_recipe, tiny_corpus)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "missing.yaml", "--out", "x"], "no recipe at missing.yaml"),
+        (["train", "missing.yaml", "--out", "x"], "no recipe at missing.yaml; check"),
         (["evaluate", "nowhere"], "is no run folder"),
         (["predict", "nowhere", "."], "holds no audio"),
-        (["prepare", "nowhere.csv"], "no manifest or Kaldi folder"),
+        (["prepare", "nowhere.csv"], "expected a manifest or a Kaldi folder"),
         (["parts", "interfaces"], "Did you mean 'interface'"),
         (["sweep", "missing.yaml"], "no recipe at missing.yaml"),
     ],
@@ -172,6 +172,40 @@ def test_errors_say_what_was_found(run, arguments, message):
     status, _, errors = run(*arguments)
     assert status == 2
     assert message in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bench", "serv"], "'what': 'serv' is not one of 'fusion'"),
+        (["bench", "serv"], "Did you mean 'serve'?"),
+        (["plan", "a.yaml", "--gpus", "q"], "Invalid value for '--gpus'"),
+        (["predict", "run", "a.wav", "--format", "xml"], "'--format': 'xml' is not one of 'text'"),
+    ],
+)
+def test_wrong_choices_name_the_nearest(arguments, message):
+    done = CliRunner().invoke(cli.app, arguments)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert "Value error" not in done.stderr
+
+
+def test_help_says_where_to_begin_and_what_each_command_does():
+    shown = CliRunner().invoke(cli.app, ["--help"]).stdout
+    assert "New here? Run: speechfuse quickstart" in " ".join(shown.split())
+    assert shown.index("Begin here:") < shown.index("quickstart  Make") < shown.index("Data:")
+    assert "..." not in shown.partition("Options:")[2]
+    for name in ("pseudo-label", "alpha", "bench", "publish"):
+        assert f"\n  {name} " in shown
+
+
+def test_a_folder_of_a_sweep_names_its_runs(run, workspace):
+    for name in ("both/seed1", "both/seed2"):
+        (workspace / "out" / name).mkdir(parents=True)
+        (workspace / "out" / name / "recipe.yaml").touch()
+    status, _, errors = run("evaluate", "out")
+    assert status == 2
+    assert "name one of the runs below it: out/both/seed1, out/both/seed2" in errors
 
 
 def test_parts_lists_every_option(run):

@@ -123,7 +123,7 @@ class TestManifests:
         (audio / "m.csv").write_bytes("audio,text\na.wav,für\n".encode("latin-1"))
         with pytest.raises(DataError, match="cannot be read as csv"):
             prepare(audio / "m.csv", tmp_path / "c")
-        with pytest.raises(DataError, match="no manifest or Kaldi folder"):
+        with pytest.raises(DataError, match="expected a manifest or a Kaldi folder"):
             prepare(tmp_path / "nowhere.csv", tmp_path / "c")
 
 

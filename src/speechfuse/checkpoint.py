@@ -62,6 +62,7 @@ _FREE = (
     "training.workers",
 )
 
+_SHOWN = 8  # runs below a folder
 _REMEDY = "put the run's own back, or train into another folder"
 _EVALUATE = "write it again with: speechfuse evaluate RUN"
 
@@ -160,9 +161,17 @@ class Run:
         """
         path = self.folder / "recipe.yaml"
         if not path.is_file():
+            depths = ("*", "*/*", "*/*/*")  # a sweep has rows, seeds and folds
+            found = (one for deep in depths for one in self.folder.glob(f"{deep}/recipe.yaml"))
+            below = sorted(str(one.parent) for one in found)
+            more = f" and {len(below) - _SHOWN} more" if len(below) > _SHOWN else ""
             raise RunError(
                 f"{self.folder} is no run folder (no recipe.yaml); "
-                "make one with: speechfuse train RECIPE --out FOLDER"
+                + (
+                    f"name one of the runs below it: {', '.join(below[:_SHOWN])}{more}"
+                    if below
+                    else "make one with: speechfuse train RECIPE --out FOLDER"
+                )
             )
         asked = read_yaml(path)
         if "processes" in asked.get("training", {}):  # what older versions called devices

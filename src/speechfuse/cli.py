@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,12 +14,46 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from speechfuse.errors import SpeechFuseError
 
+_BEGIN, _DATA, _BEFORE = "Begin here", "Data", "Before training"
+_RUNS, _OTHERS, _SPEED = "Runs", "For others", "Speed"
+
+
+class _Commands(TyperGroup):
+    """In groups, with whole first sentences; a wrong choice names the nearest."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for panel in (_BEGIN, _DATA, _BEFORE, _RUNS, _OTHERS, _SPEED):
+            groups[panel] = []
+        for name, command in self.commands.items():
+            assert isinstance(command, TyperCommand)
+            about = (command.help or "").partition("\n\n")[0]
+            groups[str(command.rich_help_panel)].append((name, " ".join(about.split())))
+        for panel, rows in groups.items():
+            with formatter.section(panel):
+                formatter.write_dl(rows)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")  # of a library
+            if " is not one of " in error.message:
+                wrong, *known = re.findall("'([^']*)'", error.message)
+                if near := difflib.get_close_matches(wrong, known, n=1):
+                    error.message += f" Did you mean '{near[0]}'?"
+            raise
+
+
 # Everything heavy is imported inside the commands: --help answers before torch is loaded.
 app = typer.Typer(
-    help="Fuse the layers of several speech foundation models and train small heads on the result.",
+    cls=_Commands,
+    help="Fuse the layers of several speech foundation models and train small heads on the "
+    "result. New here? Run: speechfuse quickstart",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -64,7 +100,7 @@ def main() -> None:
         sys.exit(2)
 
 
-@app.command()
+@app.command(rich_help_panel=_BEGIN)
 def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for runs, table and report.")] = Path(
         "runs/quickstart"
@@ -82,12 +118,14 @@ def quickstart(
     _run_sweep(quickstart_sweep(seeds, interfaces), out, None, jobs)
 
 
-@app.command()
+@app.command(rich_help_panel=_RUNS)
 def sweep(
     file: Annotated[Path, typer.Argument(help="A sweep: rows, conditions, folds and seeds.")],
     out: Annotated[Path | None, typer.Option(help="Folder for runs, table and report.")] = None,
     row: Annotated[list[str] | None, typer.Option(help="Only this row; may be repeated.")] = None,
-    split: Annotated[Literal["test", "dev"], typer.Option(help="Print scores of it.")] = "test",
+    split: Annotated[
+        Literal["test", "dev"], typer.Option(help="Print scores of this split.")
+    ] = "test",
     jobs: Jobs = 1,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes, like recipe.training.steps=100.")
@@ -100,7 +138,7 @@ def sweep(
     _run_sweep(read, out or Path("runs") / read.name, row, jobs, split)
 
 
-@app.command()
+@app.command(rich_help_panel=_BEFORE)
 def probe(
     file: Annotated[Path, typer.Argument(help="Encoders, a corpus and properties, a YAML file.")],
     out: Annotated[Path | None, typer.Option(help="Folder for results, picture, report.")] = None,
@@ -129,7 +167,7 @@ def probe(
     typer.echo(f"report: {write_probe_report(read, clips, results, folder)}")
 
 
-@app.command()
+@app.command(rich_help_panel=_BEFORE)
 def select(
     file: Annotated[Path, typer.Argument(help="Candidate encoders and tasks, a YAML file.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the report.")] = None,
@@ -169,14 +207,14 @@ def select(
     typer.echo(f"report: {path}")
 
 
-@app.command()
+@app.command(rich_help_panel=_BEFORE)
 def plan(
     recipe: RecipePath,
     overrides: Overrides = None,
     hours: Annotated[
         float | None, typer.Option(min=0, help="Of audio: what it takes on many GPUs instead.")
     ] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="With --hours.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="How many there are, with --hours.")] = 1,
     rate: Annotated[
         list[str] | None,
         typer.Option(
@@ -194,7 +232,9 @@ def plan(
         float | None, typer.Option(min=0, help="The same of training on stored layers.")
     ] = None,
     reading: Annotated[float, typer.Option(min=0.01, help="GB/s that a GPU is given.")] = 1.0,
-    price: Annotated[float, typer.Option(min=0, help="Of an hour of a GPU.")] = 0.0,
+    price: Annotated[
+        float, typer.Option(min=0, help="Price of an hour of a GPU, any currency.")
+    ] = 0.0,
 ) -> None:
     """Shapes, parameters, multiply-adds, memory, and size and time of the stored layers.
 
@@ -238,7 +278,7 @@ def plan(
         _table(title, columns, rows)
 
 
-@app.command()
+@app.command(rich_help_panel=_DATA)
 def prepare(
     source: Annotated[
         str,
@@ -320,7 +360,7 @@ def prepare(
     typer.echo(f"folder: {corpus.folder}")
 
 
-@app.command()
+@app.command(rich_help_panel=_DATA)
 def audit(
     corpus: Annotated[str, typer.Argument(help="A prepared corpus by name or folder, a manifest.")],
     task: Annotated[
@@ -366,7 +406,7 @@ def audit(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=_DATA)
 def pseudo_label(
     corpus: Annotated[str, typer.Argument(help="A prepared corpus by name, or a manifest.")],
     teacher: Annotated[
@@ -438,7 +478,7 @@ def pseudo_label(
     typer.echo(f"kept {summary['kept']:,} of {summary['utterances']:,}: {out / 'manifest.jsonl'}")
 
 
-@app.command()
+@app.command(rich_help_panel=_BEGIN)
 def train(
     recipe: RecipePath,
     out: Annotated[Path, typer.Option(help="Run folder to write, or to go on in.")],
@@ -482,7 +522,7 @@ def train(
         typer.echo(f"run: {out}")
 
 
-@app.command()
+@app.command(rich_help_panel=_BEFORE)
 def extract(
     recipe: RecipePath,
     overrides: Overrides = None,
@@ -517,7 +557,7 @@ def extract(
         typer.echo(f"stored in {folder}")
 
 
-@app.command()
+@app.command(rich_help_panel=_RUNS)
 def evaluate(
     run: RunFolder,
     beam: Annotated[
@@ -534,7 +574,7 @@ def evaluate(
     _print_metrics(metrics)
 
 
-@app.command()
+@app.command(rich_help_panel=_BEGIN)
 def compare(
     runs: Annotated[
         list[Path],
@@ -562,7 +602,7 @@ def compare(
         typer.echo(line)
 
 
-@app.command()
+@app.command(rich_help_panel=_RUNS)
 def prune(
     run: RunFolder,
     out: Annotated[
@@ -577,7 +617,9 @@ def prune(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Of training after a cut; a quarter of the run's.")
     ] = None,
-    rate: Annotated[float, typer.Option(min=1e-6, help="Times the run's learning rates.")] = 1.0,
+    rate: Annotated[
+        float, typer.Option(min=1e-6, help="Factor on the run's learning rates.")
+    ] = 1.0,
     repeats: Annotated[int, typer.Option(min=1, help="Speed is the median of so many.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print data, fractions of one.")] = False,
     trust_code: TrustCode = False,
@@ -613,7 +655,7 @@ def prune(
         typer.echo(f"run: {about['out']}")
 
 
-@app.command()
+@app.command(rich_help_panel=_BEGIN)
 def predict(
     run: RunFolder,
     audio: Annotated[list[str], typer.Argument(help="Audio files, folders of them, patterns.")],
@@ -622,7 +664,7 @@ def predict(
         str | None, typer.Option(help="In words, for a task that was trained with such.")
     ] = None,
     format: Annotated[
-        Literal["text", "json", "csv", "srt"], typer.Option(help="Of the answers.")
+        Literal["text", "json", "csv", "srt"], typer.Option(help="How answers are written.")
     ] = "text",
     out: Annotated[
         Path | None,
@@ -669,7 +711,7 @@ def predict(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=_OTHERS)
 def publish(
     run: RunFolder,
     folder: Annotated[Path, typer.Argument(help="Folder to write.")],
@@ -702,7 +744,7 @@ def publish(
         typer.echo(push_to_hub(made, push, private=private))
 
 
-@app.command()
+@app.command(rich_help_panel=_OTHERS)
 def export(
     run: RunFolder,
     format: Annotated[Literal["onnx", "torch"], typer.Option(help="Of the graphs.")] = "onnx",
@@ -729,7 +771,7 @@ def export(
     typer.echo(f"{total:,.1f} MB in {folder}; python {folder / 'run.py'} clip.wav, see README.md")
 
 
-@app.command()
+@app.command(rich_help_panel=_RUNS)
 def weights(
     run: RunFolder,
     picture: Annotated[Path | None, typer.Option(help="Write a picture (SVG or PNG).")] = None,
@@ -761,7 +803,7 @@ def weights(
         typer.echo(f"picture: {picture}")
 
 
-@app.command()
+@app.command(rich_help_panel=_RUNS)
 def alpha(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Run folders, of one recipe but seeds.")
@@ -790,7 +832,7 @@ def alpha(
     typer.echo(f"picture: {write_alpha(found, out or runs[0] / 'alpha')}")
 
 
-@app.command()
+@app.command(rich_help_panel=_BEFORE)
 def cost(
     recipe: RecipePath,
     overrides: Overrides = None,
@@ -812,7 +854,7 @@ def cost(
     _table(*cost_table(read, interface or (), seconds=seconds, repeats=repeats))
 
 
-@app.command()
+@app.command(rich_help_panel=_BEGIN)
 def serve(
     run: RunFolder,
     host: Annotated[
@@ -859,7 +901,7 @@ def serve(
     )
 
 
-@app.command()
+@app.command(rich_help_panel=_SPEED)
 def bench(
     what: Annotated[
         Literal["fusion", "harmonifuse", "cache", "epoch", "scaling", "extraction", "serve"],
@@ -964,7 +1006,7 @@ def bench(
         _table(title, columns, rows)
 
 
-@app.command()
+@app.command(rich_help_panel=_BEFORE)
 def doctor(
     recipe: Annotated[
         Path | None, typer.Argument(help="A recipe, whose encoders and store are looked at.")
@@ -1003,7 +1045,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=_BEFORE)
 def parts(
     role: Annotated[str | None, typer.Argument(help="upstream, interface, ...")] = None,
 ) -> None:

@@ -441,7 +441,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         data = yaml.load(path.read_text(), _OnceLoader)  # noqa: S506 - it is a safe loader
     except FileNotFoundError as error:
-        raise RecipeError(f"no recipe at {path}") from error
+        raise RecipeError(
+            f"no recipe at {path}; check the path, or begin with a copy of a run's RUN/recipe.yaml"
+        ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{path} is not readable YAML: {error}") from error
     if not isinstance(data, dict):
