@@ -110,6 +110,11 @@ def test_the_command_reads_the_rates_that_a_bench_measured(base, tmp_path):
         r"hubert-base in float32; measure .*: speechfuse bench extraction --json > rates\.json"
     )
     assert re.search(expected, str(cut.exception))
+    (tmp_path / "cpu.json").write_text(json.dumps({"rates": rows[:1]}))
+    slow = CliRunner().invoke(app, [*plan, "--hours", "9", "--rates", str(tmp_path / "cpu.json")])
+    assert "Extraction of 9 h on 1 CPUs; rates of CPU, 1 of 2 threads" in slow.output
+    assert "CPU hours" in slow.output
+    assert "GPU" not in slow.output
     lost = CliRunner().invoke(app, [*plan, "--hours", "9", "--rates", str(tmp_path / "none.json")])
     assert re.search(r"no file .*none\.json; measure on", str(lost.exception))
     (tmp_path / "rates.json").write_text("{}")

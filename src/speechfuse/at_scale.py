@@ -41,6 +41,7 @@ def scale_tables(
         raise RecipeError("every upstream is trained, so that nothing is extracted or stored")
     plans = {name: build.build_upstream(recipe, name).plan for name in frozen}
     found = _rates(plans, rates)
+    unit = "CPU" if "cpu" in where.lower() else "GPU"
     given, hours = hours, hours * (1 + max(map(_copies, recipe.tasks.values())))
     seconds = 3600 * hours
     sizes = {name: seconds * _bytes(plan, recipe.store.dtype) for name, plan in plans.items()}
@@ -48,7 +49,7 @@ def scale_tables(
     rows = [
         [
             name,
-            f"{found[name]:g}",
+            f"{found[name]:.4g}",
             f"{_shards(plan, recipe.store.dtype, seconds):,}",
             *_taken(work[name], gpus, price),
         ]
@@ -57,10 +58,10 @@ def scale_tables(
     if len(rows) > 1:
         rows.append(["all", "", "", *_taken(sum(work.values()), gpus, price)])
     money = ["cost"] if price else []
-    columns = ["upstream", "audio s / s of a GPU", "shards", "GPU hours", "hours", *money]
+    columns = ["upstream", f"audio s / s of a {unit}", "shards", f"{unit} hours", "hours", *money]
     title = f"Extraction of {given:,g} h"
     title += f" and {hours - given:,.0f} h of altered copies" if hours > given else ""
-    title += f" on {gpus} GPUs" + (f"; rates of {where}" if where else "")
+    title += f" on {gpus} {unit}s" + (f"; rates of {where}" if where else "")
     tables: list[Table] = [(title, columns, rows)]
     rows = [
         [name, *(f"{seconds * _bytes(plan, dtype) / 1e12:,.1f}" for dtype in DTYPES)]
@@ -68,13 +69,13 @@ def scale_tables(
     ]
     tables.append(("Stored layers, TB", ["upstream", *DTYPES], rows))
     read = sum(sizes.values()) / (1e9 * reading) / 3600
-    what = f"reading {recipe.store.dtype} at {reading:g} GB/s for each GPU"
+    what = f"reading {recipe.store.dtype} at {reading:g} GB/s for each {unit}"
     rows = [[what, *_taken(read, gpus, price)]]
     if training_rate:
-        what = f"steps at {training_rate:g} audio s / s of a GPU"
+        what = f"steps at {training_rate:g} audio s / s of a {unit}"
         rows.append([what, *_taken(hours / training_rate, gpus, price)])
     title = "An epoch of training; both at once, the longer counts"
-    return [*tables, (title, ["", "GPU hours", "hours", *money], rows)]
+    return [*tables, (title, ["", f"{unit} hours", "hours", *money], rows)]
 
 
 def _rates(plans: Mapping[str, UpstreamPlan], given: Mapping[str, float]) -> dict[str, float]:
