@@ -85,6 +85,8 @@ class _Told:
         self._progress, self._heard = progress, 0.0
         known = progress is not None and isinstance(many, list)
         self._total = math.ceil(sum(seconds_of(one) for one in many)) if known else 0
+        if progress:
+            progress(_UNIT, 0, self._total or 1)
 
     def heard(self, seconds: float) -> None:
         self._heard += seconds
@@ -200,8 +202,8 @@ class SpeechModel:
         audio: a path, an open file, (samples, rate), what datasets gives, or several of them.
         prompt: in words, for a run that was trained with such. layers: with the weights of layers.
         errors: keep gives an answer with `error` for what cannot be read. progress: is told
-        ("seconds of audio", done, total) after each pass, of a minute at most, and when all are
-        done; of an iterator the total is not known, one more than done until then.
+        ("seconds of audio", done, total) at first, after each pass, of a minute at most, and when all
+        are done; of an iterator the total is not known, one more than done until then.
 
         Raises:
             DataError: audio that cannot be read.
