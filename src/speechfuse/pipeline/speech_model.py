@@ -202,7 +202,7 @@ class SpeechModel:
         audio: a path, an open file, (samples, rate), what datasets gives, or several of them.
         prompt: in words, for a run that was trained with such. layers: with the weights of layers.
         errors: keep gives an answer with `error` for what cannot be read. progress: is told
-        ("seconds of audio", done, total) at first, after each pass, of a minute at most, and when all
+        ("seconds of audio", done, total) at first, after each minute at most, and when all
         are done; of an iterator the total is not known, one more than done until then.
 
         Raises:
