@@ -27,7 +27,7 @@ BLOCK = re.compile(
 MARKS = ("not run",)  # what a page may say before a block, with a reason
 RUN = {
     *("plan", "parts", "prepare", "audit", "extract", "train", "evaluate", "compare", "predict"),
-    *("weights", "alpha", "publish", "cost"),
+    *("weights", "alpha", "publish", "cost", "doctor", "prune"),
 }  # the others take minutes, or never end: they are parsed
 QUICK = ["training.steps=2", "training.batch_seconds=4"]  # what takes hours is done in seconds
 OTHERS = ("make", "pip", "curl", "git", "cd", "export", "torchrun", "srun", "source")
@@ -163,6 +163,8 @@ class Page:
     def _command(self, arguments: list[str], place: str) -> None:
         if arguments[0] in ("train", "extract"):
             arguments = [*arguments, *QUICK]
+        if arguments[0] == "prune":
+            arguments = [*arguments, "--steps", "2", "--repeats", "1"]
         if arguments[0] == "audit":
             arguments = [*arguments, "--jobs", "1"]  # processes of its own take longer to begin
         if arguments[0] == "train":  # a run that is there has learned more: it stays
