@@ -18,7 +18,7 @@ from speechfuse.types import Metric
 pytest.importorskip("gradio", reason="the page and the service need the extra `demo`")
 
 from speechfuse.serve.answered import answer_html, comparison_html, refusal_html
-from speechfuse.serve.pictures import INK, by_word, class_bars, layer_picture
+from speechfuse.serve.pictures import INK, bars_over_time, by_word, class_bars, layer_picture
 from speechfuse.serve.refusals import Refusal
 
 EVIL = "<script>alert(1)</script>"
@@ -63,11 +63,22 @@ def test_pictures_take_the_colour_of_the_page():
     assert "90 %" in drawn
 
 
-def test_several_stretches_are_bars_over_time():
+def test_several_parts_are_bars_over_time():
     rows = [Scores(2.0 * i, 2.0 * i + 2, {"a": 0.25 * i, "b": 1 - 0.25 * i}) for i in range(4)]
-    drawn = class_bars(Label("b", {"a": 0.4, "b": 0.6}, rows), "emotion")
+    drawn = bars_over_time(rows, {"a": 0.4, "b": 0.6}, "emotion")
     assert "seconds" in drawn
     assert "%" in drawn
+    whole = Scores(0.0, 8.0, {"a": 0.4, "b": 0.6})
+    for label, said in (
+        (Label("b", whole.scores, [whole], rows), "in parts of about 2.0 s"),
+        (Label("b", whole.scores, rows), "in parts of about 2.0 s"),
+        (Label("b", whole.scores, rows, rows * 40), "in parts of about 2.0 s"),  # too many to see
+        (Label("b", whole.scores, [whole]), "reads all of it as one vector"),
+        (Label("b", whole.scores, [whole._replace(end=1.0)]), None),
+    ):
+        page = answer_html(Answer("x.wav", 8.0, {"emotion": label}), np.ones(16000, np.float32))
+        assert "60 %" in page
+        assert "note" not in page if said is None else said in page
 
 
 def test_weights_that_never_change_are_bars_and_others_a_map():

@@ -155,6 +155,43 @@ def test_long_recordings_are_cut_at_pauses_and_joined(runs, clips, monkeypatch):
     assert np.linalg.norm(answer["verification"].vector) == pytest.approx(1, abs=1e-5)
 
 
+def test_classes_are_told_over_time(model, clips):
+    """Calm clips, then loud ones; of a linear head, log-odds of windows are a mean."""
+    calm, loud = (
+        np.concatenate([soundfile.read(one, dtype="float32")[0] for one in clips[first::2]][:4])
+        for first in (0, 1)
+    )
+    samples = np.concatenate([calm, loud])
+    answer = model((samples, 16000), tasks=["emotion"], window=0.8)["emotion"]
+    assert [one.end for one in answer.windows] == pytest.approx([0.8, 1.6, 2.4, 3.2], abs=0.03)
+    assert [max(one.scores, key=one.scores.get) for one in answer.windows] == ["calm"] * 2 + [
+        "loud"
+    ] * 2
+
+    def odds(scores):
+        return np.log(scores["loud"] / scores["calm"])
+
+    assert np.mean([odds(one.scores) for one in answer.windows]) == pytest.approx(
+        odds(answer.scores), rel=0.02
+    )
+    assert answer.to_dict()["windows"][0]["start"] == 0
+    assert not model((samples, 16000), tasks=["emotion"])["emotion"].windows
+    long = model((np.tile(samples, 8), 16000), tasks=["emotion"], window=2.0)["emotion"]
+    assert len(long.stretches) > 1
+    edges = [(one.start, one.end) for one in long.windows]
+    assert edges == sorted(edges)
+    assert edges[-1][1] == pytest.approx(25.6, abs=0.1)
+
+
+def test_a_prompted_transformer_tells_classes_over_time(runs, clips, monkeypatch):
+    monkeypatch.chdir(runs)
+    samples = np.tile(soundfile.read(clips[0], dtype="float32")[0], 8)
+    many = [(samples, 16000), (samples[:9000], 16000), (samples[:40000], 16000)]
+    found = [one["emotion"] for one in speechfuse.load("prompted")(many, ["emotion"], window=1.0)]
+    assert [len(one.windows) for one in found] == [3, 0, 2]
+    assert all(sum(w.scores.values()) == pytest.approx(1) for one in found for w in one.windows)
+
+
 def test_words_stand_where_they_are_said(model, clips):
     """Each word of the tones is 0.15 s long and 0.05 s apart from the next."""
     right = 0

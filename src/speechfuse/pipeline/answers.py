@@ -25,7 +25,7 @@ class Word(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Probabilities of the classes of one stretch."""
+    """Probabilities of the classes of one stretch or window."""
 
     start: float  # seconds
     end: float
@@ -52,16 +52,14 @@ class Label:
 
     label: str
     scores: Mapping[str, float] | None  # of all classes; None: the head has no logits
-    stretches: Sequence[Scores] = ()
+    stretches: Sequence[Scores] = ()  # that were read at once
+    windows: Sequence[Scores] = ()  # of a few seconds in them, if asked for
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        stretches = [
-            {**_rounded({"start": s.start, "end": s.end}), "scores": _rounded(s.scores)}
-            for s in self.stretches
-        ]
         scores = None if self.scores is None else _rounded(self.scores)
-        return {"label": self.label, "scores": scores, "stretches": stretches}
+        found = {"label": self.label, "scores": scores, "stretches": _timed(self.stretches)}
+        return found | ({"windows": _timed(self.windows)} if self.windows else {})
 
 
 class Comparison(NamedTuple):
@@ -163,6 +161,12 @@ def _layers(one: Layers) -> dict[str, Any]:
         "weights": np.round(one.weights.astype(float), 4).tolist(),
         "texts": None if one.texts is None else [*one.texts],
     }
+
+
+def _timed(parts: Sequence[Scores]) -> list[dict[str, Any]]:
+    return [
+        {**_rounded({"start": s.start, "end": s.end}), "scores": _rounded(s.scores)} for s in parts
+    ]
 
 
 def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from speechfuse.pipeline.answers import (
     Word,
 )
 from speechfuse.pipeline.recordings import Recording, Samples, seconds_of
+from speechfuse.pipeline.windows import windows_of
 from speechfuse.tasks.classification import Classification
 from speechfuse.tasks.rows import ids_of, padded
 from speechfuse.turns import Turn
@@ -194,6 +195,7 @@ class SpeechModel:
         *,
         prompt: str | None = None,
         layers: bool = False,
+        window: float | None = None,
         errors: Literal["raise", "keep"] = "raise",
         progress: Progress | None = None,
     ) -> Any:
@@ -201,6 +203,7 @@ class SpeechModel:
 
         audio: a path, an open file, (samples, rate), what datasets gives, or several of them.
         prompt: in words, for a run that was trained with such. layers: with the weights of layers.
+        window: seconds; classes also for windows of about this length, from the same frames.
         errors: keep gives an answer with `error` for what cannot be read. progress: is told
         ("seconds of audio", done, total) at first, after each minute at most, and when all
         are done; of an iterator the total is not known, one more than done until then.
@@ -214,7 +217,7 @@ class SpeechModel:
         wanted = self.checked(tasks)
         if prompt is not None:
             self._check_prompt(wanted)
-        found = self._answers(many, wanted, prompt, layers, errors, progress)
+        found = self._answers(many, wanted, prompt, layers, window, errors, progress)
         if one:
             (answer,) = found
             return answer
@@ -236,6 +239,7 @@ class SpeechModel:
         tasks: Sequence[str],
         prompt: str | None,
         layers: bool,
+        window: float | None,
         errors: str,
         progress: Progress | None,
     ) -> Iterator[Answer]:
@@ -265,7 +269,7 @@ class SpeechModel:
                     heard.waiting += 1
                     waiting.append(_Stretch(heard, start, samples))
                     if sum(one.duration for one in waiting) >= BATCH_SECONDS:
-                        self._hear(waiting, tasks, prompt, layers, told)
+                        self._hear(waiting, tasks, prompt, layers, window, told)
                         waiting = []
             except DataError as error:
                 if errors == "raise":
@@ -273,7 +277,7 @@ class SpeechModel:
                 heard.error = str(error)
             heard.open = False
             yield from ready()
-        self._hear(waiting, tasks, prompt, layers, told)
+        self._hear(waiting, tasks, prompt, layers, window, told)
         told.end()
         yield from ready()
 
@@ -284,6 +288,7 @@ class SpeechModel:
         tasks: Sequence[str],
         prompt: str | None,
         layers: bool,
+        window: float | None,
         told: _Told,
     ) -> None:
         """Answer stretches, those of similar length together."""
@@ -300,7 +305,7 @@ class SpeechModel:
                 prompts = None if prompt is None else [prompt] * len(batch)
                 frames = self.model.fuse(given[name], name)
                 found = self.model.answer(frames, name, prompts)
-                results = self._results(name, frames, found, prompts)
+                results = self._results(name, frames, found, prompts, window)
                 for one, result in zip(batch, results, strict=True):
                     parts = one.of.parts.setdefault(name, {})
                     parts[one.start] = (one.duration, result)
@@ -311,7 +316,12 @@ class SpeechModel:
             told.heard(sum(one.duration for one in batch))
 
     def _results(
-        self, name: str, frames: Frames, found: Sequence[Any], prompts: Sequence[str] | None
+        self,
+        name: str,
+        frames: Frames,
+        found: Sequence[Any],
+        prompts: Sequence[str] | None,
+        window: float | None,
     ) -> list[Result]:
         """Predictions of the head, with scores and times."""
         task, head = self.tasks[name], self.model.head_of(name)
@@ -332,12 +342,28 @@ class SpeechModel:
             ]
         if not isinstance(task, Classification) or not isinstance(head, ScoresClasses):
             return [Label(text, None) for text in texts]
-        read = self.model.read(frames, name, prompts)
-        shares = head.logits(read).double().softmax(-1).cpu().tolist()
+        scores = self._scores(name, frames, prompts)
+        over_time: list[list[Scores]] = [[] for _ in texts]
+        if window and (cut := windows_of(frames, window)):
+            again = prompts and [prompts[row] for row in cut.of]
+            found = self._scores(name, cut.frames, again)
+            for row, (start, end), shares in zip(cut.of, cut.times, found, strict=True):
+                over_time[row].append(Scores(start, end, shares))
         return [
-            Label(text, dict(zip(task.labels, row, strict=True)))
-            for text, row in zip(texts, shares, strict=True)
+            Label(text, shares, windows=parts)
+            for text, shares, parts in zip(texts, scores, over_time, strict=True)
         ]
+
+    def _scores(
+        self, name: str, frames: Frames, prompts: Sequence[str] | None
+    ) -> list[dict[str, float]]:
+        """Probabilities of the classes, of each row."""
+        task, head = self.tasks[name], self.model.head_of(name)
+        assert isinstance(task, Classification)
+        assert isinstance(head, ScoresClasses)
+        logits = head.logits(self.model.read(frames, name, prompts))
+        rows = logits.double().softmax(-1).cpu().tolist()
+        return [dict(zip(task.labels, row, strict=True)) for row in rows]
 
     def _words(
         self, name: str, frames: Frames, found: Sequence[Any], prompts: Sequence[str] | None
@@ -528,9 +554,15 @@ def _join(parts: Sequence[tuple[float, float, Any]]) -> Result:
         longest = max(parts, key=lambda part: part[1])[2]
         return Label(longest.label, None)
     stretches = [Scores(start, start + size, r.scores) for start, size, r in parts]
+    windows = [
+        one._replace(start=one.start + start, end=one.end + start)
+        for start, _, result in parts
+        for one in result.windows
+    ]
     if len(parts) == 1:
-        return Label(first.label, first.scores, stretches)
+        return Label(first.label, first.scores, stretches, windows)
     shares = np.array([[*one.scores.values()] for one in stretches])
     mean = (shares * seconds[:, None]).sum(0) / seconds.sum()
     names = [*first.scores]
-    return Label(names[int(mean.argmax())], dict(zip(names, mean.tolist(), strict=True)), stretches)
+    scores = dict(zip(names, mean.tolist(), strict=True))
+    return Label(names[int(mean.argmax())], scores, stretches, windows)

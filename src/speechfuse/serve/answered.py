@@ -15,7 +15,7 @@ from speechfuse.pipeline.answers import (
     Voice,
 )
 from speechfuse.pipeline.recordings import Samples
-from speechfuse.serve.pictures import class_bars, layer_picture, spectrogram
+from speechfuse.serve.pictures import bars_over_time, class_bars, layer_picture, spectrogram
 from speechfuse.serve.refusals import Refusal
 
 CSS = """
@@ -37,6 +37,7 @@ CSS = """
 @media (max-width: 500px) { .answers .card { padding: .6rem; } }
 .answers .waiting { opacity: .75; }
 """
+MOST_BARS = 100  # over time; of longer recordings, stretches are shown
 EMPTY = '<div class="answers"><div class="card wide waiting">The answer comes here.</div></div>'
 
 
@@ -83,8 +84,7 @@ def _result(task: str, result: Result) -> str:
     if isinstance(result, Transcript):
         return _card(task, _transcript(result), wide=True)
     if isinstance(result, Label):
-        body = f'<p class="said">{escape(result.label)}</p>'
-        return _card(task, body + (class_bars(result, task) if result.scores else ""))
+        return _card(task, f'<p class="said">{escape(result.label)}</p>{_classes(task, result)}')
     if isinstance(result, Speakers):
         rows = "".join(
             f"<tr><td>{escape(turn.speaker)}</td><td>{turn.start:.2f} to {turn.end:.2f} s</td></tr>"
@@ -94,6 +94,21 @@ def _result(task: str, result: Result) -> str:
     size = len(result.vector)
     note = f'<p class="note">A vector of {size} numbers; compare it with another voice.</p>'
     return _card(task, note)
+
+
+def _classes(task: str, result: Label) -> str:
+    """Bars of all of it, and below them bars over time where it has several parts."""
+    if not result.scores:
+        return ""
+    parts = result.windows if 1 < len(result.windows) <= MOST_BARS else result.stretches
+    if len(parts) > 1:
+        said = f"Over time, in parts of about {parts[0].end - parts[0].start:.1f} s:"
+        drawn = bars_over_time(parts, result.scores, f"{task} over time")
+        return f'{class_bars(result, task)}<p class="note">{said}</p>{drawn}'
+    if result.stretches and result.stretches[0].end >= 4 and not result.windows:
+        note = "The run reads all of it as one vector, so there is nothing over time."
+        return f'{class_bars(result, task)}<p class="note">{note}</p>'
+    return class_bars(result, task)
 
 
 def _transcript(result: Transcript) -> str:

@@ -104,9 +104,10 @@ class Batcher:
 
     def _answer(self, batch: Sequence[Job]) -> None:
         """Each its own answer or error; where one breaks the model, the others are asked anew."""
-        tasks, layers, prompt = batch[0].asks
+        tasks, layers, window, prompt = batch[0].asks
+        asked: dict[str, Any] = {"layers": layers, "window": window, "prompt": prompt}
         try:
-            answers = self.model([*batch], tasks, layers=layers, prompt=prompt, errors="keep")
+            answers = self.model([*batch], tasks, **asked, errors="keep")
             for job, answer in zip(batch, answers, strict=True):
                 job.finish(answer)
         except SpeechFuseError as error:  # what all of them ask for

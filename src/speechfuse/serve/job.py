@@ -23,18 +23,20 @@ class Job(Recording):
         tasks: Sequence[str],
         *,
         layers: bool = False,
+        window: float | None = None,
         prompt: str | None = None,
     ) -> None:
         super().__init__((samples, SAMPLE_RATE))
         self.name, self.tasks, self.layers, self.prompt = name, tuple(tasks), layers, prompt
+        self.window = window
         self.future: Future[Answer] = Future()
         self.arrived, self.given_up = monotonic(), False
         self.seconds = len(samples) / SAMPLE_RATE
 
     @property
-    def asks(self) -> tuple[tuple[str, ...], bool, str | None]:
+    def asks(self) -> tuple[tuple[str, ...], bool, float | None, str | None]:
         """Jobs that ask the same can be answered together."""
-        return self.tasks, self.layers, self.prompt
+        return self.tasks, self.layers, self.window, self.prompt
 
     def stretches(self, longest: float) -> Iterator[tuple[float, Samples]]:
         for stretch in super().stretches(longest):

@@ -29,6 +29,7 @@ from speechfuse.serve.uploads import decode, shown_name
 KEPT = (60, 600)  # seconds: how often old uploads of the page are deleted, and how old they are
 FONT = [gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")]  # of the reader's own machine
 FONT_MONO = [gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")]
+WINDOW = 2.0  # seconds of each bar of classes over time
 AT_ONCE = 16  # answers of the page that are waited for
 
 
@@ -113,7 +114,8 @@ def _one_recording(service: Service, tasks: list[str], worded: list[str]) -> Non
             asked = [name for name in tasks if name in wanted]
             if not asked:
                 raise Refusal(422, "no task is ticked", "one or more", "tick one")
-            answer, samples = _heard(service, path, asked, layers=weights, prompt=words or None)
+            options: dict[str, Any] = {"layers": weights, "window": WINDOW, "prompt": words or None}
+            answer, samples = _heard(service, path, asked, **options)
             return answer_html(answer, samples)
         except Refusal as refusal:
             return refusal_html(refusal)
@@ -150,6 +152,7 @@ def _heard(
     tasks: Sequence[str],
     *,
     layers: bool = False,
+    window: float | None = None,
     prompt: str | None = None,
 ) -> tuple[Answer, Samples]:
     """Under the same limits as requests. Raises Refusal."""
@@ -158,7 +161,8 @@ def _heard(
     with service.seats.seat():
         with Path(path).open("rb") as file:
             samples = decode(file, shown_name(path), service.limits)
-        job = Job(samples, shown_name(path), tasks, layers=layers, prompt=prompt)
+        options: dict[str, Any] = {"layers": layers, "window": window, "prompt": prompt}
+        job = Job(samples, shown_name(path), tasks, **options)
         service.batcher.submit(job)
         try:
             answer = job.future.result(service.limits.timeout)

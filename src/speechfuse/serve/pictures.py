@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from threading import Lock
 from typing import Any
 
@@ -16,7 +16,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from speechfuse.audio import SAMPLE_RATE
-from speechfuse.pipeline.answers import Label, Layers
+from speechfuse.pipeline.answers import Label, Layers, Scores
 from speechfuse.pipeline.recordings import Samples
 
 INK = "#010203"  # stands for the colour of the page's text
@@ -63,44 +63,46 @@ def spectrogram(samples: Samples) -> str:
 
 
 def class_bars(label: Label, title: str) -> str:
-    """Probabilities: bars of one stretch, or bars over time of several."""
+    """Probabilities of the whole recording."""
     assert label.scores is not None
-    names = sorted(label.scores, key=lambda name: -(label.scores or {})[name])[: len(COLOURS)]
-    colours = dict(zip(sorted(names), COLOURS, strict=False))
+    colours = _colours(label.scores)
+    names = sorted(colours, key=lambda name: -(label.scores or {})[name])
     with _LOCK, matplotlib.rc_context(STYLE):
-        if len(label.stretches) < 2:
-            axes = _axes(0.3 + 0.28 * len(names))
-            shares = [100 * label.scores[name] for name in names]
-            axes.barh(names, shares, color=[colours[name] for name in names], height=0.7)
-            axes.invert_yaxis()
-            for row, share in enumerate(shares):
-                axes.text(share + 1, row, f"{share:.0f} %", va="center")
-            axes.set_xlim(0, 112)
-            axes.xaxis.set_visible(False)
-            axes.spines["bottom"].set_visible(False)
-            return _svg(axes, title)
-        axes = _axes(2.1)
-        starts = [one.start for one in label.stretches]
-        sizes = [one.end - one.start for one in label.stretches]
-        below = np.zeros(len(starts))
-        for name in sorted(names):
-            shares = [100 * one.scores[name] for one in label.stretches]
-            axes.bar(
-                starts,
-                shares,
-                sizes,
-                below,
-                align="edge",
-                color=colours[name],
-                label=name,
-                edgecolor=INK,
-                linewidth=0.4,
-            )
+        axes = _axes(0.3 + 0.28 * len(names))
+        shares = [100 * label.scores[name] for name in names]
+        axes.barh(names, shares, color=[colours[name] for name in names], height=0.7)
+        axes.invert_yaxis()
+        for row, share in enumerate(shares):
+            axes.text(share + 1, row, f"{share:.0f} %", va="center")
+        axes.set_xlim(0, 112)
+        axes.xaxis.set_visible(False)
+        axes.spines["bottom"].set_visible(False)
+        return _svg(axes, title)
+
+
+def bars_over_time(parts: Sequence[Scores], whole: Mapping[str, float], title: str) -> str:
+    """Probabilities of parts of a recording; whole: of all of it, for the same colours."""
+    colours = _colours(whole)
+    starts = [one.start for one in parts]
+    sizes = [one.end - one.start for one in parts]
+    below = np.zeros(len(parts))
+    with _LOCK, matplotlib.rc_context(STYLE):
+        axes = _axes(1.9)
+        for name, colour in colours.items():
+            shares = [100 * one.scores[name] for one in parts]
+            edge: Any = {"edgecolor": INK, "linewidth": 0.4}
+            axes.bar(starts, shares, sizes, below, align="edge", color=colour, label=name, **edge)
             below += shares
         axes.set(xlabel="seconds", ylabel="%", ylim=(0, 100), xlim=(0, starts[-1] + sizes[-1]))
-        columns = min(4, len(names))
+        columns = min(4, len(colours))
         axes.legend(ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
         return _svg(axes, title)
+
+
+def _colours(scores: Mapping[str, float]) -> dict[str, str]:
+    """Of the likeliest classes, in the order of their names."""
+    names = sorted(scores, key=lambda name: -scores[name])[: len(COLOURS)]
+    return dict(zip(sorted(names), COLOURS, strict=False))
 
 
 def layer_picture(stretches: Sequence[Layers], said: str | None, title: str) -> str:
