@@ -30,7 +30,7 @@ RUN = {
     *("weights", "alpha", "publish", "cost", "doctor", "prune"),
 }  # the others take minutes, or never end: they are parsed
 QUICK = ["training.steps=2", "training.batch_seconds=4"]  # what takes hours is done in seconds
-OTHERS = ("make", "pip", "curl", "git", "cd", "export", "torchrun", "srun", "source")
+OTHERS = ("make", "pip", "curl", "git", "cd", "export", "torchrun", "srun", "source", "python3")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 Nav = list[dict[str, object]]
 
 SECTIONS: dict[str, list[str]] = {
-    "Start": ["index.md", "tutorial.md"],
+    "Start": ["index.md", "first_minute.md", "tutorial.md"],
     "How to": [
         "how-to/own_data.md",
         "how-to/own_encoder.md",
