@@ -135,7 +135,7 @@ def test_code_of_ones_own_trains_and_answers_when_it_is_trusted(
     published = invoked("publish", "run", "out", "--trust-code")
     assert f"others need your code for {KIND}" in published.output
     card = (workspace / "out" / "README.md").read_text()
-    assert 'load("run", trust_code=True)' in card
+    assert 'load("out", trust_code=True)' in card
     assert "mean_of_layers.py: class MeanOfLayers" in card
     assert not list((workspace / "out").glob("*.py"))
     assert speechfuse.load("out", trust_code=True)(clip).to_dict() == answer.to_dict()

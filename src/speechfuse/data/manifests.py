@@ -88,7 +88,8 @@ def prepare(
     elif not source.exists():
         raise DataError(
             f"no file or folder at {source}, expected a manifest or a Kaldi folder; check the "
-            "path, and of a corpus by name give the folder too: speechfuse prepare emodb FOLDER"
+            "path, and of a corpus by name give the folder too, like: speechfuse prepare emodb "
+            "FOLDER"
         )
     else:
         rows = _kaldi_rows(source) if source.is_dir() else _manifest_rows(source)

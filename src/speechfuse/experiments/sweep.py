@@ -279,14 +279,18 @@ def cells(sweep: SweepFile, out: Path, rows: Sequence[str] | None = None) -> lis
         folds = _folds(sweep, change)
         for row in trained:
             base = _row_recipe(sweep, row, change)
-            first: dict[int, Recipe] = {}  # by seed
-            for number, fold in enumerate(folds):
-                for seed in sweep.seeds:
-                    data = merged(merged(base, fold), {"seed": seed})
-                    recipe = _read(row, _without_tasks(data, sweep.rows[row].leave_out))
-                    if number and recipe == first[seed]:
-                        continue
-                    first.setdefault(seed, recipe)
+            left_out = sweep.rows[row].leave_out
+            turns = [
+                [
+                    _read(row, _without_tasks(merged(merged(base, fold), {"seed": seed}), left_out))
+                    for seed in sweep.seeds
+                ]
+                for fold in folds
+            ]
+            if all(turn == turns[0] for turn in turns):
+                turns = turns[:1]
+            for number, turn in enumerate(turns):
+                for seed, recipe in zip(sweep.seeds, turn, strict=True):
                     names = [row, condition, f"fold{number}" if len(folds) > 1 else ""]
                     slug = "/".join(_slug(name) for name in names if name)
                     folder = out / slug / f"seed{seed}"
