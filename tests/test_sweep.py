@@ -196,8 +196,9 @@ def test_jobs_give_the_same_runs(sweep, workspace):
     assert any(what == "fine" for what, _, _ in said)
 
 
-@pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.recipe)])
+@pytest.mark.parametrize(
+    ("jobs", "whole"), [(1, False), (1, True), pytest.param(2, True, marks=pytest.mark.recipe)]
+)
 def test_an_encoder_runs_once_for_all_layers_that_rows_read(
     sweep, workspace, encoder, monkeypatch, jobs, whole
 ):
