@@ -18,6 +18,8 @@ from speechfuse.errors import DataError
 from speechfuse.taskdata import find_corpus
 from speechfuse.types import Utterance
 
+pytestmark = pytest.mark.recipe  # seconds in all: run by make test
+
 RATE = 16000
 
 

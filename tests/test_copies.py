@@ -17,6 +17,8 @@ from speechfuse.recipe import merged
 from speechfuse.taskdata import load_tasks
 from speechfuse.train import train_run
 
+pytestmark = pytest.mark.recipe  # seconds in all: run by make test
+
 AUGMENT = {"speed": [0.9, 1.0, 1.25], "noise": {"snr": [5, 15], "copies": 2}}
 
 

@@ -17,6 +17,8 @@ from speechfuse.predict import predict_files
 from speechfuse.publish import save_pretrained
 from speechfuse.train import train_run
 
+pytestmark = pytest.mark.recipe  # seconds in all: run by make test
+
 
 def trials(scores, same, speakers=None):
     one, other = np.transpose(speakers or [(i % 4, (i + 1) % 4) for i in range(len(scores))])

@@ -34,6 +34,8 @@ from speechfuse.upstreams.huggingface import HuggingFace
 from test_harmonifuse import TINY
 from test_interfaces import made
 
+pytestmark = pytest.mark.recipe  # seconds in all: run by make test
+
 pytest.importorskip("onnxscript", reason="pip install 'speechfuse[export]'")
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'speechfuse[export]'")
 

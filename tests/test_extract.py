@@ -29,6 +29,8 @@ from speechfuse.extract import extract, extraction_jobs, fill_stores
 from speechfuse.recipe import merged
 from speechfuse.taskdata import load_tasks
 
+pytestmark = pytest.mark.recipe  # seconds in all: run by make test
+
 
 @pytest.fixture
 def one_task(workspace, tone_recipe):

@@ -28,6 +28,8 @@ from speechfuse.steps import load_batch
 from speechfuse.taskdata import load_tasks
 from speechfuse.train import train_run
 
+pytestmark = pytest.mark.recipe  # seconds in all: run by make test
+
 
 def weights(folder):
     return load_file(folder / "model.safetensors")

@@ -28,6 +28,8 @@ from speechfuse.pseudo.teacher import Teacher
 from speechfuse.recipe import merged
 from speechfuse.train import train_run
 
+pytestmark = pytest.mark.recipe  # seconds in all: run by make test
+
 LABELS = {0: "neu", 1: "hap", 2: "ang", 3: "sad", 4: "other"}
 MAP = {"neu": "neutral", "hap": "happy", "ang": "angry"}
 

@@ -24,6 +24,8 @@ from speechfuse.recipe import merged
 from speechfuse.taskdata import find_corpus, load_tasks
 from speechfuse.train import train_run
 
+pytestmark = pytest.mark.recipe  # seconds in all: run by make test
+
 
 @pytest.fixture
 def recipe(tone_recipe):

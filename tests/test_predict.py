@@ -20,6 +20,8 @@ from speechfuse.pipeline.answers import Answer, Label, Speakers, Transcript, Wor
 from speechfuse.predict import csv_lines, json_lines, subtitles
 from speechfuse.turns import Turn
 
+pytestmark = pytest.mark.recipe  # seconds in all: run by make test
+
 
 @pytest.fixture(scope="module")
 def trained(answering, tmp_path_factory, tiny_corpus):

@@ -25,6 +25,8 @@ from speechfuse.recipe import merged
 from speechfuse.train import train_run
 from speechfuse.types import Metric
 
+pytestmark = pytest.mark.recipe  # seconds in all: run by make test
+
 HEARS = {"kind": "towers:Tower", "heard": 1}
 DEAF = {"kind": "towers:Tower", "heard": -1}
 

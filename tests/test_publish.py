@@ -12,6 +12,8 @@ from speechfuse.pipeline import speech_model
 from speechfuse.publish import push_to_hub, save_pretrained
 from speechfuse.train import train_run
 
+pytestmark = pytest.mark.recipe  # seconds in all: run by make test
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny_corpus, encoder):

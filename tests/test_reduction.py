@@ -26,6 +26,8 @@ from speechfuse.reduction import with_reduction
 from speechfuse.taskdata import load_tasks
 from speechfuse.train import train_run
 
+pytestmark = pytest.mark.recipe  # seconds in all: run by make test
+
 TWO_RATES = {
     "mel": {"kind": "filterbank", "num_mels": 24},
     "coarse": {"kind": "filterbank", "num_mels": 24, "frame_rate": 40},

@@ -22,6 +22,8 @@ from speechfuse.metrics import SpeakerSums, share_right
 from speechfuse.recipe import Part, TaskRecipe
 from speechfuse.types import Utterance
 
+pytestmark = pytest.mark.recipe  # seconds in all: run by make test
+
 SPEAKERS = [f"s{i:02d}" for i in range(20)]
 
 

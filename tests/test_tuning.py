@@ -25,6 +25,8 @@ from speechfuse.train import train_run
 from speechfuse.tuning import trained_parameters, tune
 from speechfuse.upstreams.huggingface import HuggingFace
 
+pytestmark = pytest.mark.recipe  # seconds in all: run by make test
+
 DEPTH = 3  # blocks of every architecture here
 CLIPS = (9000, 5000, 6001)  # samples
 WAYS = {
