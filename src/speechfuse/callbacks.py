@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from speechfuse.checkpoint import full, write_bytes, write_text
+from speechfuse.checkpoint import unwritable, write_bytes, write_text
 from speechfuse.errors import RunError
 from speechfuse.types import Progress
 
@@ -178,7 +178,7 @@ class LongCSV(Logger):
         except OSError as error:  # half of a line may be there
             with suppress(OSError):
                 os.truncate(self._path, size)
-            raise full(self._path, error) from error
+            raise unwritable(self._path, error) from error
 
     @rank_zero_only
     def forget_from(self, step: int) -> None:

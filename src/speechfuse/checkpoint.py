@@ -235,21 +235,23 @@ class Run:
 
     def seen(self) -> tuple[Seen, ...]:
         """The same; of an older run without it, all speakers of its corpora."""
-        if not (self.folder / "seen.json").is_file():
+        about = self._seen()
+        if about is None:
             paths = [Path(entry.corpus) for entry in self.recipe().tasks.values()]
             named = (manifest_name(path) if path.is_file() else path.name for path in paths)
             return tuple(Seen(name) for name in dict.fromkeys(named))
-        about = self._read_json("seen.json")
         with damage(self.folder / "seen.json", RunError, _REMEDY):
             return seen_from(about["seen"])
 
     def data(self) -> dict[str, DataSummary]:
         """How much data each task has; nothing of an older run, which did not keep it."""
-        if not (self.folder / "seen.json").is_file():
-            return {}
-        about = self._read_json("seen.json")
+        about = self._seen() or {}
         with damage(self.folder / "seen.json", RunError, _REMEDY):
             return {name: DataSummary.read(one) for name, one in about.get("data", {}).items()}
+
+    def _seen(self) -> dict[str, Any] | None:
+        """seen.json; none of an older run."""
+        return self._read_json("seen.json") if (self.folder / "seen.json").is_file() else None
 
     def save_model(self, model: FusionModel) -> None:
         tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
@@ -377,10 +379,10 @@ def written(path: Path, part: Path) -> Iterator[None]:
     except OSError as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        raise full(path, error) from error
+        raise unwritable(path, error) from error
 
 
-def full(path: Path, error: OSError) -> RunError:
+def unwritable(path: Path, error: OSError) -> RunError:
     """What to say of a file that cannot be written."""
     return RunError(
         f"cannot write {path} ({error.strerror or error}); what was finished is kept: make room "

@@ -241,15 +241,15 @@ def plan(
     No weights are read and times are guessed from multiply-adds, unless there is --rate, --rates
     or --measure. With --hours: shards, hours, storage and cost of so much audio on so many GPUs.
     """
-    from speechfuse.build import read_recipe
-
-    read = read_recipe(recipe, overrides or ())
-    from speechfuse.build import frozen_upstreams
+    from speechfuse.build import frozen_upstreams, read_recipe
     from speechfuse.measure import best_device
     from speechfuse.rates import bench_rates, find_rates
 
+    read = read_recipe(recipe, overrides or ())
     given, where = _rates(rate or ()), ""
-    rest = {n: up for n, up in frozen_upstreams(read).items() if not {n, ""} & {*given}}
+    rest = {}
+    if rates or measure:
+        rest = {n: up for n, up in frozen_upstreams(read).items() if not {n, ""} & {*given}}
     if rates:
         found, where = bench_rates(rates, rest, None if hours else best_device().type)
         given |= found
@@ -263,7 +263,6 @@ def plan(
         if measure and (rest := {n: up for n, up in rest.items() if n not in given}):
             found, where = find_rates(rest, best_device(), {}, measure=True)
             given |= found
-
         tables = scale_tables(
             read,
             hours,

@@ -10,7 +10,7 @@ from speechfuse.alignment import align
 from speechfuse.contracts import Fitted, Fusion, FusionStream, Interface, Merge
 from speechfuse.errors import ShapeError
 from speechfuse.ops import mix, normalise
-from speechfuse.streaming import LayersFirstStream, MergeFirstStream
+from speechfuse.streaming import Coming, LayersFirstStream, MergeFirstStream
 from speechfuse.types import Frames, LayerStack, StackSpec
 
 
@@ -81,15 +81,9 @@ class MergeFirst(Fusion):
                 f"merge {type(self.merge).__name__} does not do the same to every layer, so that "
                 "they cannot come one by one; give it the whole stacks"
             )
-        return MergeFirstStream(
-            self.merge,
-            self.interface.stream(task),
-            self._projected,
-            specs,
-            lengths,
-            normalize=self.normalize,
-            drop_state_0=self.drop_state_0,
-        )
+        coming = Coming(specs, lengths, self.normalize, self.drop_state_0)
+        interface = self.interface.stream(task)
+        return MergeFirstStream(self.merge, interface, self._projected, coming)
 
 
 def merged_stack(
@@ -149,14 +143,8 @@ class LayersFirst(Fusion):
         self, task: str, specs: Sequence[StackSpec], lengths: Sequence[Tensor]
     ) -> FusionStream:
         parts = [part.stream(task) for part in self.interfaces if isinstance(part, Interface)]
-        return LayersFirstStream(
-            parts,
-            self._joined,
-            specs,
-            lengths,
-            normalize=self.normalize,
-            drop_state_0=self.drop_state_0,
-        )
+        coming = Coming(specs, lengths, self.normalize, self.drop_state_0)
+        return LayersFirstStream(parts, self._joined, coming)
 
 
 def fit_interfaces(fusion: Fusion, batches: Callable[[], Iterable[Sequence[LayerStack]]]) -> None:

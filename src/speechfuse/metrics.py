@@ -140,10 +140,9 @@ class GroupMean:
         return float(np.mean([np.mean([one.point() for one in group]) for group in self.groups]))
 
     def drawn(self) -> Values:
-        rows = [[one.drawn() for one in group] for group in self.groups]
-        shortest = min(len(row) for group in rows for row in group)
+        rows = _drawn_alike(*self.groups)
         orders = {
-            test_set: np.random.default_rng([place, 20123]).permutation(shortest)
+            test_set: np.random.default_rng([place, 20123]).permutation(rows[0].shape[1])
             for place, test_set in enumerate(self._test_sets())
         }
         means = [
@@ -164,10 +163,16 @@ def with_interval(evidence: Scored | Sequence[Scored]) -> Metric:
     """The metric and its 95 % interval; several evidences are runs with other seeds, averaged."""
     several = [evidence] if isinstance(evidence, Scored) else list(evidence)
     value = float(np.mean([one.point() for one in several]))
-    rows = [one.drawn() for one in several]
-    shortest = min(len(row) for row in rows)
-    low, high = interval(np.mean([row[:shortest] for row in rows], axis=0))
+    (rows,) = _drawn_alike(several)
+    low, high = interval(rows.mean(0))
     return Metric(value, low, high, len(several[0].speakers))
+
+
+def _drawn_alike(*systems: Sequence[Scored]) -> list[Values]:
+    """Values of each system's runs in the same draws, (runs, N): as many as all of them have."""
+    rows = [[one.drawn() for one in runs] for runs in systems]
+    shortest = min(len(row) for runs in rows for row in runs)
+    return [np.array([row[:shortest] for row in runs]) for runs in rows]
 
 
 def paired_difference(
@@ -176,14 +181,11 @@ def paired_difference(
     """Ours minus theirs on the same speakers, with the interval of the difference.
 
     draw_seeds: the interval is for other seeds, too: each draw of speakers also draws as many of
-    the seeds as there are, the same of both if both have as many. Such a mean
-    of three has two thirds of the variance over seeds that one of new ones has.
+    the seeds as there are, the same of both if both have as many. Such a mean of three has two
+    thirds of the variance over seeds that one of new ones has.
     """
     value = float(np.mean([o.point() for o in ours]) - np.mean([t.point() for t in theirs]))
-    rows = [[one.drawn() for one in several] for several in (ours, theirs)]
-    shortest = min(len(row) for several in rows for row in several)
-    drawn = (np.array([row[:shortest] for row in several]) for several in rows)
-    mine, other = (_over_seeds(several, draw=draw_seeds) for several in drawn)
+    mine, other = (_over_seeds(rows, draw=draw_seeds) for rows in _drawn_alike(ours, theirs))
     low, high = interval(mine - other)
     return Metric(value, low, high, len(ours[0].speakers))
 
@@ -333,9 +335,7 @@ def gain_over_best(
     """
     point, *points = (np.array([one.point() for one in s]).mean(0) for s in (ours, *singles))
     value = float(relative_gain(point, points, higher_is_better=higher_is_better))
-    rows = [[one.drawn() for one in several] for several in (ours, *singles)]
-    shortest = min(len(row) for several in rows for row in several)
-    mine, *others = (np.mean([row[:shortest] for row in several], axis=0) for several in rows)
+    mine, *others = (rows.mean(0) for rows in _drawn_alike(ours, *singles))
     drawn = relative_gain(mine, others, higher_is_better=higher_is_better)
     if not np.isfinite(value):
         return None

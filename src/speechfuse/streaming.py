@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,12 +16,21 @@ from speechfuse.ops import normalise
 from speechfuse.types import Frames, LayerStack, StackSpec
 
 
+class Coming(NamedTuple):
+    """Whose layers come: their shapes, lengths (B,), and how they are taken."""
+
+    specs: Sequence[StackSpec]
+    lengths: Sequence[Tensor]
+    normalize: str
+    drop_state_0: bool
+
+
 class _Stream(FusionStream):
     """Looks after what comes, and normalises it."""
 
-    def __init__(self, specs: Sequence[StackSpec], normalize: str, drop_state_0: bool) -> None:
+    def __init__(self, coming: Coming) -> None:
+        specs, self._own_lengths, self._normalize, drop_state_0 = coming
         self._rates = [spec.frame_rate for spec in specs]
-        self._normalize = normalize
         self._awaited = [set(range(spec.num_layers)) for spec in specs]
         self._dropped = [int(drop_state_0 and spec.num_layers > 1) for spec in specs]
 
@@ -60,21 +70,17 @@ class LayersFirstStream(_Stream):
         self,
         interfaces: Sequence[LayerStream],
         join: Callable[[Sequence[Frames]], Frames],
-        specs: Sequence[StackSpec],
-        lengths: Sequence[Tensor],
-        *,
-        normalize: str,
-        drop_state_0: bool,
+        coming: Coming,
     ) -> None:
-        """join: merges what is left of the encoders. specs, lengths (B,): of their stacks."""
-        super().__init__(specs, normalize, drop_state_0)
-        self._interfaces, self._join, self._lengths = interfaces, join, lengths
+        """join: merges what is left of the encoders."""
+        super().__init__(coming)
+        self._interfaces, self._join = interfaces, join
 
     def _take(self, model: int, index: int, hidden: Tensor) -> None:
         self._interfaces[model].add(index, hidden)
 
     def _finished(self) -> Frames:
-        left = zip(self._interfaces, self._lengths, self._rates, strict=True)
+        left = zip(self._interfaces, self._own_lengths, self._rates, strict=True)
         return self._join([Frames(part.frames(), size, rate) for part, size, rate in left])
 
 
@@ -90,20 +96,16 @@ class MergeFirstStream(_Stream):
         merge: Merge,
         interface: LayerStream,
         finish: Callable[[Frames], Frames],
-        specs: Sequence[StackSpec],
-        lengths: Sequence[Tensor],
-        *,
-        normalize: str,
-        drop_state_0: bool,
+        coming: Coming,
     ) -> None:
-        """finish: what follows the interface. specs, lengths (B,): of the encoders' stacks."""
-        super().__init__(specs, normalize, drop_state_0)
+        """finish: what follows the interface."""
+        super().__init__(coming)
         self._merge, self._interface, self._finish = merge, interface, finish
-        self._own_lengths, self._rate = lengths, max(self._rates)
-        self._lengths = common_lengths(lengths, self._rates)
+        self._rate = max(self._rates)
+        self._lengths = common_lengths(self._own_lengths, self._rates)
         self._frames = int(self._lengths.max())
         self._counts = [len(n) - k for n, k in zip(self._awaited, self._dropped, strict=True)]
-        self._held: list[dict[int, Tensor]] = [{} for _ in specs]
+        self._held: list[dict[int, Tensor]] = [{} for _ in coming.specs]
         self._next = 0  # merged layer
 
     def _take(self, model: int, index: int, hidden: Tensor) -> None:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from speechfuse.data.splits import Splits
-from speechfuse.types import Utterance
 
 _EARLIER = {"train": (), "dev": ("train",), "test": ("train", "dev")}
 _LONG = {"train": "training", "dev": "development", "test": "test"}
@@ -113,12 +112,8 @@ def summarise(
             speakers=len(speakers[split]),
             without_speaker=sum(not u.speaker for u in members),
             known_speakers=len(speakers[split] & known),
-            of_known=sum(_is_of(u, known) for u in members),
+            of_known=sum(u.speaker in known for u in members),
             labels=dict(sorted(labels.items())) if classes else {},
         )
     named = "speaker" in classes
     return DataSummary(tuple(corpora), found, drawn_within_speakers, named)
-
-
-def _is_of(utterance: Utterance, speakers: set[str]) -> bool:
-    return utterance.speaker in speakers

@@ -151,8 +151,7 @@ def _worse(sweep: SweepFile, done: Sequence[Cell], split: Split) -> Iterator[str
     for condition in sweep.conditions:
         rows = [row for row in models if tables.has((row,), condition)]
         evidence = {row: tables.evidence((row,), condition) for row in rows}
-        tasks = {n: build.build_task(n, e) for c in done for n, e in c.recipe.tasks.items()}
-        for name, task in tasks.items():
+        for name, task in tables.tasks.items():
             key, sign = (name, task.primary), 1 if task.higher_is_better else -1
             having = [row for row in rows if key in evidence[row]]
             points = {

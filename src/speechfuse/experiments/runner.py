@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,7 +16,7 @@ from speechfuse import build
 from speechfuse.checkpoint import Run
 from speechfuse.experiments.sweep import Cell, SweepFile, cells
 from speechfuse.extract import fill_stores
-from speechfuse.recipe import Recipe
+from speechfuse.recipe import Part, Recipe
 from speechfuse.taskdata import load_tasks
 from speechfuse.train import train_run
 from speechfuse.types import Progress
@@ -56,29 +56,42 @@ def run_sweep(
 
 
 def _in_turn(todo: Sequence[Cell], progress: Progress | None) -> Iterator[tuple[Cell, Metrics]]:
+    widened = _widened(todo)
     filled: list[tuple[Any, ...]] = []
     for cell in todo:
-        wide = _wide(cell.recipe, [other.recipe for other in todo])
-        read = wide.upstreams, [(task.corpus, task.noise_snr) for task in wide.tasks.values()]
-        if wide != cell.recipe and read not in filled and not Run(cell.folder).finished:
-            fill_stores(wide, load_tasks(wide, progress=progress), progress)
-            filled.append(read)
+        if not Run(cell.folder).finished:
+            wide = widened(cell.recipe)
+            read = wide.upstreams, [(task.corpus, task.noise_snr) for task in wide.tasks.values()]
+            if wide != cell.recipe and read not in filled:
+                fill_stores(wide, load_tasks(wide, progress=progress), progress)
+                filled.append(read)
         yield cell, train_run(cell.recipe, cell.folder, _named(progress, cell))
 
 
-def _wide(recipe: Recipe, others: Sequence[Recipe]) -> Recipe:
-    """It with all layers that any recipe reads of its encoders, so that each runs once."""
-    if recipe.store.reduce != "none":  # a merged stack is of the layers that were merged
-        return recipe
-    upstreams = {}
-    for name, part in recipe.upstreams.items():
-        same = part.without("layers")
-        parts = [one for other in others for one in other.upstreams.values()]
-        read = [one.options.get("layers") for one in parts if one.without("layers") == same]
-        every = None if None in read else sorted({n for numbers in read for n in numbers or ()})
-        wide = part.model_copy(update={"layers": every}) if "layers" in part.options else part
-        upstreams[name] = wide
-    return recipe.model_copy(update={"upstreams": upstreams})
+def _widened(todo: Sequence[Cell]) -> Callable[[Recipe], Recipe]:
+    """Gives a recipe all layers that any cell reads of its encoders, so that each runs once."""
+    read: dict[str, set[int] | None] = {}  # by encoder; none: every layer
+    for cell in todo:
+        for part in cell.recipe.upstreams.values():
+            key, numbers = _encoder(part), part.options.get("layers")
+            known = read.get(key, set())
+            read[key] = None if numbers is None or known is None else known | {*numbers}
+
+    def widen(recipe: Recipe) -> Recipe:
+        if recipe.store.reduce != "none":  # a merged stack is of the layers that were merged
+            return recipe
+        upstreams = {}
+        for name, part in recipe.upstreams.items():
+            numbers = read[_encoder(part)]
+            every = {"layers": None if numbers is None else sorted(numbers)}
+            upstreams[name] = part.model_copy(update=every) if "layers" in part.options else part
+        return recipe.model_copy(update={"upstreams": upstreams})
+
+    return widen
+
+
+def _encoder(part: Part) -> str:
+    return json.dumps(part.without("layers"), sort_keys=True, default=str)
 
 
 def _together(
@@ -88,9 +101,10 @@ def _together(
 
     What takes longest begins first, so that no core waits for it at the end.
     """
+    widened = _widened(todo)
     for cell in todo:
         if not Run(cell.folder).finished:
-            wide = _wide(cell.recipe, [other.recipe for other in todo])
+            wide = widened(cell.recipe)
             fill_stores(wide, load_tasks(wide, progress=progress), progress)
     context = get_context("spawn")  # a fork would inherit torch's threads
     said = context.SimpleQueue()
