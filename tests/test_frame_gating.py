@@ -1,9 +1,11 @@
 import math
 
+import pytest
 import torch
 
 from speechfuse.interfaces.frame_gating import FrameGating
 from speechfuse.interfaces.weighted_sum import WeightedSum
+from speechfuse.measure import peak_bytes
 from speechfuse.types import LayerStack, StackSpec
 
 
@@ -41,3 +43,18 @@ def test_equals_a_loop_over_python_floats():
             sum(s * column[d] for s, column in zip(shares, columns, strict=True)) for d in (0, 1)
         ]
         torch.testing.assert_close(hidden[0, frame], torch.tensor(expected))
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_it_copies_no_layers_and_keeps_none(mixed):
+    """The layers are 13 outputs, and half as many in bfloat16."""
+    layers = tuple(torch.randn(13, 1, 2000, 64))
+    given = LayerStack(layers, torch.tensor([2000]), 50.0)
+    part = FrameGating(given.spec, tasks=["asr"])
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            hidden = part(given, "asr").hidden
+        hidden.float().sum().backward()
+
+    assert peak_bytes(step) < 4 * layers[0].nbytes

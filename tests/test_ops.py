@@ -5,7 +5,6 @@ from speechfuse.errors import RecipeError
 from speechfuse.measure import peak_bytes
 from speechfuse.ops import (
     as_rows,
-    joined_linear,
     length_mask,
     masked_mean,
     masked_std,
@@ -104,13 +103,6 @@ def test_a_mix_computes_no_gradient_of_frozen_layers(together):
         layer.requires_grad_()
     mixed = mix(weights, layers)
     assert peak_bytes(lambda: mixed.backward(grad)) >= 4 * layers[0].nbytes
-
-
-def test_joined_linear_reads_parts_of_any_width_in_order():
-    parts = [torch.randn(2, 4, width) for width in (3, 1, 5)]
-    linear = torch.nn.Linear(9, 2)
-    expected = linear(torch.cat(parts, dim=-1))
-    torch.testing.assert_close(joined_linear(parts, linear), expected)
 
 
 @pytest.mark.parametrize("together", [True, False])

@@ -1,6 +1,7 @@
 """Fusions that take layers one by one give what they give for whole stacks, and hold few."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -126,6 +127,22 @@ def test_hconv_streams_for_every_shape(layers, dim, kernel, stride):
         wanted = hconv(whole, "asr").hidden
         found = stream.frames()
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", STREAMED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_streams_in_mixed_precision(kind, dtype, stack):
+    whole = stack(layers=13, dim=24, garbage=0.0)
+    whole = replace(whole, layers=tuple(layer.to(dtype) for layer in whole.layers))
+    part = catalog.INTERFACES[kind](whole.spec, tasks=["asr"], **OPTIONS.get(kind, {}))
+    stream = part.to(dtype).stream("asr")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for index, layer in enumerate(whole.layers):
+            stream.add(index, layer)
+        wanted, found = part(whole, "asr").hidden, stream.frames()
+    assert found.dtype == wanted.dtype
+    scale = wanted.float().abs().max()
+    torch.testing.assert_close(found.float(), wanted.float(), atol=float(scale) / 64, rtol=0)
 
 
 class Tower(Upstream):

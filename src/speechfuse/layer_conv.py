@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from speechfuse.ops import add_product, product_dtype
+
 Window = tuple[tuple[int, int], ...]  # (tap, layer) of one output
 
 
@@ -52,7 +54,7 @@ def taps_of(weight: Tensor) -> Tensor:
 
 def layer_conv(layers: Sequence[Tensor], weight: Tensor, bias: Tensor, stride: int) -> list[Tensor]:
     """Layers (N, D), weights (D', D, kernel), bias (D',): outputs (N, D')."""
-    dtype = _product_dtype(layers[0])
+    dtype = product_dtype(layers[0])
     if torch.is_grad_enabled():
         outputs = _LayerConv.apply(stride, dtype, weight, bias, *layers)  # type: ignore[no-untyped-call]
         return list(outputs)
@@ -61,18 +63,12 @@ def layer_conv(layers: Sequence[Tensor], weight: Tensor, bias: Tensor, stride: i
 
 def stacked_conv(stacked: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
     """The same of layers side by side, (N, L, D), which gives outputs side by side, (N, O, D')."""
-    dtype = _product_dtype(stacked)
+    dtype = product_dtype(stacked)
     stacked, weight, bias = stacked.to(dtype), weight.to(dtype), bias.to(dtype)
     if torch.is_grad_enabled():
         out: Tensor = _StackedConv.apply(stride, weight, bias, stacked)  # type: ignore[no-untyped-call]
         return out
     return _Windows(stacked, weight, stride).products(bias)
-
-
-def _product_dtype(layer: Tensor) -> torch.dtype:
-    """That of the layers, or of autocast."""
-    device = layer.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layer.dtype
 
 
 def _products(
@@ -113,14 +109,6 @@ def _rows(layers: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return rows.flatten(1)
 
 
-def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
-    """total += one @ other, in the precision of `total`."""
-    if total.dtype == one.dtype:
-        total.addmm_(one, other)
-    else:
-        total += one @ other
-
-
 class _LayerConv(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -149,7 +137,7 @@ class _LayerConv(torch.autograd.Function):
             by_bias += passed.sum(0, dtype=exact)
             for tap, layer in window:
                 if for_weight:
-                    _add_product(by_tap[tap], passed.T, layers[layer].to(ctx.dtype))
+                    add_product(by_tap[tap], passed.T, layers[layer].to(ctx.dtype))
                 if not for_layers[layer]:
                     continue
                 assert taps is not None
@@ -157,7 +145,7 @@ class _LayerConv(torch.autograd.Function):
                 if sofar is None:
                     by_layer[layer] = (passed @ taps[tap]).to(layers[layer].dtype)
                 else:
-                    _add_product(sofar, passed, taps[tap])
+                    add_product(sofar, passed, taps[tap])
         return (
             None,
             None,
@@ -226,7 +214,7 @@ class _StackedConv(torch.autograd.Function):
         for index, window in enumerate(found.windows):
             own = passed[:, index]
             if for_weight:
-                _add_product(found.columns(by_tap, window), own.T, found.rows(stacked, window))
+                add_product(found.columns(by_tap, window), own.T, found.rows(stacked, window))
             if by_layer is not None:
                 found.rows(by_layer, window).addmm_(own, found.columns(found.taps, window))
         return (

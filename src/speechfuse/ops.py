@@ -215,14 +215,18 @@ def as_rows(layers: Sequence[Tensor]) -> Tensor | None:
     return first.as_strided((len(layers), first.numel()), (step, 1))
 
 
-def joined_linear(parts: Sequence[Tensor], linear: nn.Linear) -> Tensor:
-    """linear(torch.cat(parts, -1)) as a sum of products, without the copy: N x (B, T, D)."""
-    rows = [part.flatten(0, -2) for part in parts]
-    weights = linear.weight.T.split([part.shape[-1] for part in parts])
-    total = torch.addmm(linear.bias, rows[0], weights[0])
-    for row, weight in zip(rows[1:], weights[1:], strict=True):
-        total = torch.addmm(total, row, weight)
-    return total.reshape(*parts[0].shape[:-1], -1)
+def product_dtype(layer: Tensor) -> torch.dtype:
+    """The precision in which a layer is multiplied: its own, or that of autocast."""
+    device = layer.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layer.dtype
+
+
+def add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
+    """total += one @ other, in the precision of `total`."""
+    if total.dtype == one.dtype:
+        total.addmm_(one, other)
+    else:
+        total += one @ other
 
 
 def fitting_heads(dim: int, most: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from speechfuse.contracts import Interface
-from speechfuse.ops import joined_linear
+from speechfuse.layer_linear import layer_linear
 from speechfuse.types import Frames, LayerStack, StackSpec
 
 
@@ -28,5 +28,5 @@ class ConcatProject(Interface):
         self.project = nn.Linear(spec.num_layers * spec.dim, self.out_dim)
 
     def forward(self, stack: LayerStack, task: str) -> Frames:
-        hidden = joined_linear(stack.layers, self.project)
+        hidden = layer_linear(stack.layers, self.project)
         return Frames(hidden, stack.lengths, stack.frame_rate)

@@ -36,7 +36,11 @@ class FrameGating(Interface):
 
     def _weights(self, stack: LayerStack) -> Tensor:
         gates = self.gates / self.out_dim**0.5  # as in attention, so that wide layers start calmly
-        scores = [layer @ gate for layer, gate in zip(stack.layers, gates, strict=True)]
+        with torch.autocast(gates.device.type, enabled=False):  # it would keep a copy of each layer
+            scores = [
+                layer @ gate.to(layer.dtype)
+                for layer, gate in zip(stack.layers, gates, strict=True)
+            ]
         return (self.logits[:, None, None] + torch.stack(scores)).softmax(0)
 
     def forward(self, stack: LayerStack, task: str) -> Frames:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from speechfuse.contracts import Interface
-from speechfuse.ops import joined_linear, mix
+from speechfuse.layer_linear import layer_linear
+from speechfuse.ops import mix
 from speechfuse.types import Count, Frames, LayerStack, StackSpec
 
 
@@ -63,7 +64,7 @@ class GroupedWeightedSum(Interface):
         for logits in self.logits.split(self.sizes):
             sums.append(mix(logits.softmax(0), stack.layers[start : start + len(logits)]))
             start += len(logits)
-        return Frames(joined_linear(sums, self.project), stack.lengths, stack.frame_rate)
+        return Frames(layer_linear(sums, self.project), stack.lengths, stack.frame_rate)
 
 
 def group_sizes(num_layers: int, groups: int) -> list[int]:

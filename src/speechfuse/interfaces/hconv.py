@@ -19,6 +19,7 @@ from speechfuse.layer_conv import (
     taps_of,
     windows,
 )
+from speechfuse.ops import add_product, product_dtype
 from speechfuse.types import Count, Frames, LayerStack, StackSpec
 
 
@@ -126,7 +127,8 @@ class HConvStream(LayerStream):
     """HConv fed layer by layer: a layer goes into the sums that read it and is not kept.
 
     A sum that has all of its layers is the next convolution's layer at once. With layers in
-    order and a kernel of 5 and stride of 3, two sums of each convolution are open at a time.
+    order and a kernel of 5 and stride of 3, two sums of each convolution are open at a time, in
+    single precision whatever is multiplied.
     """
 
     def __init__(
@@ -156,15 +158,18 @@ class HConvStream(LayerStream):
         if level == len(self._convs):
             self._last[index] = hidden
             return
-        sums, bias = self._open[level], self._convs[level].bias
+        sums, bias, dtype = self._open[level], self._convs[level].bias, product_dtype(hidden)
         assert bias is not None
+        hidden = hidden.to(dtype)
         for output, window in enumerate(self._missing[level]):
             for read in [pair for pair in window if pair[1] == index]:
-                tap = self._taps[level][read[0]].T
+                tap = self._taps[level][read[0]].T.to(dtype)
                 if output in sums:
-                    sums[output].addmm_(hidden, tap)
+                    add_product(sums[output], hidden, tap)
                 else:
-                    sums[output] = torch.addmm(bias, hidden, tap)
+                    first = torch.addmm(bias.to(dtype), hidden, tap)
+                    sums[output] = first.to(torch.promote_types(dtype, torch.float32))
                 window.remove(read)
                 if not window:
-                    self._feed(level + 1, output, F.relu(sums.pop(output), inplace=True))
+                    whole = F.relu(sums.pop(output), inplace=True)
+                    self._feed(level + 1, output, whole.to(dtype))
