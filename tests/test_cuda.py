@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 import speechfuse.extract
 from architectures import ARCHITECTURES
-from speechfuse import build, catalog
+from speechfuse import build, catalog, fit
 from speechfuse.alignment import align
 from speechfuse.audio import pad_clips
 from speechfuse.build import read_recipe
@@ -20,7 +20,6 @@ from speechfuse.extract import fill_stores
 from speechfuse.fusion import fit_interfaces
 from speechfuse.ops import at_rest, moved
 from speechfuse.predict import predict_files
-from speechfuse.ranks import Rank
 from speechfuse.recipe import merged
 from speechfuse.taskdata import load_tasks
 from speechfuse.train import train_run
@@ -364,7 +363,7 @@ class TestRun:
         recipe = read_recipe(merged(ways(tone_recipe, encoder)[way], {"training": {"steps": 4}}))
         train_run(recipe, workspace / "gpu")
         monkeypatch.setattr(
-            Rank, "trainer_options", lambda self, strategy: {"accelerator": "cpu", "devices": 1}
+            fit, "trainer_options", lambda rank, strategy: {"accelerator": "cpu", "devices": 1}
         )
         train_run(recipe, workspace / "cpu")
         found, expected = losses(workspace / "gpu"), losses(workspace / "cpu")

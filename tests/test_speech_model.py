@@ -1,5 +1,7 @@
 import io
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +59,17 @@ def runs(tmp_path_factory, tiny_corpus):
 def model(runs, monkeypatch):
     monkeypatch.chdir(runs)
     return speechfuse.load("heads")
+
+
+def test_nobody_who_answers_scores_or_extracts_waits_for_the_trainer(runs, tiny_corpus):
+    """Lightning would take three times as long to import as torch."""
+    code = (
+        "import sys, speechfuse, speechfuse.evaluate, speechfuse.extract, speechfuse.predict;"
+        f"speechfuse.load('heads')({str(tiny_corpus.parent / 's6-0.wav')!r});"
+        "slow = {'lightning', 'torch._dynamo', 'sympy', 'scipy'} & {*sys.modules};"
+        "assert not slow, slow"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=runs, check=True)
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ from speechfuse.group import joined
 from speechfuse.launch import run_together
 from speechfuse.model import FusionModel
 from speechfuse.ops import seed_for
+from speechfuse.placement import trainer_options
 from speechfuse.ranks import Rank
 from speechfuse.recipe import Recipe
 from speechfuse.steps import AllInputs, Development, FusionTraining, load_batch
@@ -117,7 +118,7 @@ def fit(
         callbacks.append(ShowProgress(progress))
     with quiet():
         trainer = Trainer(
-            **rank.trainer_options(training.strategy),
+            **trainer_options(rank, training.strategy),
             max_steps=training.steps,
             val_check_interval=every * training.accumulate,
             accumulate_grad_batches=training.accumulate,

@@ -11,8 +11,6 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
@@ -30,15 +28,8 @@ def launched_rank() -> Rank | None:
     Raises:
         RunError: srun was asked in a way in which the places cannot be told.
     """
-    found: TorchElasticEnvironment | SLURMEnvironment
-    if TorchElasticEnvironment.detect():
-        found = TorchElasticEnvironment()
-    elif int(os.environ.get("SLURM_NTASKS", 1)) > 1 and SLURMEnvironment.detect():
-        try:
-            found = SLURMEnvironment(auto_requeue=False)
-        except RuntimeError as error:
-            raise RunError(f"SLURM: {error}") from error
-    else:
+    found = _begun_by()
+    if found is None:
         return None
     return Rank(
         found.global_rank(),
@@ -48,6 +39,22 @@ def launched_rank() -> Rank | None:
         node=found.node_rank(),
         local=found.local_rank(),
     )
+
+
+def _begun_by() -> Any:
+    """The environment as Lightning reads it, which takes seconds to import."""
+    if distributed.is_torchelastic_launched():
+        from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+        return TorchElasticEnvironment()
+    if int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+        try:
+            return SLURMEnvironment(auto_requeue=False) if SLURMEnvironment.detect() else None
+        except RuntimeError as error:
+            raise RunError(f"SLURM: {error}") from error
+    return None
 
 
 def check_places(training: TrainingRecipe, rank: Rank) -> None:
@@ -113,7 +120,7 @@ def joined(rank: Rank) -> Iterator[None]:
 
 def _meet(rank: Rank) -> Sequence[str]:
     """Of each process what it is called. A GPU has NCCL, and the CPU gloo."""
-    where = f"{rank.main_address}:{rank.main_port}"
+    where = f"{rank.address}:{rank.port}"
     url = f"tcp://{where}?rank={rank.number}&world_size={rank.count}"
     limit = timedelta(seconds=rank.timeout)
     gpu = torch.cuda.is_available()

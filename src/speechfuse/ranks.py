@@ -7,17 +7,13 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from itertools import zip_longest
 from typing import Any, TypeVar
 
 import torch
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
 
 from speechfuse.errors import RecipeError
-from speechfuse.sharding import Sharded
 from speechfuse.watch import SILENCE
 
 T = TypeVar("T")
@@ -26,8 +22,8 @@ LEAVE = 10.0  # seconds for which one that leaves is waited for
 LOOK = 0.2  # seconds between two looks whether the others are here
 
 
-class Rank(ClusterEnvironment):
-    """The place of this process among those that train together; Lightning asks it for theirs."""
+class Rank:
+    """The place of this process among those that train together."""
 
     def __init__(
         self,
@@ -45,9 +41,9 @@ class Rank(ClusterEnvironment):
         address, port: where the first one is met. node, local: which machine, and which process of
         it, as torchrun or srun say; left out, they were begun by another process on one machine.
         """
-        super().__init__()
-        self.number, self.count, self._port, self._asked = number, count, port, asked
-        self.node, self.local, self._address = node, number if local is None else local, address
+        self.number, self.count, self._asked = number, count, asked
+        self.address, self.port = address, port
+        self.node, self.local = node, number if local is None else local
         self.launched = local is not None
         self.per_node = count  # of several machines it is known once they are joined
         self.lost: Callable[[str], None] = _end  # called beside all else when another is lost
@@ -96,60 +92,6 @@ class Rank(ClusterEnvironment):
         yield
         if leads:
             self.wait_for_all()
-
-    def trainer_options(self, strategy: str = "ddp") -> dict[str, Any]:
-        """How Lightning places the work; only gradients travel, buffers are alike or rank 0's."""
-        if self.count == 1:
-            return {"accelerator": "auto", "devices": 1}
-        options: dict[str, Any] = {
-            "cluster_environment": self,
-            "timeout": timedelta(seconds=self.timeout),
-        }
-        if strategy == "fsdp":
-            chosen: Any = Sharded(**options)
-        else:
-            options["find_unused_parameters"] = True  # those of the other tasks
-            chosen = DDPStrategy(**options, broadcast_buffers=False)
-        return {
-            "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
-            "devices": self.per_node,
-            "num_nodes": self.count // self.per_node,
-            "strategy": chosen,
-        }
-
-    @property
-    def creates_processes_externally(self) -> bool:
-        return True
-
-    @property
-    def main_address(self) -> str:
-        return self._address
-
-    @property
-    def main_port(self) -> int:
-        return self._port
-
-    @staticmethod
-    def detect() -> bool:
-        return False
-
-    def world_size(self) -> int:
-        return self.count
-
-    def set_world_size(self, size: int) -> None:
-        assert size == self.count, f"Lightning counts {size} processes, there are {self.count}"
-
-    def global_rank(self) -> int:
-        return self.number
-
-    def set_global_rank(self, rank: int) -> None:
-        assert rank == self.number, f"Lightning calls process {self.number} {rank}"
-
-    def local_rank(self) -> int:
-        return self.local
-
-    def node_rank(self) -> int:
-        return self.node
 
 
 def _end(why: str) -> None:
