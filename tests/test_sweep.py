@@ -127,7 +127,9 @@ def test_an_average_over_groups_of_conditions_is_one_table_more(sweep, workspace
     assert found["fine"].difference.value == pytest.approx(gap)
     *others, (title, columns, rows) = result_tables(read, done)
     assert len(others) == 3
-    assert title.startswith("tones: mean over first, second\n% with 95 % interval; 8 test speakers")
+    assert title.startswith(
+        "tones: mean over first, second\n% with 95 % interval over speakers and seeds; 8 test"
+    )
     assert columns[:3] == ["", "accuracy (WA)", "published"]
     assert {row[0]: row[2] for row in rows} == {"fine": "71.5", "both": "", "best": ""}
     assert (

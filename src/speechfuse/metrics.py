@@ -4,7 +4,8 @@ Every metric is a function of sums over speakers (`SpeakerSums`) or of trials be
 (`SpeakerTrials`), so that one bootstrap serves all of them: speakers are drawn with replacement
 1,000 times, the metric is computed for each draw, and the interval runs from the 2.5th to the
 97.5th percentile. The draws depend on the number of speakers alone, so two systems on the same
-speakers are drawn alike and their difference is paired.
+speakers are drawn alike and their difference is paired. Of runs with several seeds, seeds are drawn
+as well.
 """
 
 from __future__ import annotations
@@ -160,11 +161,16 @@ Scored = Evidence | GroupMean
 
 
 def with_interval(evidence: Scored | Sequence[Scored]) -> Metric:
-    """The metric and its 95 % interval; several evidences are runs with other seeds, averaged."""
+    """The metric and its 95 % interval; several evidences are runs with other seeds, averaged.
+
+    Of several the interval is for other seeds, too: each draw of speakers also draws as many of
+    the seeds as there are. Such a mean of three has two thirds of the variance over seeds that one
+    of new ones has.
+    """
     several = [evidence] if isinstance(evidence, Scored) else list(evidence)
     value = float(np.mean([one.point() for one in several]))
     (rows,) = _drawn_alike(several)
-    low, high = interval(rows.mean(0))
+    low, high = interval(_over_seeds(rows))
     return Metric(value, low, high, len(several[0].speakers))
 
 
@@ -175,27 +181,20 @@ def _drawn_alike(*systems: Sequence[Scored]) -> list[Values]:
     return [np.array([row[:shortest] for row in runs]) for runs in rows]
 
 
-def paired_difference(
-    ours: Sequence[Scored], theirs: Sequence[Scored], *, draw_seeds: bool = False
-) -> Metric:
+def paired_difference(ours: Sequence[Scored], theirs: Sequence[Scored]) -> Metric:
     """Ours minus theirs on the same speakers, with the interval of the difference.
 
-    draw_seeds: the interval is for other seeds, too: each draw of speakers also draws as many of
-    the seeds as there are, the same of both if both have as many. Such a mean of three has two
-    thirds of the variance over seeds that one of new ones has.
+    Of both the same seeds are drawn, as in `with_interval`, if both have as many.
     """
     value = float(np.mean([o.point() for o in ours]) - np.mean([t.point() for t in theirs]))
-    mine, other = (_over_seeds(rows, draw=draw_seeds) for rows in _drawn_alike(ours, theirs))
+    mine, other = (_over_seeds(rows) for rows in _drawn_alike(ours, theirs))
     low, high = interval(mine - other)
     return Metric(value, low, high, len(ours[0].speakers))
 
 
-def _over_seeds(rows: Values, *, draw: bool) -> Values:
-    """The mean of the seeds, or of as many that are drawn anew each time: (seeds, N) to (N,)."""
+def _over_seeds(rows: Values) -> Values:
+    """The mean of as many seeds as there are, drawn anew in each draw: (seeds, N) to (N,)."""
     seeds, draws = rows.shape
-    if not draw:
-        mean: Values = rows.mean(0)
-        return mean
     random = np.random.default_rng([seeds, 20122])
     times = random.multinomial(seeds, [1 / seeds] * seeds, size=draws)
     drawn: Values = (rows * times.T).sum(0) / seeds
@@ -329,13 +328,13 @@ def relative_gain(fused: Values, singles: Sequence[Values], *, higher_is_better:
 def gain_over_best(
     ours: Sequence[Scored], singles: Sequence[Sequence[Scored]], *, higher_is_better: bool
 ) -> Metric | None:
-    """The relative gain on the same speakers with its interval, seeds averaged.
+    """The relative gain on the same speakers with its interval, as in `paired_difference`.
 
     The best is chosen anew in every draw. None if it makes no error, or has no answer right.
     """
     point, *points = (np.array([one.point() for one in s]).mean(0) for s in (ours, *singles))
     value = float(relative_gain(point, points, higher_is_better=higher_is_better))
-    mine, *others = (rows.mean(0) for rows in _drawn_alike(ours, *singles))
+    mine, *others = (_over_seeds(rows) for rows in _drawn_alike(ours, *singles))
     drawn = relative_gain(mine, others, higher_is_better=higher_is_better)
     if not np.isfinite(value):
         return None

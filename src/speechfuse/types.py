@@ -192,7 +192,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A number with its 95 % interval from resampled speakers."""
+    """A number with its 95 % interval from resampled speakers, and seeds if there are several."""
 
     value: float
     low: float

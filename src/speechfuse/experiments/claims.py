@@ -62,7 +62,7 @@ def compared(sweep: SweepFile, tables: Tables, claim: Claim, condition: str) -> 
             key = name, task.primary
             if key not in theirs:
                 continue
-            gain = paired_difference(ours[key], theirs[key], draw_seeds=True)
+            gain = paired_difference(ours[key], theirs[key])
             if not task.higher_is_better:
                 gain = -gain
             pairs = list(zip(ours[key], theirs[key], strict=False))

@@ -292,7 +292,7 @@ def compare_tables(
             if one.system == system.name
         ]
         title = f"First: {systems[0].name}; other: {system.name}\n"
-        title += f"{split} split, % with 95 % interval from resampled speakers; seeds: with a gain"
+        title += f"{split} split, % with 95 % interval over speakers and seeds; seeds: with a gain"
         tables.append((title, columns, rows))
     return tables
 
@@ -325,7 +325,7 @@ def caution(differences: Sequence[Difference]) -> str:
     return (
         f"{real} of {len(differences)} differences are real: their interval is without 0. Were all "
         f"systems alike, about {by_chance:.1f} would seem so. Intervals are for other speakers, "
-        "not for other seeds."
+        "and for other seeds only where there are several."
     )
 
 

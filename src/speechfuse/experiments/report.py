@@ -80,9 +80,9 @@ def _table(
     speakers = " to ".join(str(n) for n in dict.fromkeys([counts[0], counts[-1]]))
     seeds = max((r.seeds for r in results), default=0)
     title = f"{sweep.title or sweep.name}{': ' if condition else ''}{condition}"
-    title += (
-        f"\n% with 95 % interval; {speakers} {NAME_OF[split]} speakers, {_count(seeds, 'seed')}"
-    )
+    drawn = "" if seeds < 2 else " over speakers and seeds"
+    title += f"\n% with 95 % interval{drawn}; {speakers} {NAME_OF[split]} speakers"
+    title += f", {_count(seeds, 'seed')}"
     if any(r.difference for r in results):
         title += f"; third line: minus '{sweep.baseline}', paired"
     if gained:

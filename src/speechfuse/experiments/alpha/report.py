@@ -72,7 +72,7 @@ def _swaps(runs: Sequence[Alphas]) -> Table:
         )
     title = (
         "A task with what another one has, the rest as it was\n"
-        "95 % intervals of resampled speakers, change paired"
+        "95 % intervals over speakers and seeds, change paired"
     )
     return title, ["", "alpha moves by, bits", "metric, %", "change, points"], rows
 
