@@ -1,7 +1,7 @@
 """Which differences between finished runs are real: a paired bootstrap for each task and metric.
 
 Runs of one recipe that differ in nothing but their seed are one system, and so are the folds of a
-sweep: folds are pooled, seeds averaged. Every other system is compared with the first.
+sweep: folds are pooled, seeds averaged and drawn. Every other system is compared with the first.
 """
 
 from __future__ import annotations
