@@ -10,11 +10,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from speechfuse import build
 from speechfuse.analyse import LayerUse
 from speechfuse.errors import RecipeError, RunError
 from speechfuse.experiments import report
 from speechfuse.experiments import sweep as sweeping
 from speechfuse.experiments.averages import averages
+from speechfuse.experiments.differences import difference_figures
 from speechfuse.experiments.report import result_tables, write_report
 from speechfuse.experiments.runner import run_sweep
 from speechfuse.experiments.sweep import Folds, SweepFile, _best, cells, read_sweep, summarise
@@ -101,6 +103,31 @@ def test_published_numbers_stand_beside_ours(sweep, workspace):
     assert columns[place - 1] == "accuracy (WA)"
     assert {row[0]: row[place] for row in rows} == {"fine": "71.5", "both": "", "best": ""}
     assert "published" not in others
+
+
+@pytest.mark.recipe
+def test_a_row_may_be_compared_with_another_than_the_baseline(sweep, workspace):
+    """In the table and in the picture, which has better on the right and only what differs."""
+    quick = ["conditions={all: {}}", "seeds=[1]", "folds=null", "recipe.training.steps=2"]
+    read = read_sweep(sweep, [*quick, "baseline=best", "rows.both.minus=fine"])
+    done = run_sweep(read, workspace / "out")
+    found = list(summarise(read, done))
+    scores = {r.row: r.value.value for r in found if r.metric == "accuracy"}
+    differences = {r.row: r.difference for r in found if r.metric == "accuracy"}
+    assert differences["best"] is None
+    for row, other in (("both", "fine"), ("fine", "best")):
+        assert differences[row].value == pytest.approx(scores[row] - scores[other])
+    ((title, _, rows),) = result_tables(read, done, results=found)
+    assert "third line: minus 'best' or the row that is named, paired" in title
+    assert [row[0] for row in rows] == ["fine", "both\nminus 'fine'", "best"]
+    ((condition, figure),) = difference_figures(read, done, found)
+    (axis,) = figure.axes
+    assert condition == "all"
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["fine", "both\nminus fine"]
+    drawn = [line.get_xdata()[0] for line in axis.get_lines() if line.get_marker() == "o"]
+    metric = build.build_task("emotion", done[0].recipe.tasks["emotion"]).primary
+    wanted = [r.difference.value for r in found if r.metric == metric and r.difference]
+    assert drawn == pytest.approx([100 * value for value in wanted])
 
 
 @pytest.mark.recipe
@@ -301,6 +328,7 @@ def test_tables_choose_together_if_asked(sweep, workspace, monkeypatch):
             "average_conditions={speakers: [al, one speaker]}",
             "average_conditions.speakers: no condition 'al'; .*mean 'all'.*average_conditions=null",
         ),
+        ("rows.both.minus=fin", "row 'both': minus: no row 'fin'; .*mean 'fine'"),
         ("rows.both.gain_over=[fin]", "row 'both': gain_over: no row 'fin'; .*mean 'fine'"),
         ("average_conditions={speakers: []}", "average_conditions.speakers: .*at least 1 item"),
         ("folds.task=emotoin", "folds.task: no task 'emotoin'; .*Did you mean 'emotion'"),

@@ -13,6 +13,7 @@ from speechfuse.checkpoint import Run
 from speechfuse.experiments.averages import averages
 from speechfuse.experiments.claims import claim_tables
 from speechfuse.experiments.diagnosis import diagnose
+from speechfuse.experiments.differences import difference_figures
 from speechfuse.experiments.layers import layer_figure, run_layer_use
 from speechfuse.experiments.panels import write_page
 from speechfuse.experiments.spread import spread_tables
@@ -24,14 +25,19 @@ from speechfuse.types import Table
 NAME_OF = {"dev": "development", "test": "test"}
 
 
-def result_tables(sweep: SweepFile, done: Sequence[Cell], split: Split = "test") -> list[Table]:
+def result_tables(
+    sweep: SweepFile,
+    done: Sequence[Cell],
+    split: Split = "test",
+    results: Sequence[Result] | None = None,
+) -> list[Table]:
     """One table for each condition, and one of their average if the sweep has it: a row for each
     system, a column for each metric.
 
     A cell holds a value, a line with its interval, and if there is a baseline a third line with
-    the difference to it.
+    the difference to it. results: those of `summarise`, computed here if left out.
     """
-    results = list(summarise(sweep, done, split))
+    results = list(summarise(sweep, done, split)) if results is None else results
     tables = [
         _table(sweep, done, condition, [r for r in results if r.condition == condition], split)
         for condition in sweep.conditions
@@ -63,7 +69,8 @@ def _table(
     rows = []
     for row in dict.fromkeys(r.row for r in results):
         mine = {(r.task, r.metric): r for r in results if r.row == row}
-        cells = [row]
+        own = sweep.rows[row].minus
+        cells = [f"{row}\nminus '{own}'" if own else row]
         for key in keys:
             result = mine.get(key)  # none where the row lacks the task
             text = percent(result.value) if result else "-"
@@ -84,10 +91,16 @@ def _table(
     title += f"\n% with 95 % interval{drawn}; {speakers} {NAME_OF[split]} speakers"
     title += f", {_count(seeds, 'seed')}"
     if any(r.difference for r in results):
-        title += f"; third line: minus '{sweep.baseline}', paired"
+        title += f"; third line: minus {_reference(sweep)}, paired"
     if gained:
         title += "; relative gain: over the best of its models alone, % of that one"
     return title, columns, rows
+
+
+def _reference(sweep: SweepFile) -> str:
+    """What differences are to."""
+    named = ["the row that is named"] if any(row.minus for row in sweep.rows.values()) else []
+    return " or ".join([*([f"'{sweep.baseline}'"] if sweep.baseline else []), *named])
 
 
 def _column(task: str, metric: str, keys: Sequence[tuple[str, str]]) -> str:
@@ -111,12 +124,17 @@ def _cost(done: Sequence[Cell], row: str, condition: str) -> list[str]:
 
 def write_report(sweep: SweepFile, done: Sequence[Cell], out: Path) -> Path:
     """Write OUT/report.html from what is in the run folders."""
+    results = list(summarise(sweep, done))
     return write_page(
         "report.html.j2",
         out,
         title=sweep.title or sweep.name,
         normaliser=NORMALISER,
-        tables=[*result_tables(sweep, done), *spread_tables(sweep, done)],
+        tables=[*result_tables(sweep, done, results=results), *spread_tables(sweep, done)],
+        differences=[
+            (title, svg(figure)) for title, figure in difference_figures(sweep, done, results)
+        ],
+        reference=_reference(sweep),
         claims=claim_tables(sweep, done),
         warnings=diagnose(sweep, done),
         origins=pseudo_labels(done),

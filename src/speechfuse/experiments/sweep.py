@@ -9,7 +9,7 @@
     conditions: {all data: {}, two speakers: {folds: {train: 2}}}
     folds: {task: emotion, test: 1, dev: 1}        # speakers; every speaker is tested once
     seeds: [1, 2, 3]
-    baseline: best layer                   # differences are paired with this row
+    baseline: best layer                   # differences are to this row, or to `minus` of a row
     average_conditions: {sizes: [all data, two speakers]}    # of groups, each averaged first
     claims:                                # better at one task, at no other worse by the margin
       HConv helps: {row: "both, HConv", over: [log-mel, best layer], margin: 1}
@@ -80,6 +80,7 @@ class RowEntry(BaseModel):
     best_of: tuple[str, ...] | None = Field(None, min_length=1)  # rows that are trained
     together: bool = False  # chosen once for all tasks by the sum of their scores, or task by task
     published: dict[str, dict[str, float | dict[str, float]]] = {}  # %, by task, metric, condition
+    minus: str | None = None  # the row that its differences are to, in place of the baseline
     gain_over: tuple[str, ...] = ()  # rows of its models alone; the gain is over their best
     published_average: dict[str, dict[str, float]] = {}  # %, of average_conditions
 
@@ -129,6 +130,11 @@ class SweepFile(BaseModel):
         """The rows that are trained for this one: itself, or those that it chooses from."""
         return self.rows[row].best_of or (row,)
 
+    def reference(self, row: str) -> str | None:
+        """The row that its differences are to."""
+        found = self.rows[row].minus or self.baseline
+        return None if found == row else found
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -151,7 +157,7 @@ class Result:
     task: str
     metric: str
     value: Metric
-    difference: Metric | None  # to the baseline row, paired
+    difference: Metric | None  # to the row of reference, paired
     seeds: int
     published: float | None = None  # by others, in percent
     gain: Metric | None = None  # relative, over the best of the rows to gain over
@@ -205,9 +211,10 @@ def _wrong_rows(sweep: SweepFile) -> Iterator[str]:
                 yield f"row '{row}': no row '{name}'; {did_you_mean(name, trained)}"
             elif name not in trained:
                 yield f"row '{row}': '{name}' is itself a best_of; name the rows that it names"
-        for name in entry.gain_over:
+        named = [("gain_over", name) for name in entry.gain_over]
+        for option, name in [*named, *([("minus", entry.minus)] if entry.minus else [])]:
             if name not in sweep.rows:
-                yield f"row '{row}': gain_over: no row '{name}'; {did_you_mean(name, sweep.rows)}"
+                yield f"row '{row}': {option}: no row '{name}'; {did_you_mean(name, sweep.rows)}"
         yield from _wrong_leaving_out(sweep, row, entry)
 
 
@@ -323,13 +330,14 @@ def results(
     condition: str,
     found: Mapping[str, Mapping[tuple[str, str], Sequence[Scored]]],
 ) -> Iterator[tuple[str, tuple[str, str], Result]]:
-    """What was found for each row and metric, beside the baseline and the rows to gain over."""
-    base = found.get(sweep.baseline, {}) if sweep.baseline else {}
+    """What was found for each row and metric, beside its reference and the rows to gain over."""
     for row, by_metric in found.items():
+        reference = sweep.reference(row)
+        base = found.get(reference, {}) if reference else {}
         singles = [found.get(name, {}) for name in sweep.rows[row].gain_over]
         for key, several in by_metric.items():
             difference = gain = None
-            if row != sweep.baseline and key in base:
+            if key in base:
                 difference = paired_difference(several, base[key])
             task = tables.tasks[key[0]]
             if singles and key[1] == task.primary and all(key in single for single in singles):
