@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import itertools
 import json
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from matplotlib.image import imread
+from numpy.typing import NDArray
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 OPTIONS = (
@@ -147,6 +150,16 @@ class Tab:
         await self.call(
             "DOM.setFileInputFiles", files=[str(path)], objectId=found["result"]["objectId"]
         )
+
+    async def seen(self, element: str) -> NDArray[Any]:
+        """The pixels (height, width, RGB) of an element, 0 to 1, as they are on the screen."""
+        await self.call("Page.bringToFront")  # others are not painted
+        await self.js(f"{element}.scrollIntoView()")
+        find = f"(r => [r.x + scrollX, r.y + scrollY, r.width, r.height])({element}"
+        box = await self.js(find + ".getBoundingClientRect())")
+        clip = dict(zip(("x", "y", "width", "height"), box, strict=True), scale=1)
+        shot = await self.call("Page.captureScreenshot", format="png", clip=clip)
+        return imread(io.BytesIO(base64.b64decode(shot["data"])))[..., :3]
 
     async def picture(self, path: Path) -> None:
         """The whole page, however long."""

@@ -92,8 +92,23 @@ def test_weights_that_never_change_are_bars_and_others_a_map():
 
 def test_tokens_are_shown_as_the_words_they_make_up():
     weights = np.arange(12, dtype=np.float32).reshape(2, 6)
-    texts = ["he", "llo", "end", "you", "too", "end"]
+    texts = [["he", "llo", "end"], ["you", "too", "end"]]
     words, columns = by_word(texts, weights, "hello you too")
     assert words == ["hello", "end", "you", "too", "end"]
     np.testing.assert_allclose(columns[0], [0.5, 2, 3, 4, 5])
-    assert by_word(["x", "end"], weights[:, :2], "hello")[0] == ["x", "end"]
+    said = [["end", "ing", "end"], ["end", "", "end"]]  # what ends a stretch is no word of it
+    words, columns = by_word(said, weights, "ending end")
+    assert words == ["ending", "end", "end", "end"]
+    np.testing.assert_allclose(columns[0], [0.5, 2, 3, 5])
+    assert by_word([["x", "end"]], weights[:, :2], "hello")[0] == ["x", "end"]
+
+
+def test_a_map_over_many_words_is_wide_and_scrolled():
+    few, many = (
+        Layers(0.0, 9.0, "t", [0, 1], np.full((2, n + 1), 0.5), ["so"] * n + ["end"])
+        for n in (3, 40)
+    )
+    assert "scrolled" not in layer_picture([few], "so so so", "t")
+    drawn = layer_picture([many], "so " * 40, "t")
+    assert 'class="scrolled"' in drawn
+    assert drawn.count(">so<") == 40

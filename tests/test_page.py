@@ -15,6 +15,8 @@ import soundfile
 
 pytest.importorskip("gradio", reason="the page and the service need the extra `demo`")
 import uvicorn
+from matplotlib import colormaps
+from matplotlib.colors import to_rgb
 from starlette.testclient import TestClient
 
 from chromium import Chromium, find_chromium
@@ -24,14 +26,17 @@ from speechfuse.recipe import merged
 from speechfuse.serve import uploads
 from speechfuse.serve.app import Service
 from speechfuse.serve.limits import Limits
+from speechfuse.serve.pictures import COLOURS, by_word
 from speechfuse.serve.server import served
 from speechfuse.train import train_run
 from test_serve import model, trained  # noqa: F401 - fixtures
+from three_tasks import three_tasks
 
 pytestmark = [
     pytest.mark.recipe,
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # gradio leaves event loops open
+    pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),  # by gradio
     pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting'"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -70,9 +75,11 @@ def running(answers):
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    server.should_exit = True
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture
@@ -266,8 +273,8 @@ def test_what_the_microphone_hears_is_answered(browser, address, tmp_path, monke
     assert abs(np.argmax(spectrum) * 16000 / len(samples) - 440) < 5
 
 
-@pytest.fixture
-def worded(workspace, tone_recipe):
+@pytest.fixture(scope="module")
+def worded(tmp_path_factory, tiny_corpus):
     """A model that was trained with two prompts for emotions."""
     change = {
         "fusion": {"interface": {"kind": "gated_encoder"}, "per_task": False},
@@ -276,10 +283,89 @@ def worded(workspace, tone_recipe):
             "asr": {"units": "characters", "head": {"kind": "text", "ctc": 0.3}},
             "emotion": {"prompts": ["how do they feel", "name the mood"]},
         },
-        "training": {"steps": 4},
     }
-    train_run(read_recipe(merged(tone_recipe, change)), workspace / "run")
-    return SpeechModel(workspace / "run")
+    folder = tmp_path_factory.mktemp("worded")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train_run(read_recipe(merged(three_tasks(tiny_corpus, steps=80), change)), folder / "run")
+        return SpeechModel(folder / "run")
+
+
+DRAWN = "[...document.querySelectorAll('#shown svg')].find(s => s.textContent.includes(`{}`))"
+TEXTS = "[...{}.querySelectorAll('text')].map(t => t.textContent)"
+BARS = """(svg => [...svg.querySelectorAll('path')]
+  .filter(p => p.style.fill.startsWith('rgb') && !p.closest('[id^=legend]'))
+  .map(p => [p.style.fill, p.getBoundingClientRect(), svg.getBoundingClientRect()])
+  .map(([fill, r, s]) => [fill.match(/\\d+/g), r.x - s.x, r.y - s.y, r.width, r.height]))({})"""
+CELLS = """(svg => [...svg.querySelectorAll('image')]
+  .map(i => [i.getBoundingClientRect(), svg.getBoundingClientRect()])
+  .map(([r, s]) => [r.x - s.x, r.y - s.y, r.width, r.height]))({})"""
+
+
+async def bars_are(tab, label):
+    """On the screen, emotions over time are as high and coloured as the model's answer has them."""
+    svg = DRAWN.format("emotion over time")
+    texts = await tab.js(TEXTS.format(svg))
+    names = sorted(label.scores)
+    assert texts[-len(names) :] == names  # the legend
+    pixels, bars = await tab.seen(svg), await tab.js(BARS.format(svg))
+    assert pixels.shape[1] > 250
+    count = len(label.windows)
+    assert len(bars) == count * len(names)
+    for number, window in enumerate(label.windows):
+        of_one = bars[number::count]  # from the ground up
+        total = sum(height for *_, height in of_one)
+        for name, colour, (fill, x, y, width, height) in zip(names, COLOURS, of_one, strict=False):
+            assert height / total == pytest.approx(window.scores[name], abs=0.02)
+            assert tuple(round(255 * one) for one in to_rgb(colour)) == tuple(map(int, fill))
+            if height > 8:
+                shown = pixels[round(y + height / 2), round(x + width / 2)]
+                np.testing.assert_allclose(shown, to_rgb(colour), atol=0.02)
+
+
+async def words_are(tab, transcript, given):
+    """On the screen, alpha has a column for each word, as bright as the model's answer has it."""
+    svg = DRAWN.format("asr: weights of the layers of prompted transformer")
+    words, alpha = by_word([given.texts], given.weights, transcript.text)
+    assert words == [*transcript.text.split(), "end"]
+    assert (await tab.js(TEXTS.format(svg)))[: len(words)] == words
+    pixels = await tab.seen(svg)
+    x, y, width, height = (await tab.js(CELLS.format(svg)))[0]
+    shades = colormaps["viridis"](np.linspace(0, 1, 256))[:, :3]
+    for (row, column), value in np.ndenumerate(alpha[::-1]):  # layer 0 stands below
+        place = (row + 0.5) * height / len(alpha) + y, (column + 0.5) * width / len(words) + x
+        shown = pixels[round(place[0]), round(place[1])]
+        distance = np.abs(shades - shown).max(1)
+        assert distance.min() < 0.02, "no colour of the map"
+        assert distance.argmin() / 255 * alpha.max() == pytest.approx(value, abs=0.03)
+
+
+@in_browser
+def test_classes_over_time_and_alpha_of_words_are_drawn(browser, worded, tiny_corpus, tmp_path):
+    """In light, and in dark on a narrow screen."""
+    clips = [
+        soundfile.read(tiny_corpus.parent / f"s{s}-{i}.wav")[0] for s in (6, 7) for i in (0, 1)
+    ]
+    clip = tmp_path / "clip.wav"
+    soundfile.write(clip, np.concatenate([clips[0]] * 6 + [clips[1]] * 6 + clips), 16000)
+    answer = worded(clip, layers=True, window=2.0)
+    (alpha,) = (one for one in answer.layers["asr"] if one.model.startswith("prompted"))
+    assert len(answer["emotion"].windows) == 3
+    assert len(answer["asr"].text.split()) > 1
+
+    async def look(address):
+        async with browser() as chromium:
+            tabs = await chromium.open(address), await chromium.open(address, 390, dark=True)
+            await asyncio.gather(*(hears(tab, clip) for tab in tabs))
+            for tab in tabs:
+                await bars_are(tab, answer["emotion"])
+                await words_are(tab, answer["asr"], alpha)
+                wide = await tab.js("document.documentElement.scrollWidth - window.innerWidth")
+                assert wide <= 0
+                assert tab.complaints == []
+
+    with running(worded) as address:
+        asyncio.run(look(address))
 
 
 @in_browser

@@ -247,6 +247,18 @@ def test_layers_are_shown_when_asked_for(runs, clips, monkeypatch):
     assert answer["asr"].text == model(clips[1], tasks=["asr"])["asr"].text
 
 
+def test_layers_of_stretches_stand_in_their_order(runs, clips, monkeypatch):
+    """Though they are heard by length."""
+    monkeypatch.chdir(runs)
+    samples = np.concatenate([soundfile.read(one, dtype="float32")[0] for one in clips])
+    model = speechfuse.load("prompted", stretch=1.3)
+    for answer in model([(samples, 16000), (samples[9000:], 16000)], layers=True):
+        for given in answer.layers.values():
+            starts = [one.start for one in given]
+            assert len(set(starts)) > 2
+            assert starts == sorted(starts)
+
+
 def test_unknown_tasks_and_folders_are_named(runs, model, clips):
     with pytest.raises(RunError, match=r"has no task 'emotio'.*emotion"):
         model(clips[0], tasks=["emotio"])

@@ -457,7 +457,11 @@ class SpeechModel:
         for task in tasks:
             parts = sorted(heard.parts[task].items())
             results[task] = _join([(start, size, result) for start, (size, result) in parts])
-        return Answer(name, heard.duration, results, heard.layers)
+        layers = {
+            task: sorted(given, key=lambda one: one.start)  # they were heard by length
+            for task, given in heard.layers.items()
+        }
+        return Answer(name, heard.duration, results, layers)
 
     def _check_prompt(self, wanted: Sequence[str]) -> None:
         """Refuse words for several tasks, or for one that has learned none."""

@@ -20,16 +20,21 @@ from speechfuse.serve.refusals import Refusal
 
 CSS = """
 .answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr));
-  gap: 1rem; color: var(--body-text-color); }
+  grid-auto-flow: dense; gap: 1rem; color: var(--body-text-color); }
+body.dark { color-scheme: dark; }
+.html-container:has(> * > .answers) { padding: 0; }
 .answers .card { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 1rem;
   background: var(--block-background-fill); min-width: 0; overflow-wrap: anywhere; }
-.answers .wide { grid-column: 1 / -1; }
+.answers .wide, .answers .card:has(.scrolled) { grid-column: 1 / -1; }
 .answers h3 { margin: 0 0 .4rem; font-size: .9rem; font-weight: 600;
   color: var(--body-text-color); opacity: .75; }
 .answers .said { font-size: 1.3rem; line-height: 1.5; margin: 0; }
 .answers .note { font-size: .85rem; opacity: .75; margin: .4rem 0 0; }
 .answers .error { border-color: #d0453c; border-left-width: 5px; }
 .answers svg.picture { width: 100%; max-width: 32rem; height: auto; display: block; margin: auto; }
+.answers .scrolled { overflow-x: auto; }
+.answers .scrolled svg.picture { min-width: calc(22rem * var(--times));
+  max-width: calc(32rem * var(--times)); }
 .answers svg.picture text { font-family: inherit; }
 .answers table { width: 100%; border-collapse: collapse; }
 .answers td { padding: .15rem .5rem .15rem 0; }

@@ -22,6 +22,7 @@ from speechfuse.pipeline.recordings import Samples
 INK = "#010203"  # stands for the colour of the page's text
 COLOURS = ("#3b82c4", "#e69f00", "#18a078", "#cc79a7", "#56b4e9", "#d55e00", "#9b86d3", "#999999")
 WIDTH = 4.2  # inches: small, so that letters can be read on a narrow screen
+WORD, MOST_WORDS = 0.26, 100  # inches of a word below a map, of so many at most; then of every nth
 COLUMNS = 1200  # of a spectrogram at most
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -94,8 +95,10 @@ def bars_over_time(parts: Sequence[Scores], whole: Mapping[str, float], title: s
             axes.bar(starts, shares, sizes, below, align="edge", color=colour, label=name, **edge)
             below += shares
         axes.set(xlabel="seconds", ylabel="%", ylim=(0, 100), xlim=(0, starts[-1] + sizes[-1]))
+        assert axes.figure is not None
+        short: Any = {"handlelength": 1.0, "handletextpad": 0.5, "columnspacing": 1.2}
         columns = min(4, len(colours))
-        axes.legend(ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+        axes.figure.legend(ncols=columns, loc="outside upper center", frameon=False, **short)
         return _svg(axes, title)
 
 
@@ -112,7 +115,7 @@ def layer_picture(stretches: Sequence[Layers], said: str | None, title: str) -> 
     """
     numbers = [str(n) for n in stretches[0].numbers]
     maps = [one.weights if one.weights.ndim == 2 else one.weights[:, None] for one in stretches]
-    texts = [text for one in stretches for text in one.texts or ()]
+    texts = [one.texts for one in stretches if one.texts is not None]
     whole = np.concatenate(maps, axis=1)
     with _LOCK, matplotlib.rc_context(STYLE):
         if not texts and np.ptp(whole, axis=1).max() < 1e-4:
@@ -120,15 +123,16 @@ def layer_picture(stretches: Sequence[Layers], said: str | None, title: str) -> 
             axes.bar(numbers, whole[:, 0], color=COLOURS[0], width=0.75)
             axes.set(xlabel="layer", ylabel="weight", ylim=(0, None))
             return _svg(axes, title)
-        axes = _axes(0.9 + 0.16 * len(numbers) + (0.5 if texts else 0.3))
+        height = 0.9 + 0.16 * len(numbers)
         if texts:
             words, columns = by_word(texts, whole, said)
+            axes = _axes(height + 0.5, max(WIDTH, WORD * min(len(words), MOST_WORDS)))
             edges = np.arange(len(words) + 1.0)
-            step = 1 + len(words) // 18
+            step = -(-len(words) // MOST_WORDS)
             axes.set_xticks(edges[:-1:step] + 0.5, words[::step], rotation=50, ha="right")
             axes.tick_params(axis="x", length=0)
         else:
-            columns = whole
+            columns, axes = whole, _axes(height + 0.3)
             parts = [
                 np.linspace(one.start, one.end, part.shape[1] + 1)[:-1]
                 for one, part in zip(stretches, maps, strict=True)
@@ -146,37 +150,40 @@ def layer_picture(stretches: Sequence[Layers], said: str | None, title: str) -> 
 
 
 def by_word(
-    texts: Sequence[str], weights: np.ndarray, said: str | None
+    texts: Sequence[Sequence[str]], weights: np.ndarray, said: str | None
 ) -> tuple[list[str], np.ndarray]:
     """Positions of tokens (L, T) as the words (L, W) that they make up, each a mean.
 
-    The tokens as they are where they do not spell the text.
+    texts: of the tokens of each stretch, the last of which ends it. The tokens as they are where
+    they do not spell the text.
 
-    >>> words, _ = by_word(["he", "l", "lo", "you", "end"], np.ones((2, 5)), "hello you")
+    >>> words, _ = by_word([["he", "l", "lo", "you", "end"]], np.ones((2, 5)), "hello you")
     >>> words
     ['hello', 'you', 'end']
     """
-    words, columns, part, first = [], [], "", 0
+    words, columns = [], []
     left = (said or "").split()
-    for index, text in enumerate(texts):
-        part += text.replace(" ", "")
-        if part == "end" and not left:
-            left = ["end"]  # of each stretch
-        if left and part == left[0]:
-            words.append(left.pop(0))
-            columns.append(weights[:, first : index + 1].mean(1))
-            part, first = "", index + 1
-        elif part == "end" and index + 1 < len(texts):  # of a stretch that is not the last
-            words.append(part)
-            columns.append(weights[:, index])
-            part, first = "", index + 1
-    if left or part or not words:
-        return [*texts], weights
+    first, index = 0, 0  # positions
+    for *tokens, end in texts:
+        part = ""
+        for text in tokens:
+            index, part = index + 1, part + text.replace(" ", "")
+            if left and part == left[0]:
+                words.append(left.pop(0))
+                columns.append(weights[:, first:index].mean(1))
+                part, first = "", index
+        if part:
+            break
+        words.append(end)
+        columns.append(weights[:, index])
+        first = index = index + 1
+    if left or first < weights.shape[1]:
+        return [text for stretch in texts for text in stretch], weights
     return words, np.stack(columns, 1)
 
 
-def _axes(height: float) -> Axes:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+def _axes(height: float, width: float = WIDTH) -> Axes:
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
@@ -185,7 +192,7 @@ def _axes(height: float) -> Axes:
 
 
 def _svg(axes: Axes, title: str) -> str:
-    """Scales with the page; `title` is what a screen reader says."""
+    """Scales with the page, and is scrolled if it is wide; `title` is what a screen reader says."""
     file = io.StringIO()
     assert isinstance(axes.figure, Figure)
     axes.figure.savefig(file, format="svg", dpi=150, metadata={"Date": None, "Title": title})
@@ -193,4 +200,8 @@ def _svg(axes: Axes, title: str) -> str:
     drawn = drawn[drawn.index("<svg") :].replace(INK, "currentColor")
     drawn = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", drawn, count=1)
     drawn = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", drawn, count=1)
-    return drawn.replace("<svg", '<svg role="img" class="picture"', 1)
+    size = axes.figure.get_figwidth() / WIDTH
+    if size > 1:
+        drawn = drawn.replace("<svg", f'<svg style="--times: {size:.3f}"', 1)
+    drawn = drawn.replace("<svg", '<svg role="img" class="picture"', 1)
+    return f'<div class="scrolled">{drawn}</div>' if size > 1 else drawn
