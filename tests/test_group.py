@@ -1,6 +1,7 @@
 """Two processes on the CPU that train together: begun here, by torchrun, or by srun."""
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ from speechfuse.recipe import TrainingRecipe, merged
 from speechfuse.steps import load_batch
 from speechfuse.taskdata import load_tasks
 from speechfuse.train import train_run
+from three_tasks import three_tasks
 
 pytestmark = pytest.mark.recipe  # seconds in all: run by make test
 
@@ -67,8 +69,8 @@ def train(recipe, folder, rank=None, stop_at=None, seen=None):
     return True
 
 
-def as_two(recipe, folder, progress, rank):
-    """Everything that two processes do in this file, since to begin them takes seconds."""
+def as_two(recipe, others, folder, progress, rank):
+    """Everything that two processes do for these tests, since to begin them takes seconds."""
     seen = []
     with joined(rank):
         train(recipe, folder / "whole", rank, seen=seen)
@@ -76,8 +78,26 @@ def as_two(recipe, folder, progress, rank):
         train(recipe, folder / "parts", rank)
         train(recipe, folder / "one, then two", rank)
         train(recipe, folder / "two, then one", rank, stop_at=6)
+        for name, other in others.items():
+            train(other, folder / name / "two", rank)
     assert stopped
     (folder / f"{rank.number}.json").write_text(json.dumps(seen))
+
+
+OTHERS = {
+    "separate": {
+        "fusion": {"interface": {"kind": "hconv"}},
+        "tasks": {
+            "emotion": {"crop_seconds": 0.2, "head": {"kind": "classifier", "standardize": False}},
+            "verification": {"batch_seconds": 0.1},
+        },
+    },
+    "harmonifuse": {
+        "fusion": {"per_task": False, "interface": {"kind": "gated_encoder"}},
+        "context": {"layers": 2, "dim": 16, "heads": 2, "join": 2, "dropout": 0.0},
+        "tasks": {"asr": {"head": {"kind": "text"}}},
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +106,8 @@ def pair(tiny_corpus, tmp_path_factory):
     folder, corpus = tmp_path_factory.mktemp("pair"), str(tiny_corpus)
     head = {"kind": "ctc", "project": 8, "lstm_dim": 8, "dropout": 0.0}
     classifier = {"kind": "classifier", "standardize": False}
+    training = {"accumulate": 2, "batch_utterances": 5, "keep": "last"}
+    training |= {"interleave": {"loss_aware": 2}}
     recipe = read_recipe(
         {
             "upstreams": {"mel": {"kind": "filterbank", "num_mels": 24}},
@@ -94,22 +116,19 @@ def pair(tiny_corpus, tmp_path_factory):
                 "asr": {"corpus": corpus, "head": head},
                 "emotion": {"corpus": corpus, "head": classifier, "class_weights": {"calm": 0.3}},
             },
-            "training": {
-                "steps": 10,
-                "accumulate": 2,
-                "batch_utterances": 5,
-                "evaluate_every": 4,
-                "keep": "last",
-                "interleave": {"loss_aware": 2},
-            },
+            "training": {"steps": 10, "evaluate_every": 4, **training},
         }
     )
+    toned = three_tasks(corpus, steps=12, evaluate_every=6, weight_decay=0.5, **training)
+    others = {name: read_recipe(merged(toned, change)) for name, change in OTHERS.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         seen = []
         train(recipe, folder / "one", seen=seen)
         assert not train(recipe, folder / "one, then two", stop_at=6)
-        run_together(as_two, (recipe, folder), 2, None)
+        for name, other in others.items():
+            train(other, folder / name / "one")
+        run_together(as_two, (recipe, others, folder), 2, None)
         train(recipe, folder / "two, then one")
     (folder / "one.json").write_text(json.dumps(seen))
     return folder
@@ -117,7 +136,6 @@ def pair(tiny_corpus, tmp_path_factory):
 
 @pytest.mark.timeout(300)  # it begins processes, which a busy machine does slowly
 class TestPair:
-    @pytest.mark.recipe
     def test_both_have_one_task_and_each_utterance_once(self, pair):
         one, first, second = (
             json.loads((pair / f"{name}.json").read_text()) for name in ("one", "0", "1")
@@ -139,6 +157,19 @@ class TestPair:
         one, found = weights(pair / "one"), weights(pair / name)
         for name, weight in one.items():
             torch.testing.assert_close(found[name], weight, atol=1e-5, rtol=0)
+
+    @pytest.mark.parametrize("name", OTHERS)
+    def test_so_it_does_with_several_tasks_crops_and_a_transformer(self, pair, name):
+        """Three tasks in turns that follow their losses, steps of two batches, crops, a batch for
+        each utterance of one task, which both compute; and several tasks in one transformer.
+        """
+        one, two = (weights(pair / name / count) for count in ("one", "two"))
+        for name_, weight in one.items():
+            torch.testing.assert_close(two[name_], weight, atol=2e-5, rtol=1e-4)
+        logs = [Run(pair / name / count).log() for count in ("one", "two")]
+        assert [row[:2] for row in logs[0]] == [row[:2] for row in logs[1]]
+        assert [v for *_, v in logs[0]] == pytest.approx([v for *_, v in logs[1]], rel=1e-4)
+        assert {name for _, name, _ in logs[0]} >= {"train/verification/loss", "dev/error"}
 
 
 TORCHRUN_SAYS = {"TORCHELASTIC_RUN_ID": "x", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
@@ -190,27 +221,6 @@ class TestPlaces:
             check_places(TrainingRecipe(strategy="fsdp"), Rank())
 
 
-@pytest.fixture(scope="module")
-def toned(tiny_corpus, tmp_path_factory):
-    """A folder in which a recipe with dropout was trained by two processes that we began."""
-    folder = tmp_path_factory.mktemp("toned")
-    head = {"kind": "ctc", "project": 8, "lstm_dim": 8, "dropout": 0.3}
-    recipe = {
-        "upstreams": {"mel": {"kind": "filterbank", "num_mels": 24}},
-        "fusion": {"interface": {"kind": "weighted_sum"}},
-        "tasks": {
-            "asr": {"corpus": str(tiny_corpus), "head": head},
-            "emotion": {"corpus": str(tiny_corpus), "head": {"kind": "classifier"}},
-        },
-        "training": {"steps": 300, "evaluate_every": 10, "batch_seconds": 4, "keep": "last"},
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        train_run(read_recipe(merged(recipe, {"training": {"devices": 2}})), folder / "whole")
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    return folder
-
-
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 TRAIN = ("-m", "speechfuse.cli", "train", "recipe.yaml", "--out")
 
@@ -246,7 +256,47 @@ def training_processes(process):
     return found
 
 
-@pytest.mark.recipe
+STEPS = 120
+
+
+@pytest.fixture(scope="module")
+def toned(tiny_corpus, tmp_path_factory):
+    """A folder in which a recipe with dropout was trained by two processes that srun began."""
+    folder = tmp_path_factory.mktemp("toned")
+    head = {"kind": "ctc", "project": 8, "lstm_dim": 8, "dropout": 0.3}
+    recipe = {
+        "upstreams": {"mel": {"kind": "filterbank", "num_mels": 24}},
+        "fusion": {"interface": {"kind": "weighted_sum"}},
+        "tasks": {
+            "asr": {"corpus": str(tiny_corpus), "head": head},
+            "emotion": {"corpus": str(tiny_corpus), "head": {"kind": "classifier"}},
+        },
+        "training": {"steps": STEPS, "evaluate_every": 10, "batch_seconds": 4, "keep": "last"},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    common = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0"}
+    common |= {"SLURM_JOB_ID": "7", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": str(port)}
+    began = [
+        begin(folder, sys.executable, *TRAIN, "srun", SLURM_PROCID=n, SLURM_LOCALID=n, **common)
+        for n in "01"
+    ]
+    said = [process.communicate()[0] for process in began]
+    assert [process.returncode for process in began] == [0, 0], said
+    assert "run: srun" in said[0]
+    assert said[1] == ""
+    return folder
+
+
+def assert_same(folder, name, metrics):
+    """Bit for bit what two processes of srun gave."""
+    whole, found = weights(folder / "srun"), weights(folder / name)
+    assert all(torch.equal(whole[name], found[name]) for name in whole)
+    assert metrics["test"] == Run(folder / "srun").metrics()["test"]
+
+
 @pytest.mark.timeout(900)
 class TestLaunched:
     def test_torchrun_names_who_is_killed_keeps_the_step_at_ctrl_c_and_goes_on(self, toned):
@@ -254,7 +304,7 @@ class TestLaunched:
         run = toned / "torchrun"
         command = (*TORCHRUN, *TRAIN, "torchrun")
         with begin(toned, *command) as killed:
-            wait_for_step(run, 30, killed)
+            wait_for_step(run, STEPS // 12, killed)
             os.kill(training_processes(killed)[1], signal.SIGKILL)
             began = time.monotonic()
             said, _ = killed.communicate()
@@ -263,33 +313,37 @@ class TestLaunched:
         assert "rank      : 1" in said
         assert "SIGKILL" in said
         with begin(toned, *command) as stopped:
-            wait_for_step(run, 150, stopped)
+            wait_for_step(run, STEPS // 2, stopped)
             os.killpg(stopped.pid, signal.SIGINT)
             said, _ = stopped.communicate()
         assert said.count("stopped, what is done is kept; the same command goes on") == 1
         kept = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-        assert 150 <= kept < 300
+        assert STEPS // 2 <= kept < STEPS
         with begin(toned, *command) as ended:
             said, _ = ended.communicate()
         assert ended.returncode == 0, said
         assert said.count("run: torchrun") == 1
-        whole, parts = weights(toned / "whole"), weights(run)
-        assert all(torch.equal(whole[name], parts[name]) for name in whole)
-        assert Run(run).metrics()["test"] == Run(toned / "whole").metrics()["test"]
+        assert_same(toned, "torchrun", Run(run).metrics())
 
-    def test_srun_gives_the_same_weights(self, toned):
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-        common = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0"}
-        common |= {"SLURM_JOB_ID": "7", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": str(port)}
-        began = [
-            begin(toned, sys.executable, *TRAIN, "srun", SLURM_PROCID=n, SLURM_LOCALID=n, **common)
-            for n in "01"
-        ]
-        said = [process.communicate()[0] for process in began]
-        assert [process.returncode for process in began] == [0, 0], said
-        whole, found = weights(toned / "whole"), weights(toned / "srun")
-        assert all(torch.equal(whole[name], found[name]) for name in whole)
-        assert "run: srun" in said[0]
-        assert said[1] == ""
+    def test_so_do_processes_begun_here_and_stopped(self, toned, monkeypatch):
+        monkeypatch.chdir(toned)
+        change = {"training": {"devices": 2}}
+        recipe = read_recipe(merged(yaml.safe_load(Path("recipe.yaml").read_text()), change))
+        steps = []
+
+        def progress(what, done, total):
+            if what == "training steps":
+                steps.append(done)
+                if done == STEPS // 2 and len(steps) == done:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        numbers = signal.SIGINT, signal.SIGTERM
+        before = [signal.getsignal(number) for number in numbers]
+        with pytest.raises(KeyboardInterrupt):
+            train_run(recipe, Path("launched"), progress)
+        assert [signal.getsignal(number) for number in numbers] == before
+        assert not multiprocessing.active_children()
+        taken = len(steps)
+        metrics = train_run(recipe, Path("launched"), progress)
+        assert STEPS // 2 < steps[taken] < STEPS  # a step or two are taken while it is told
+        assert_same(toned, "launched", metrics)
