@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from speechfuse import build
-from speechfuse.analyse import SAMPLE, layer_use
+from speechfuse.analyse import SAMPLE, LayerUse, layer_use
 from speechfuse.errors import RecipeError
 from speechfuse.experiments.layers import layer_figure, run_layer_use
 from speechfuse.extract import fill_stores
@@ -111,6 +111,14 @@ def test_layers_of_a_subset_keep_their_numbers(encoder, tone_recipe, workspace):
     assert [list(u.numbered(u.ablation)) for u in uses if u.ablation] == [[1, 3]]
     for axis in layer_figure(uses).axes:
         assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "3"]
+
+
+@pytest.mark.parametrize("gradient", [[0.25, 0.75], [0.5, 0.5]])
+def test_a_gradient_that_is_the_weights_is_not_drawn_again(gradient):
+    use = LayerUse("asr", "ssl", [0.25, 0.75], None, [0.0, 0.1], [gradient])
+    titles = [axis.get_title(loc="left") for axis in layer_figure([use]).axes]
+    assert ("share of the gradient to each layer" in titles) == (gradient != use.weights)
+    assert len(titles) == 2 + (gradient != use.weights)
 
 
 def test_dropping_state_0_of_a_subset_is_refused(encoder, tone_recipe):

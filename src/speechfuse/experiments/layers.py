@@ -23,17 +23,24 @@ def run_layer_use(folder: Path, progress: Progress | None = None) -> list[LayerU
 
 def draw_layer_use(uses: Sequence[LayerUse], path: Path) -> None:
     """Write the picture; its kind follows from the file's name."""
-    figure = layer_figure(uses)
-    figure.savefig(path, bbox_inches="tight", dpi=150)
+    from matplotlib import rc_context
+
+    dated = {"metadata": {"Date": None}} if path.suffix == ".svg" else {}
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "speechfuse"}):
+        layer_figure(uses).savefig(path, bbox_inches="tight", dpi=150, **dated)
 
 
 def layer_figure(uses: Sequence[LayerUse]) -> Any:
-    """A heat map for each kind of answer: rows are tasks and models, columns are layers."""
+    """A heat map for each kind of answer: rows are tasks and models, columns are layers.
+
+    Gradients that are the weights, as those of mixtures are, are not drawn a second time.
+    """
     from matplotlib.figure import Figure
 
+    gradients = gradient_rows([use for use in uses if not _weights_again(use)])
     kinds: list[tuple[str, Sequence[Row]]] = [
         ("weight of each layer", [(_name(u), u.numbered(u.weights)) for u in uses if u.weights]),
-        ("share of the gradient to each layer", gradient_rows(uses)),
+        ("share of the gradient to each layer", gradients),
         (
             "rise of the loss without the layer",
             [(_name(u), u.numbered(u.ablation)) for u in uses if u.ablation],
@@ -58,6 +65,16 @@ def gradient_rows(uses: Sequence[LayerUse]) -> list[Row]:
         for use in uses
         for i, shares in enumerate(use.gradient or ())
     ]
+
+
+def _weights_again(use: LayerUse) -> bool:
+    """To the two digits that are shown."""
+    own, found = use.weights, use.gradient or []
+    return own is not None and all(
+        abs(share - weight) < 0.005
+        for shares in found
+        for share, weight in zip(shares, own, strict=True)
+    )
 
 
 def _name(use: LayerUse) -> str:
