@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from snippets import ROOT, Block, Page, blocks, commands, forget, parse
 from speechfuse.build import read_recipe
 from speechfuse.data.manifests import prepare
+from speechfuse.doctor import libraries
 from speechfuse.train import train_run
 from three_tasks import LONG, three_tasks
 
@@ -63,9 +65,17 @@ def prepared(tiny_corpus, encoder, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def imported_once():
+    """What doctor finds when it imports libraries in processes of their own, the first time."""
+    really = libraries.import_errors
+    return cache(lambda statements: really(dict(statements)))
+
+
 @pytest.fixture
-def furnished(prepared, tmp_path, monkeypatch):
+def furnished(prepared, tmp_path, monkeypatch, imported_once):
     """A copy of it, as the current folder."""
+    monkeypatch.setattr(libraries, "import_errors", lambda asked: imported_once((*asked.items(),)))
     folder = tmp_path / "work"
     shutil.copytree(prepared, folder)
     monkeypatch.chdir(folder)
