@@ -1,5 +1,6 @@
 """What a user meets: help at once, one clear message for an error, exit code 2."""
 
+import inspect
 import json
 import re
 import subprocess
@@ -46,6 +47,43 @@ def test_what_answers_at_once_imports_nothing_heavy(module):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+COMMANDS_OF_RUNS = {
+    "evaluate": "nowhere",
+    "compare": "nowhere nowhere",
+    "prune": "nowhere",
+    "predict": "nowhere a.wav",
+    "publish": "nowhere out",
+    "export": "nowhere",
+    "weights": "nowhere",
+    "alpha": "nowhere",
+    "serve": "nowhere",
+    "bench": "serve --run nowhere",
+}
+
+
+def test_a_run_that_is_not_there_is_said_before_torch_is_loaded(workspace):
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from speechfuse import cli\n"
+        f"for name, rest in {COMMANDS_OF_RUNS}.items():\n"
+        "    error = CliRunner().invoke(cli.app, [name, *rest.split()]).exception\n"
+        "    assert 'nowhere is no run folder' in str(error), (name, error)\n"
+        "    assert isinstance(error, cli.SpeechFuseError)\n"
+        "    assert 'torch' not in sys.modules, name\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_command_that_takes_a_run_checks_it():
+    """None is left out of the list above."""
+    taking = set()
+    for command in cli.app.registered_commands:
+        if {"run", "runs"} & {*inspect.signature(command.callback).parameters}:
+            taking.add(command.callback.__name__)
+    assert taking == {*COMMANDS_OF_RUNS}
+
+
 def test_every_command_has_help(run):
     commands = [c.callback.__name__.replace("_", "-") for c in cli.app.registered_commands]
     assert {"plan", "prepare", "train", "evaluate", "predict", "weights", "parts"} <= set(commands)
@@ -76,14 +114,15 @@ def test_the_installed_command_exits_with_2_and_one_message(workspace, tone_reci
         ("train r.yaml --out r.yaml/x", "r.yaml is a file, expected a folder for runs"),
         ("train r.yaml --out x store.folder=r.yaml", "Not a directory: 'r.yaml"),
         ("prepare CORPUS --trials nowhere.tsv --out x", "no file at nowhere.tsv"),
-        ("weights x --picture nowhere/layers.svg", "in a folder that is there"),
-        ("weights x --picture layers.doc", "name an .svg or a .png"),
+        ("weights . --picture nowhere/layers.svg", "in a folder that is there"),
+        ("weights . --picture layers.doc", "name an .svg or a .png"),
     ],
 )
 def test_a_path_that_cannot_be_used_is_one_line_of_error(
     workspace, tone_recipe, tiny_corpus, arguments, message, monkeypatch, capsys
 ):
     written(tone_recipe, workspace / "r.yaml")
+    written(tone_recipe, workspace / "recipe.yaml")
     given = arguments.replace("CORPUS", str(tiny_corpus)).split()
     monkeypatch.setattr(sys, "argv", ["speechfuse", *given])
     with pytest.raises(SystemExit) as ended:
@@ -162,13 +201,14 @@ def test_the_whole_way_from_a_manifest(run, workspace, tone_recipe, tiny_corpus)
     [
         (["train", "missing.yaml", "--out", "x"], "no recipe at missing.yaml; check"),
         (["evaluate", "nowhere"], "is no run folder"),
-        (["predict", "nowhere", "."], "holds no audio"),
+        (["predict", ".", "."], "holds no audio"),
         (["prepare", "nowhere.csv"], "expected a manifest or a Kaldi folder"),
         (["parts", "interfaces"], "Did you mean 'interface'"),
         (["sweep", "missing.yaml"], "no recipe at missing.yaml"),
     ],
 )
-def test_errors_say_what_was_found(run, arguments, message):
+def test_errors_say_what_was_found(run, workspace, arguments, message):
+    (workspace / "recipe.yaml").touch()
     status, _, errors = run(*arguments)
     assert status == 2
     assert message in errors

@@ -213,7 +213,9 @@ def test_wrong_paths_alone_are_refused_before_the_model_is_loaded(tmp_path):
     called = "import sys; from speechfuse.cli import app; sys.argv = ['x', *sys.argv[1:]]\n"
     called += "try: app()\nexcept Exception as error: print(type(error).__name__, error)\n"
     called += "assert 'torch' not in sys.modules"
-    command = [sys.executable, "-c", called, "predict", "nowhere", "gone.wav", str(tmp_path)]
+    (tmp_path / "recipe.yaml").touch()
+    place = str(tmp_path)
+    command = [sys.executable, "-c", called, "predict", place, "gone.wav", place]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     first, second = done.stdout.splitlines()
     assert first == "DataError no audio file at gone.wav, found nothing; check the path"

@@ -38,6 +38,7 @@ from speechfuse.errors import RunError, damage
 from speechfuse.model import FusionModel
 from speechfuse.ops import file_hash
 from speechfuse.recipe import Recipe, code_of, read_yaml
+from speechfuse.runs import check_run
 
 _LIBRARIES = (
     "torch",
@@ -62,7 +63,6 @@ _FREE = (
     "training.workers",
 )
 
-_SHOWN = 8  # runs below a folder
 _REMEDY = "put the run's own back, or train into another folder"
 _EVALUATE = "write it again with: speechfuse evaluate RUN"
 
@@ -159,20 +159,7 @@ class Run:
             RunError: there is no run here.
             RecipeError: it is damaged, or names code that is not trusted.
         """
-        path = self.folder / "recipe.yaml"
-        if not path.is_file():
-            depths = ("*", "*/*", "*/*/*")  # a sweep has rows, seeds and folds
-            found = (one for deep in depths for one in self.folder.glob(f"{deep}/recipe.yaml"))
-            below = sorted(str(one.parent) for one in found)
-            more = f" and {len(below) - _SHOWN} more" if len(below) > _SHOWN else ""
-            raise RunError(
-                f"{self.folder} is no run folder (no recipe.yaml); "
-                + (
-                    f"name one of the runs below it: {', '.join(below[:_SHOWN])}{more}"
-                    if below
-                    else "make one with: speechfuse train RECIPE --out FOLDER"
-                )
-            )
+        path = check_run(self.folder) / "recipe.yaml"
         asked = read_yaml(path)
         if "processes" in asked.get("training", {}):  # what older versions called devices
             asked["training"]["devices"] = asked["training"].pop("processes")

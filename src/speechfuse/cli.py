@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from speechfuse.errors import SpeechFuseError
+from speechfuse.runs import check_run, runs_below
 
 _BEGIN, _DATA, _BEFORE = "Begin here", "Data", "Before training"
 _RUNS, _OTHERS, _SPEED = "Runs", "For others", "Speed"
@@ -66,7 +67,14 @@ Overrides = Annotated[
 RecipePath = Annotated[Path, typer.Argument(help="A recipe, a YAML file.")]
 Jobs = Annotated[int, typer.Option(min=0, help="Runs at a time; 0: a core each, at most 4.")]
 LIMIT_GB, LIMIT_HOURS = 10.0, 1.0  # of an extraction that is begun without --yes
-RunFolder = Annotated[Path, typer.Argument(help="A run folder made by train.")]
+
+
+def _there(run: Path | None) -> Path | None:
+    """Checked before the command begins, which loads torch."""
+    return None if run is None else check_run(run)
+
+
+RunFolder = Annotated[Path, typer.Argument(callback=_there, help="A run folder made by train.")]
 
 
 def _trust(context: typer.Context, trust: bool) -> None:
@@ -577,7 +585,11 @@ def evaluate(
 def compare(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Run folders, or folders with runs below them."),
+        typer.Argument(
+            metavar="RUN...",
+            callback=lambda runs: [one for one in runs if runs_below(one)],
+            help="Run folders, or folders with runs below them.",
+        ),
     ],
     split: Annotated[Literal["test", "dev"], typer.Option(help="Scores of it.")] = "test",
     as_json: Annotated[bool, typer.Option("--json", help="Print data, fractions of one.")] = False,
@@ -805,7 +817,12 @@ def weights(
 @app.command(rich_help_panel=_RUNS)
 def alpha(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run folders, of one recipe but seeds.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            callback=lambda runs: [check_run(one) for one in runs],
+            help="Run folders, of one recipe but seeds.",
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for picture and numbers.")] = None,
     prompts: Annotated[
@@ -912,7 +929,9 @@ def bench(
         Literal["paper", "small", "tiny"], typer.Option(help="For harmonifuse.")
     ] = "small",
     seconds: Annotated[float, typer.Option(min=1, help="Of speech, but for fusion.")] = 60,
-    run: Annotated[Path | None, typer.Option(help="A run folder, for serve.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(callback=_there, help="A run folder, for serve.")
+    ] = None,
     clients: Annotated[int, typer.Option(min=1, help="At once, for serve.")] = 32,
     shape: Annotated[
         list[str] | None, typer.Option(help="Of an encoder, for extraction; may be repeated.")

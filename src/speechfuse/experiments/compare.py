@@ -25,6 +25,7 @@ from speechfuse.metrics import (
     with_interval,
 )
 from speechfuse.recipe import Recipe, SplitRecipe
+from speechfuse.runs import runs_below
 from speechfuse.types import Metric, Table
 
 # Columns that a system writes, and what it scores apart; others are the test set.
@@ -104,13 +105,7 @@ def find_systems(folders: Sequence[Path]) -> list[System]:
     """
     runs: dict[Path, Run] = {}
     for folder in folders:
-        found = sorted(path.parent for path in folder.rglob("recipe.yaml"))
-        if not found:
-            raise RunError(
-                f"{folder} is no run folder and has none below it (no recipe.yaml); name folders "
-                "that train or sweep has written"
-            )
-        for path in found:
+        for path in runs_below(folder):
             if not Run(path).finished:
                 raise RunError(f"{path} is not finished; train it first, or leave it out")
             runs.setdefault(path.resolve(), Run(path))
