@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import typer
 import yaml
@@ -101,13 +104,23 @@ def parse(words: list[str], place: str) -> list[str] | None:
     group: Any = typer.main.get_command(cli.app)
     name, *arguments = words[1:]
     assert name in group.commands, f"{place}: no command {name}"
-    with typer.Context(group, info_name="speechfuse") as context:
+    with typer.Context(group, info_name="speechfuse") as context, runs_as_named():
         try:
             group.commands[name].make_context(name, [*arguments], parent=context)
         except Exception as error:
             message = getattr(error, "message", error)
             raise AssertionError(f"{place}: {' '.join(words)}: {message}") from error
     return [name, *arguments]
+
+
+@contextmanager
+def runs_as_named() -> Iterator[None]:
+    """Whether a run is there is not asked."""
+    with (
+        mock.patch.object(cli, "check_run", lambda folder: folder),
+        mock.patch.object(cli, "runs_below", lambda folder: [folder]),
+    ):
+        yield
 
 
 @dataclass

@@ -1,9 +1,13 @@
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from typer.core import TyperCommand
 from typer.testing import CliRunner
 
+from snippets import runs_as_named
 from speechfuse import cli
 from speechfuse.bench.fusion import Timing, bench_fusion, bench_table, convolved
 from speechfuse.interfaces.hconv import HConv
@@ -48,6 +52,54 @@ def test_a_gpu_that_is_not_there_is_named():
     assert devices("all") == devices("cpu") == ["cpu"]
     found = CliRunner().invoke(cli.app, ["bench", "fusion", "--device", "cuda"])
     assert "no CUDA GPU" in str(found.exception)
+
+
+def test_the_help_tells_options_of_one_benchmark_from_those_of_others():
+    shown = CliRunner().invoke(cli.app, ["bench", "--help"]).stdout
+    sections = dict(re.findall(r"^Options of (.*):\n((?:  .*\n)+)", shown, re.MULTILINE))
+    options = {
+        name: set(re.findall("^  (--[a-z]+)", text, re.M)) for name, text in sections.items()
+    }
+    assert options["every benchmark"] == {"--threads", "--json", "--help"}
+    assert options["serve"] == {"--run", "--clients"}
+    assert options["fusion, harmonifuse and extraction"] == {"--device"}
+    assert "[default: 1024; x>=2]" in sections["fusion"]
+
+
+@pytest.mark.parametrize(
+    ("given", "option", "of"),
+    [
+        ("cache --tokens 4", "--tokens", "harmonifuse"),
+        ("serve --repeats 3", "--repeats", "fusion or harmonifuse or cache or epoch"),
+        ("fusion --processor", "--processor", "cache or epoch or scaling or extraction"),
+        ("--seconds 60", "--seconds", "cache or epoch"),  # fusion, if none is named
+    ],
+)
+def test_an_option_of_another_benchmark_is_refused(given, option, of):
+    done = CliRunner().invoke(cli.app, ["bench", *given.split()])
+    assert done.exit_code == 2
+    what = given.split()[0].replace("--seconds", "fusion")
+    assert f"'{option}': bench {what} has no such option, it is one of bench {of}" in done.stderr
+
+
+@pytest.mark.parametrize("path", ["README.md", "Makefile", "docs"])
+def test_every_benchmark_that_is_written_down_has_its_options(path, monkeypatch):
+    """Those that are written are read, without running them."""
+    root = Path(__file__).parents[1] / path
+    files = [root] if root.is_file() else [*root.rglob("*.md")]
+    written = [
+        line.group(1).partition("#")[0].partition(">")[0].split()
+        for file in files
+        for line in re.finditer(r"speechfuse bench ([^`\n]*)", file.read_text())
+    ]
+    assert written or path == "README.md"
+    read = []
+    monkeypatch.setattr(TyperCommand, "invoke", lambda self, context: read.append(context.params))
+    for given in written:
+        with runs_as_named():
+            done = CliRunner().invoke(cli.app, ["bench", *given])
+        assert done.exit_code == 0, (given, done.output)
+    assert len(read) == len(written)
 
 
 def test_the_reference_is_the_same_method(stack):

@@ -153,8 +153,11 @@ def commands() -> str:
         inner = typer.Context(command, info_name=name, parent=context)
         usage = " ".join(["speechfuse", name, *command.collect_usage_pieces(inner)])
         lines += [f"## {name}\n", f"```text\n{usage}\n```\n", f"{command.help}\n"]
-        records = [one.get_help_record(inner) for one in command.get_params(inner)]
-        rows = [f"| `{names}` | {said} |" for names, said in map(_cells, records[:-1])]
+        rows = []
+        for one in command.get_params(inner)[:-1]:  # the last is --help
+            names, said = _cells(one.get_help_record(inner))
+            of = getattr(one, "rich_help_panel", None)
+            rows.append(f"| `{names}` | {f'{of}: ' if of else ''}{said} |")
         if rows:
             lines += ["| | |", "|---|---|", *rows, ""]
     return "\n".join(lines)

@@ -50,6 +50,40 @@ class _Commands(TyperGroup):
             raise
 
 
+class _Benchmarks(TyperCommand):
+    """Options below the benchmarks that have them; another one's is refused."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[Any]] = {"Arguments": [], "Options of every benchmark": []}
+        for one in self.get_params(ctx):
+            title = "Arguments" if one.param_type_name == "argument" else [*sections][1]
+            if of := _benchmarks_of(one):
+                title = f"Options of {' and '.join(filter(None, (', '.join(of[:-1]), of[-1])))}"
+            sections.setdefault(title, []).append(one.get_help_record(ctx))
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        left = super().parse_args(ctx, args)
+        what = ctx.params["what"]
+        for one in self.get_params(ctx):
+            of = _benchmarks_of(one) or [what]
+            if what not in of and ctx.get_parameter_source(one.name).name == "COMMANDLINE":
+                raise typer.BadParameter(
+                    f"bench {what} has no such option, it is one of bench {' or '.join(of)}; "
+                    "see speechfuse bench --help",
+                    param_hint=f"'{one.opts[0]}'",
+                )
+        return left
+
+
+def _benchmarks_of(option: Any) -> list[str]:
+    """Which ones have it; none: all, or it is no option."""
+    panel = getattr(option, "rich_help_panel", None)
+    return panel.split(", ") if panel else []
+
+
 # Everything heavy is imported inside the commands: --help answers before torch is loaded.
 app = typer.Typer(
     cls=_Commands,
@@ -917,37 +951,65 @@ def serve(
     )
 
 
-@app.command(rich_help_panel=_SPEED)
+@app.command(rich_help_panel=_SPEED, cls=_Benchmarks)
 def bench(
     what: Annotated[
         Literal["fusion", "harmonifuse", "cache", "epoch", "scaling", "extraction", "serve"],
         typer.Argument(help="What is measured."),
     ] = "fusion",
-    frames: Annotated[int, typer.Option(min=2, help="In a batch, for fusion.")] = 1024,
-    tokens: Annotated[int, typer.Option(min=2, help="Of a text, for harmonifuse.")] = 100,
+    frames: Annotated[
+        int, typer.Option(min=2, rich_help_panel="fusion", help="In a batch.")
+    ] = 1024,
+    tokens: Annotated[
+        int, typer.Option(min=2, rich_help_panel="harmonifuse", help="Of a text.")
+    ] = 100,
     preset: Annotated[
-        Literal["paper", "small", "tiny"], typer.Option(help="For harmonifuse.")
+        Literal["paper", "small", "tiny"],
+        typer.Option(rich_help_panel="harmonifuse", help="How large the transformer is."),
     ] = "small",
-    seconds: Annotated[float, typer.Option(min=1, help="Of speech, but for fusion.")] = 60,
-    run: Annotated[
-        Path | None, typer.Option(callback=_there, help="A run folder, for serve.")
-    ] = None,
-    clients: Annotated[int, typer.Option(min=1, help="At once, for serve.")] = 32,
     shape: Annotated[
-        list[str] | None, typer.Option(help="Of an encoder, for extraction; may be repeated.")
+        list[str] | None,
+        typer.Option(rich_help_panel="extraction", help="Of an encoder; may be repeated."),
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option(help="On the disk that is meant, for cache; a temporary one.")
+        Path | None,
+        typer.Option(rich_help_panel="cache", help="On the disk that is meant; a temporary one."),
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Medians of so many.")] = 20,
-    threads: Annotated[int, typer.Option(min=1, help="Of torch on the CPU.")] = 1,
+    run: Annotated[
+        Path | None, typer.Option(callback=_there, rich_help_panel="serve", help="A run folder.")
+    ] = None,
+    clients: Annotated[int, typer.Option(min=1, rich_help_panel="serve", help="At once.")] = 32,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            min=1,
+            rich_help_panel="cache, epoch, scaling, extraction, serve",
+            help="Of speech; of load, for serve.",
+        ),
+    ] = 60,
+    repeats: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            rich_help_panel="fusion, harmonifuse, cache, epoch, scaling, extraction",
+            help="Medians of so many.",
+        ),
+    ] = 20,
     device: Annotated[
-        Literal["all", "cpu", "cuda"], typer.Option(help="all: the CPU, and a GPU if there is one.")
+        Literal["all", "cpu", "cuda"],
+        typer.Option(
+            rich_help_panel="fusion, harmonifuse, extraction",
+            help="all: the CPU, and a GPU if there is one.",
+        ),
     ] = "all",
     processor: Annotated[
         bool,
-        typer.Option(help="Processor time, where others use the machine; cache, epoch, scaling."),
+        typer.Option(
+            rich_help_panel="cache, epoch, scaling, extraction",
+            help="Processor time, where others use the machine.",
+        ),
     ] = False,
+    threads: Annotated[int, typer.Option(min=1, help="Of torch on the CPU.")] = 1,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print data; of extraction for `plan --rates`.")
     ] = False,
