@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from speechfuse.build import build_fusion, read_recipe, stack_specs
 from speechfuse.data.corpus import write_table
-from speechfuse.experiments.diagnosis import _uniform, _worse, diagnose
+from speechfuse.experiments.diagnosis import _uniform, _worse, diagnose, kinds
 from speechfuse.experiments.report import write_report
 from speechfuse.experiments.runner import run_sweep
 from speechfuse.experiments.sweep import Cell, read_sweep
@@ -80,6 +80,12 @@ def predicted(cell, task, split, change):
     write_table(path, [row | {"prediction": change(row["reference"])} for row in rows])
 
 
+def named_kind(lines):
+    """Each is one of the kinds that a report counts."""
+    assert sum(kinds(lines).values()) == len(lines)
+    return lines
+
+
 @pytest.mark.recipe
 def test_every_failure_is_named_and_none_when_it_is_mended(ran, workspace):
     read, (one, both) = ran
@@ -97,14 +103,14 @@ def test_every_failure_is_named_and_none_when_it_is_mended(ran, workspace):
     tensors = load_file(one.folder / "model.safetensors")
     name = "fusions.asr.interface.logits"
     save_file(tensors | {name: 0.01 * tensors[name]}, one.folder / "model.safetensors")
-    (line,) = diagnose(read, [one, both])
+    (line,) = named_kind(diagnose(read, [one, both]))
     assert line.startswith("one, seed 7, asr: layer weights are still uniform, entropy 100.0 %")
     assert "raise training.layer_rate from 1" in line
     save_file(tensors, one.folder / "model.safetensors")
 
     scores = [f"{step},dev/asr/wer,{wer}" for step, wer in ((1, 0.9), (2, 0.8), (3, 0.7))]
     (one.folder / "log.csv").write_text("\n".join(["step,name,value", *scores]) + "\n")
-    (line,) = diagnose(read, [one, both])
+    (line,) = named_kind(diagnose(read, [one, both]))
     assert "asr: development WER went from 80.0 to 70.0 % at the last look" in line
     (one.folder / "log.csv").write_text(
         "\n".join(["step,name,value", *scores, "4,dev/asr/wer,0.72"])
@@ -112,12 +118,12 @@ def test_every_failure_is_named_and_none_when_it_is_mended(ran, workspace):
     assert diagnose(read, [one, both]) == []
 
     predicted(one, "asr", "dev", lambda _: "")
-    (line,) = diagnose(read, [one, both])
+    (line,) = named_kind(diagnose(read, [one, both]))
     assert "asr: 100 % of the development clips get no text, CTC stays at its blanks" in line
     predicted(one, "asr", "dev", str)
 
     predicted(both, "asr", "test", lambda text: f"{text} more")
-    (line,) = diagnose(read, [one, both])
+    (line,) = named_kind(diagnose(read, [one, both]))
     assert line.startswith("both, asr: WER is worse than 'one' alone, by 50.0 points; try")
     another = {"ssl": one.recipe.upstreams["ssl"].model_copy(update={"kind": "another"})}
     other = replace(one, recipe=one.recipe.model_copy(update={"upstreams": another}))
@@ -136,7 +142,9 @@ def test_frozen_weights_that_moved_are_named_in_the_report(ran, workspace):
     path = workspace / "encoder" / "model.safetensors"
     save_file({k: v + 1 for k, v in load_file(path).items()}, path, {"format": "pt"})
     (line,) = (
-        line for line in diagnose(read, done) if line.startswith("frozen weights that moved")
+        line
+        for line in named_kind(diagnose(read, done))
+        if line.startswith("frozen weights that moved")
     )
     assert "2 of 2 runs were made with another upstream 'ssl' than is there now" in line
     assert "(weights_sha256 differs); put it back, or train all into another folder" in line

@@ -23,6 +23,20 @@ from speechfuse.recipe import Recipe
 LOOKED_AT = 24  # held-out utterances of each corpus, for alpha
 RISING = 0.01  # of a score, between the last two looks at development data
 SILENT = 0.99  # share of clips without a text
+KINDS = {  # by what their lines say
+    "layer weights still uniform": " still uniform, ",
+    "uniform alpha": "alpha is uniform, ",
+    "static alpha": "alpha has collapsed to static, ",
+    "training that ended early": " training ended early; ",
+    "clips without a text": " get no text, ",
+    "frozen weights that moved": "frozen weights that moved: ",
+    "fusion worse than one of its encoders": " is worse than '",
+}
+
+
+def kinds(lines: Sequence[str]) -> Counter[str]:
+    """How often `diagnose` found each kind of failure."""
+    return Counter(kind for kind, says in KINDS.items() for line in lines if says in line)
 
 
 def diagnose(sweep: SweepFile, done: Sequence[Cell], split: Split = "test") -> list[str]:

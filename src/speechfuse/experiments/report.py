@@ -10,14 +10,15 @@ from typing import Any
 from speechfuse import build
 from speechfuse.catalog import trusted_code
 from speechfuse.checkpoint import Run
+from speechfuse.experiments.abstract import abstract
 from speechfuse.experiments.averages import averages
 from speechfuse.experiments.claims import claim_tables
-from speechfuse.experiments.diagnosis import diagnose
+from speechfuse.experiments.diagnosis import diagnose, kinds
 from speechfuse.experiments.differences import difference_figures
 from speechfuse.experiments.layers import layer_figure, run_layer_use
 from speechfuse.experiments.panels import write_page
 from speechfuse.experiments.spread import spread_tables
-from speechfuse.experiments.sweep import Cell, Result, Split, SweepFile, summarise
+from speechfuse.experiments.sweep import Cell, Result, Split, SweepFile, Tables, summarise
 from speechfuse.metrics import full_name, percent, signed, signed_cell
 from speechfuse.text import NORMALISER
 from speechfuse.types import Table
@@ -125,6 +126,9 @@ def _cost(done: Sequence[Cell], row: str, condition: str) -> list[str]:
 def write_report(sweep: SweepFile, done: Sequence[Cell], out: Path) -> Path:
     """Write OUT/report.html from what is in the run folders."""
     results = list(summarise(sweep, done))
+    claims, warnings = claim_tables(sweep, done), diagnose(sweep, done)
+    folds = len({cell.fold for cell in done})
+    tasks = Tables(done, "test").tasks
     return write_page(
         "report.html.j2",
         out,
@@ -135,8 +139,9 @@ def write_report(sweep: SweepFile, done: Sequence[Cell], out: Path) -> Path:
             (title, svg(figure)) for title, figure in difference_figures(sweep, done, results)
         ],
         reference=_reference(sweep),
-        claims=claim_tables(sweep, done),
-        warnings=diagnose(sweep, done),
+        abstract=abstract(sweep, tasks, results, folds, claims, kinds(warnings)),
+        claims=claims,
+        warnings=warnings,
         origins=pseudo_labels(done),
         curves=svg(_curve_figure(done)),
         conflict=any(cell.recipe.training.log_conflict for cell in done),

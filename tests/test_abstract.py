@@ -1,0 +1,154 @@
+"""Sentences of numbers that are made up for it."""
+
+import pytest
+
+from speechfuse.build import build_task, read_recipe
+from speechfuse.experiments.abstract import abstract
+from speechfuse.experiments.diagnosis import KINDS, kinds
+from speechfuse.experiments.sweep import Result, SweepFile
+from speechfuse.types import Metric
+
+CLAIMS = [
+    (
+        "Claims\n...",
+        [],
+        [
+            [
+                "HConv helps",
+                "mel",
+                "emotion: accuracy (WA)",
+                "+3",
+                "2 of 3",
+                "holds: emotion better",
+            ],
+            ["", "sum", "emotion: accuracy (WA)", "+1", "2 of 3", ""],
+            [
+                "sums help",
+                "mel",
+                "asr: WER",
+                "-3",
+                "0 of 3",
+                "does not hold: asr worse by more than 1",
+            ],
+            ["one is enough", "mel", "asr: WER", "0", "1 of 3", "not shown: no task is better"],
+        ],
+    )
+]
+
+
+@pytest.fixture
+def tasks(tone_recipe):
+    recipe = read_recipe(tone_recipe)
+    return {name: build_task(name, recipe.tasks[name]) for name in ("asr", "emotion")}
+
+
+@pytest.fixture
+def said(tasks):
+    """What is said of rows by task, as (value, difference to the baseline) in percent."""
+
+    def say(values, *, baseline="mel", claims=None, failures=None, folds=1):
+        rows = {row: {} for of_rows in values.values() for _, row in of_rows}
+        sweep = SweepFile.model_validate(
+            {
+                "name": "x",
+                "recipe": {},
+                "rows": rows,
+                "baseline": baseline,
+                "claims": {"HConv helps": {"row": "hconv", "over": ["mel"]}} if claims else {},
+            }
+        )
+        results = []
+        for task, of_rows in values.items():
+            for (condition, row), (value, difference) in of_rows.items():
+                interval = difference and Metric(*(one / 100 for one in difference), 24)
+                for metric in {tasks[task].primary, "other"}:
+                    own = Metric(value / 100, value / 100 - 0.02, value / 100 + 0.02, 24)
+                    own = own if metric != "other" else Metric(0.0, 0.0, 0.0, 24)
+                    results.append(Result(row, condition, task, metric, own, interval, 3))
+        return abstract(sweep, tasks, results, folds, claims or [], failures or {})
+
+    return say
+
+
+def test_a_best_row_that_differs_is_told_with_its_interval(said):
+    rows = {
+        ("", "mel"): (70, None),
+        ("", "sum"): (72, (2, -1, 5)),
+        ("", "hconv"): (78, (8, 3, 12)),
+    }
+    compared, best, failures = said({"emotion": rows}, folds=4)
+    assert compared == (
+        "3 rows were compared: 4 folds and 3 seeds, 24 test speakers, by balanced accuracy (UA) of "
+        "emotion."
+    )
+    assert best == (
+        "By balanced accuracy (UA) of emotion, 'hconv' is best with 78.0 % [76.0, 80.0], "
+        "+8.0 [+3.0, +12.0] points better than 'mel', which is told apart from zero (the interval "
+        "does not count that it was chosen among 3 rows)."
+    )
+    assert failures == "None of the known failures was found."
+
+
+def test_of_errors_less_is_better_and_what_is_not_told_apart_is_said(said):
+    rows = {("", "mel"): (30, None), ("", "sum"): (29, (-1, -4, 2)), ("", "hconv"): (33, (3, 1, 5))}
+    _, best, _ = said({"asr": rows})
+    assert best == (
+        "By WER of asr, 'sum' is best with 29.0 % [27.0, 31.0], +1.0 [-2.0, +4.0] points better "
+        "than 'mel', which is not told apart from zero."
+    )
+
+
+def test_a_baseline_that_is_best_is_told_from_the_next_row(said):
+    rows = {("", "mel"): (20, None), ("", "sum"): (24, (4, 1, 7))}
+    _, best, _ = said({"asr": rows})
+    assert (
+        "'mel' is best with 20.0 % [18.0, 22.0]; 'sum' comes next, +4.0 [+1.0, +7.0] points" in best
+    )
+    assert best.endswith("points worse, which is told apart from zero.")
+
+
+def test_without_a_baseline_no_difference_is_spoken_of(said):
+    rows = {("", "mel"): (70, None), ("", "sum"): (72, None)}
+    _, best, _ = said({"emotion": rows}, baseline=None)
+    assert best.endswith(
+        "'sum' is best with 72.0 % [70.0, 74.0], with no row that it is compared with."
+    )
+
+
+def test_one_row_is_compared_with_nothing(said):
+    lines = said({"emotion": {("", "mel"): (70, None)}})
+    assert lines == [
+        "One row, 'mel', was run, which is compared with nothing: 3 seeds, 24 test speakers, by "
+        "balanced accuracy (UA) of emotion; it has 70.0 % [68.0, 72.0] balanced accuracy (UA).",
+        "None of the known failures was found.",
+    ]
+
+
+def test_tasks_and_conditions_are_counted(said):
+    emotion = {
+        (condition, row): (value, difference)
+        for condition, real in (("a", 3), ("b", -1))
+        for row, value, difference in (("mel", 70, None), ("sum", 75, (5, real, 9)))
+    }
+    asr = {(condition, row): (30, None) for condition in "ab" for row in ("mel", "sum")}
+    compared, best, _ = said({"emotion": emotion, "asr": asr})
+    assert "2 rows were compared: 2 conditions and 3 seeds" in compared
+    assert "WER of asr" in compared
+    assert "of emotion, best of 2 conditions is 'sum' in 2, in 1 of 2 told apart from" in best
+    assert "By WER of asr, best of 2 conditions is 'mel' in 2, with no row that it is" in best
+
+
+def test_claims_and_failures_are_counted_by_name(said):
+    rows = {("", "mel"): (70, None), ("", "hconv"): (78, (8, 3, 12))}
+    lines = said({"emotion": rows}, claims=CLAIMS, failures={"uniform alpha": 2})
+    assert lines[2:] == [
+        "Of 3 claims 1 holds: 'HConv helps'; 1 does not hold: 'sums help'; 1 is not shown: 'one is "
+        "enough'.",
+        "Known failures that were found, each with a remedy below: uniform alpha (2).",
+    ]
+    unfinished = said({"emotion": rows}, claims=[("Claims\n...", [], [])])
+    assert unfinished[2].startswith("No claim could be looked at")
+
+
+def test_what_a_kind_of_failure_says_is_of_it_alone():
+    assert kinds([f"x, seed 7, asr: {says}" for says in KINDS.values()]) == dict.fromkeys(KINDS, 1)
