@@ -37,17 +37,17 @@ CLAIMS = [
 
 
 @pytest.fixture
-def tasks(tone_recipe):
+def built(tone_recipe):
     recipe = read_recipe(tone_recipe)
     return {name: build_task(name, recipe.tasks[name]) for name in ("asr", "emotion")}
 
 
 @pytest.fixture
-def said(tasks):
+def said(built):
     """What is said of rows by task, as (value, difference to the baseline) in percent."""
 
     def say(values, *, baseline="mel", claims=None, failures=None, folds=1):
-        rows = {row: {} for of_rows in values.values() for _, row in of_rows}
+        rows = {row: {} for of_rows in values.values() for _, row in of_rows} or {"mel": {}}
         sweep = SweepFile.model_validate(
             {
                 "name": "x",
@@ -57,6 +57,7 @@ def said(tasks):
                 "claims": {"HConv helps": {"row": "hconv", "over": ["mel"]}} if claims else {},
             }
         )
+        tasks = {name: built[name] for name in values}
         results = []
         for task, of_rows in values.items():
             for (condition, row), (value, difference) in of_rows.items():
@@ -78,13 +79,13 @@ def test_a_best_row_that_differs_is_told_with_its_interval(said):
     }
     compared, best, failures = said({"emotion": rows}, folds=4)
     assert compared == (
-        "3 rows were compared: 4 folds and 3 seeds, 24 test speakers, by balanced accuracy (UA) of "
-        "emotion."
+        "3 rows were compared over 4 folds and 3 seeds on 24 test speakers by balanced accuracy "
+        "(UA) of emotion."
     )
     assert best == (
-        "By balanced accuracy (UA) of emotion, 'hconv' is best with 78.0 % [76.0, 80.0], "
-        "+8.0 [+3.0, +12.0] points better than 'mel', which is told apart from zero (the interval "
-        "does not count that it was chosen among 3 rows)."
+        "'hconv' is best with 78.0 % [76.0, 80.0], "
+        "+8.0 [+3.0, +12.0] points better than 'mel', told apart from zero by the paired interval "
+        "(which does not count that it was chosen among 3 rows)."
     )
     assert failures == "None of the known failures was found."
 
@@ -93,8 +94,8 @@ def test_of_errors_less_is_better_and_what_is_not_told_apart_is_said(said):
     rows = {("", "mel"): (30, None), ("", "sum"): (29, (-1, -4, 2)), ("", "hconv"): (33, (3, 1, 5))}
     _, best, _ = said({"asr": rows})
     assert best == (
-        "By WER of asr, 'sum' is best with 29.0 % [27.0, 31.0], +1.0 [-2.0, +4.0] points better "
-        "than 'mel', which is not told apart from zero."
+        "'sum' is best with 29.0 % [27.0, 31.0], +1.0 [-2.0, +4.0] points better "
+        "than 'mel', not told apart from zero by the paired interval."
     )
 
 
@@ -104,7 +105,7 @@ def test_a_baseline_that_is_best_is_told_from_the_next_row(said):
     assert (
         "'mel' is best with 20.0 % [18.0, 22.0]; 'sum' comes next, +4.0 [+1.0, +7.0] points" in best
     )
-    assert best.endswith("points worse, which is told apart from zero.")
+    assert best.endswith("points worse, told apart from zero by the paired interval.")
 
 
 def test_without_a_baseline_no_difference_is_spoken_of(said):
@@ -118,10 +119,14 @@ def test_without_a_baseline_no_difference_is_spoken_of(said):
 def test_one_row_is_compared_with_nothing(said):
     lines = said({"emotion": {("", "mel"): (70, None)}})
     assert lines == [
-        "One row, 'mel', was run, which is compared with nothing: 3 seeds, 24 test speakers, by "
-        "balanced accuracy (UA) of emotion; it has 70.0 % [68.0, 72.0] balanced accuracy (UA).",
+        "One row, 'mel', was run over 3 seeds on 24 test speakers, which is compared with nothing: "
+        "70.0 % [68.0, 72.0] balanced accuracy (UA) of emotion.",
         "None of the known failures was found.",
     ]
+
+
+def test_of_no_results_nothing_is_said(said):
+    assert said({}) == []
 
 
 def test_tasks_and_conditions_are_counted(said):
@@ -131,11 +136,11 @@ def test_tasks_and_conditions_are_counted(said):
         for row, value, difference in (("mel", 70, None), ("sum", 75, (5, real, 9)))
     }
     asr = {(condition, row): (30, None) for condition in "ab" for row in ("mel", "sum")}
-    compared, best, _ = said({"emotion": emotion, "asr": asr})
-    assert "2 rows were compared: 2 conditions and 3 seeds" in compared
+    compared, best, second, _ = said({"emotion": emotion, "asr": asr})
+    assert "2 rows were compared over 2 conditions and 3 seeds on" in compared
     assert "WER of asr" in compared
     assert "of emotion, best of 2 conditions is 'sum' in 2, in 1 of 2 told apart from" in best
-    assert "By WER of asr, best of 2 conditions is 'mel' in 2, with no row that it is" in best
+    assert second.startswith("By WER of asr, best of 2 conditions is 'mel' in 2, with no row that")
 
 
 def test_claims_and_failures_are_counted_by_name(said):

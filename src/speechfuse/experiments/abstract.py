@@ -26,16 +26,18 @@ def abstract(
     """What was compared, which row is best, which claims hold, which known failures were found.
 
     results: of the test split, of which the primary metric of each task counts. claims: tables of
-    `claim_tables`. failures: how often each kind was found.
+    `claim_tables`. failures: how often each kind was found. Of no results nothing is said.
     """
     shown = [r for r in results if r.task in tasks and r.metric == tasks[r.task].primary]
+    if not shown:
+        return []
     lines = [_compared(shown, folds)]
     if len({r.row for r in shown}) > 1:
         of_tasks = [
-            _best_of(sweep, task, [r for r in shown if r.task == name])
+            _best_of(sweep, task, [r for r in shown if r.task == name], alone=len(tasks) == 1)
             for name, task in tasks.items()
         ]
-        lines.append(_sentence("; ".join(filter(None, of_tasks))))
+        lines += [f"{line[:1].upper()}{line[1:]}." for line in of_tasks if line]
     if sweep.claims:
         lines.append(_claims(claims))
     if not failures:
@@ -48,29 +50,21 @@ def _compared(shown: Sequence[Result], folds: int) -> str:
     rows, conditions = ({getattr(r, name) for r in shown} for name in ("row", "condition"))
     counts = sorted({r.value.speakers for r in shown})
     speakers = " to ".join(str(n) for n in dict.fromkeys([counts[0], counts[-1]]))
-    metrics = dict.fromkeys(f"{full_name(r.metric)} of {r.task}" for r in shown)
-    many = f"{len(rows)} rows were compared"
-    if len(rows) == 1:
-        many = f"One row, '{shown[0].row}', was run, which is compared with nothing"
-    spread = [
-        f"{count} {noun}s"
-        for count, noun in ((len(conditions), "condition"), (folds, "fold"))
-        if count > 1
-    ]
+    metrics = _listed(dict.fromkeys(f"{full_name(r.metric)} of {r.task}" for r in shown))
     seeds = max(r.seeds for r in shown)
-    spread.append(f"{seeds} seed{'s' * (seeds > 1)}")
-    line = f"{many}: {_listed(spread)}, {speakers} test speakers, by {_listed(metrics)}"
-    if len(rows) == 1 and len(conditions) == 1:
-        line += f"; it has {_listed(f'{_percent(r)} {full_name(r.metric)}' for r in shown)}"
-    return f"{line}."
+    counted = ((len(conditions), "condition"), (folds, "fold"), (seeds, "seed"))
+    over = _listed([f"{n} {noun}s" for n, noun in counted if n > 1] or ["one seed"])
+    over += f" on {speakers} test speakers"
+    if len(rows) > 1:
+        return f"{len(rows)} rows were compared over {over} by {metrics}."
+    line = f"One row, '{shown[0].row}', was run over {over}, which is compared with nothing"
+    if len(conditions) > 1:
+        return f"{line}."
+    return f"{line}: {_listed(f'{_percent(r)} {full_name(r.metric)} of {r.task}' for r in shown)}."
 
 
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
-
-
-def _best_of(sweep: SweepFile, task: Task, shown: Sequence[Result]) -> str:
-    """Of one task; empty where fewer than two rows have it."""
+def _best_of(sweep: SweepFile, task: Task, shown: Sequence[Result], *, alone: bool) -> str:
+    """Of one task; empty where fewer than two rows have it. alone: it need not be named."""
     found = []
     for condition in dict.fromkeys(r.condition for r in shown):
         mine = [r for r in shown if r.condition == condition]
@@ -78,12 +72,12 @@ def _best_of(sweep: SweepFile, task: Task, shown: Sequence[Result]) -> str:
             found.append(sorted(mine, key=lambda r: _rank(sweep, task, r)))
     if not found:
         return ""
-    by = f"by {full_name(task.primary)} of {shown[0].task}"
+    by = "" if alone else f"by {full_name(task.primary)} of {shown[0].task}, "
     if len(found) == 1:
-        return f"{by}, {_first_of(sweep, task, found[0])}"
+        return f"{by}{_first_of(sweep, task, found[0])}"
     wins = Counter(best.row for best, *_ in found).most_common()
     gains = [gain for best, *_ in found if (gain := _gain(task, best))]
-    line = f"{by}, best of {len(found)} conditions is "
+    line = f"{by}best of {len(found)} conditions is "
     line += _listed(f"'{row}' in {count}" for row, count in wins)
     if not gains:
         return f"{line}, with no row that it is compared with"
@@ -107,9 +101,9 @@ def _first_of(sweep: SweepFile, task: Task, ranked: Sequence[Result]) -> str:
     else:
         return f"{line}, with no row that it is compared with"
     real = gain.low > 0 or gain.high < 0
-    line += ", which is told apart from zero" if real else ", which is not told apart from zero"
+    line += f", {'' if real else 'not '}told apart from zero by the paired interval"
     if real and len(ranked) > 2:
-        line += f" (the interval does not count that it was chosen among {len(ranked)} rows)"
+        line += f" (which does not count that it was chosen among {len(ranked)} rows)"
     return line
 
 
