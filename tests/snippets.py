@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -101,7 +102,7 @@ def parse(words: list[str], place: str) -> list[str] | None:
         if "speechfuse" not in words[1:]:
             return None
         words = words[words.index("speechfuse") :]
-    group: Any = typer.main.get_command(cli.app)
+    group = _group()
     name, *arguments = words[1:]
     assert name in group.commands, f"{place}: no command {name}"
     with typer.Context(group, info_name="speechfuse") as context, runs_as_named():
@@ -121,6 +122,12 @@ def runs_as_named() -> Iterator[None]:
         mock.patch.object(cli, "runs_below", lambda folder: [folder]),
     ):
         yield
+
+
+@cache
+def _group() -> Any:
+    """All commands, which take a while to make."""
+    return typer.main.get_command(cli.app)
 
 
 @dataclass

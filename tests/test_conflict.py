@@ -81,6 +81,7 @@ def shared(tone_recipe):
     return merged(recipe, {"fusion": {"per_task": False}, "training": {"log_conflict": 5}})
 
 
+@pytest.mark.recipe
 def test_looking_at_gradients_changes_no_weight(workspace, shared):
     train_run(read_recipe(shared), workspace / "looked")
     plain = merged(shared, {"training": {"log_conflict": None}})

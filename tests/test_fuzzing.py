@@ -9,6 +9,8 @@ import pytest
 
 from fuzzing import outcomes
 
+pytestmark = pytest.mark.recipe  # a server of processes is begun, which takes seconds
+
 
 def tried(read, unchanged=None, seconds=20.0):
     found = outcomes(abs, read, 2, seconds=seconds, megabytes=50, unchanged=unchanged)

@@ -135,6 +135,7 @@ def test_texts_are_written_in_pieces_unless_asked(recipe, tone_recipe):
     assert units == ["bpe", "characters"]
 
 
+@pytest.mark.recipe
 def test_hconv_over_several_encoders_may_feed_the_transformer(workspace, recipe, encoder):
     """The union of both papers: merged models, HConv over their layers, prompt, fused layers."""
     change = {
@@ -152,12 +153,14 @@ def test_hconv_over_several_encoders_may_feed_the_transformer(workspace, recipe,
     assert set(metrics["test"]) == {"asr", "emotion", "verification"}
 
 
+@pytest.mark.recipe
 def test_mixed_precision_trains_and_writes(workspace, recipe):
     change = {"training": {"precision": "bf16-mixed", "steps": 4, "evaluate_every": 2}}
     metrics = train_run(read_recipe(merged(recipe, change)), workspace / "run")
     assert metrics["test"]["asr"]["cer"]["value"] >= 0
 
 
+@pytest.mark.recipe
 def test_heads_without_text_read_speech_if_asked(workspace, recipe):
     change = {
         "tasks": {
@@ -172,6 +175,7 @@ def test_heads_without_text_read_speech_if_asked(workspace, recipe):
     assert metrics["test"]["asr"]["wer"]["value"] >= 0
 
 
+@pytest.mark.recipe
 def test_a_vocabulary_of_another_run_is_refused(workspace, recipe, tiny_corpus):
     run = workspace / "run"
     train_run(read_recipe(merged(recipe, {"training": {"steps": 2}})), run)
@@ -189,6 +193,7 @@ def test_a_text_longer_than_the_limit_stops_before_training(workspace, recipe):
     assert not (workspace / "run").exists()
 
 
+@pytest.mark.recipe
 def test_prompts_in_words_are_for_runs_trained_with_them(workspace, recipe, tiny_corpus):
     change = {
         "tasks": {"emotion": {"prompts": ["how do they feel", "name the mood"]}},

@@ -76,6 +76,7 @@ def test_a_tuned_upstream_is_counted_and_not_stored(tmp_path, training, trained)
     assert row["memory"] == f"{memory / 1e6:.1f} MB"
 
 
+@pytest.mark.recipe
 def test_nothing_slow_is_imported(tmp_path):
     """Torch alone takes a second; what is named here would take one more each."""
     recipe = recipe_of("concat", {"kind": "filterbank"}, encoder_of(tmp_path / "e", 3, 64))

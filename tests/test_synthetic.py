@@ -39,6 +39,7 @@ def test_the_same_settings_give_the_same_bytes(tmp_path):
     assert {t.same for t in one.trials} == {True, False}
 
 
+@pytest.mark.recipe
 def test_made_once_and_then_read(tmp_path):
     calls = []
     prepare_synthetic(tmp_path / "synthetic", SMALL, lambda *a: calls.append(a))

@@ -109,6 +109,7 @@ def test_another_beam_gives_what_a_run_of_it_gives_and_changes_no_file(
     assert greedy["test"]["asr"] == Run(workspace / "greedy").metrics()["test"]["asr"]
 
 
+@pytest.mark.recipe
 def test_a_folder_in_which_a_run_is_trained_is_refused(workspace, tone_recipe):
     """Until it ends, however it ends; the run at work is not disturbed."""
     recipe = read_recipe(tone_recipe)
@@ -131,6 +132,7 @@ def test_a_folder_in_which_a_run_is_trained_is_refused(workspace, tone_recipe):
     )
 
 
+@pytest.mark.recipe
 def test_a_run_that_searches_no_text_refuses_a_beam(workspace, tone_recipe):
     tone_recipe["tasks"] = {"emotion": tone_recipe["tasks"]["emotion"]}
     tone_recipe["training"].pop("interleave", None)
@@ -391,6 +393,7 @@ def no_file_beyond(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+@pytest.mark.recipe
 def test_a_checkpoint_that_does_not_fit_leaves_the_last_one(workspace, tone_recipe):
     """At the second of three scores; then there is room again."""
     change = {"training": {"steps": 12, "evaluate_every": 4, "keep": "last"}}
@@ -460,6 +463,7 @@ def test_a_second_ctrl_c_does_not_wait(workspace, tone_recipe):
     assert not (workspace / "run" / "checkpoints" / "last.ckpt").exists()
 
 
+@pytest.mark.recipe
 def test_a_finished_run_is_not_run_again(workspace, tone_recipe):
     recipe = read_recipe(tone_recipe)
     metrics = train_run(recipe, workspace / "run")
@@ -480,6 +484,7 @@ def test_a_run_folder_of_another_recipe_is_refused(workspace, tone_recipe):
     train_run(moved, workspace / "run")  # where layers are kept does not matter, nor who trains
 
 
+@pytest.mark.recipe
 def test_a_changed_corpus_is_noticed(workspace, tone_recipe, tiny_corpus):
     rows = [json.loads(line) for line in tiny_corpus.read_text().splitlines()]
     manifest = workspace / "manifest.jsonl"
@@ -539,6 +544,7 @@ def test_an_absent_task_rests(workspace, tone_recipe, monkeypatch, change):
         assert {part for name in moved for part in name.split(".")} & set(tasks) == {task}
 
 
+@pytest.mark.recipe
 def test_a_task_starts_alike_alone_and_among_others(tone_recipe):
     def start(*names):
         tasks = {n: t for n, t in tone_recipe["tasks"].items() if n in names}
@@ -553,6 +559,7 @@ def test_a_task_starts_alike_alone_and_among_others(tone_recipe):
         assert torch.equal(weight, among[name]), name
 
 
+@pytest.mark.recipe
 def test_one_fusion_may_serve_all_tasks(workspace, tone_recipe):
     recipe = read_recipe(tone_recipe, ["fusion.per_task=false", "fusion.interface.kind=hconv"])
     train_run(recipe, workspace / "run")
@@ -560,6 +567,7 @@ def test_one_fusion_may_serve_all_tasks(workspace, tone_recipe):
     assert {n.split(".")[1] for n in shared} == {"all_tasks"}
 
 
+@pytest.mark.recipe
 def test_predict_answers_for_files(workspace, tone_recipe, tiny_corpus):
     train_run(read_recipe(tone_recipe), workspace / "run")
     files = [tiny_corpus.parent / f"s7-{i}.wav" for i in range(2)]
@@ -650,6 +658,7 @@ def test_upstreams_that_cannot_be_aligned_stop_before_any_training(workspace, to
     assert not (workspace / "run").exists()
 
 
+@pytest.mark.recipe
 def test_a_run_is_not_read_with_other_weights_of_its_upstream(
     workspace, tone_recipe, encoder, tmp_path, tiny_corpus
 ):
@@ -728,6 +737,7 @@ def test_three_tasks_are_learned_on_tones(workspace, tone_recipe):
 
 
 @pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.recipe
 def test_mixed_precision_trains(workspace, tone_recipe, encoder, layers):
     if layers > 1:  # a weighted sum of layers that lie in one tensor
         tone_recipe["upstreams"] = {
@@ -767,6 +777,7 @@ def test_padded_extraction_says_what_padding_costs(workspace, tone_recipe, encod
     assert float(changed[1]) > 1
 
 
+@pytest.mark.recipe
 def test_texts_that_are_too_long_are_counted(workspace, tone_recipe, tiny_corpus, tmp_path):
     rows = [json.loads(line) for line in tiny_corpus.read_text().splitlines()]
     rows = [
