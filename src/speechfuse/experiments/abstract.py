@@ -25,6 +25,8 @@ def abstract(
 ) -> list[str]:
     """What was compared, which row is best, which claims hold, which known failures were found.
 
+    A sentence each; of several tasks one for each of them says which row is best.
+
     results: of the test split, of which the primary metric of each task counts. claims: tables of
     `claim_tables`. failures: how often each kind was found. Of no results nothing is said.
     """
@@ -50,13 +52,14 @@ def _compared(shown: Sequence[Result], folds: int) -> str:
     rows, conditions = ({getattr(r, name) for r in shown} for name in ("row", "condition"))
     counts = sorted({r.value.speakers for r in shown})
     speakers = " to ".join(str(n) for n in dict.fromkeys([counts[0], counts[-1]]))
-    metrics = _listed(dict.fromkeys(f"{full_name(r.metric)} of {r.task}" for r in shown))
+    names = dict.fromkeys(f"{full_name(r.metric)} of {r.task}" for r in shown)
+    by = f"by {_listed(names)}" if len(names) == 1 else f"in {len(names)} tasks"
     seeds = max(r.seeds for r in shown)
     counted = ((len(conditions), "condition"), (folds, "fold"), (seeds, "seed"))
     over = _listed([f"{n} {noun}s" for n, noun in counted if n > 1] or ["one seed"])
     over += f" on {speakers} test speakers"
     if len(rows) > 1:
-        return f"{len(rows)} rows were compared over {over} by {metrics}."
+        return f"{len(rows)} rows were compared over {over} {by}."
     line = f"One row, '{shown[0].row}', was run over {over}, which is compared with nothing"
     if len(conditions) > 1:
         return f"{line}."
