@@ -68,6 +68,15 @@ def test_what_is_trained_is_not_extracted(base):
         scale_tables(recipe, 10, 1, {"": 500.0})
 
 
+def test_units_are_those_of_the_device_whatever_the_machine_is_called(base):
+    recipe, rates = read_recipe(base), {"": 1.0}
+    title, columns, _ = scale_tables(recipe, 9, 2, rates, where="Pencpus", device="cuda")[0]
+    assert title == "Extraction of 9 h on 2 GPUs; rates of Pencpus"
+    assert columns[3] == "GPU hours"
+    title, *_ = scale_tables(recipe, 9, 2, rates, where="Xeon", device="cpu")[0]
+    assert title == "Extraction of 9 h on 2 CPUs; rates of Xeon"
+
+
 def test_altered_copies_count_for_the_task_that_has_the_most(base):
     """A copy at half the speed is twice as long; two more in noise: five hours of one."""
     augment = {"speed": [0.5, 1.0], "noise": {"copies": 2}}

@@ -84,12 +84,13 @@ def test_what_it_prints_as_data_is_what_a_plan_reads(shapes, tmp_path):
     data = json.loads(said.stdout)
     assert data["tables"][0]["rows"][0][0] == "wavlm-base, cpu"
     (tmp_path / "config.json").write_text(json.dumps(shapes["wavlm-base"][0]))
-    found, where = bench_rates(
+    found, where, device = bench_rates(
         tmp_path / "rates.json", {"mine": HuggingFace(source=str(tmp_path)), "mel": Filterbank()}
     )
     assert found == {"mine": data["rates"][0]["rate"]}
     assert found["mine"] > 0
     assert where.startswith("CPU, 1 of ")
+    assert device == "cpu"
 
 
 def test_the_command_refuses_an_unknown_shape():

@@ -24,13 +24,15 @@ def scale_tables(
     reading: float = 1.0,
     price: float = 0.0,
     where: str = "",
+    device: str = "cuda",
 ) -> list[Table]:
     """Tables: extraction, storage in every type, and an epoch of training on what is stored.
 
     rates: audio seconds that an upstream takes in a second of one GPU, by its name, or one for all
     under "". training_rate: the same of training on stored layers. reading: GB that a GPU is given
-    in a second. price: of an hour of one GPU. where: rates were measured, in words. Of the hours
-    as many copies are made as of the task's training utterances that has the most.
+    in a second. price: of an hour of one GPU. where: rates were measured, in words. device: that
+    they are of; with cpu it is CPUs that are spoken of. Of the hours as many copies are made as of
+    the task's training utterances that has the most.
 
     Raises:
         RecipeError: an upstream without a rate, a rate of none, or nothing that is stored.
@@ -41,7 +43,7 @@ def scale_tables(
         raise RecipeError("every upstream is trained, so that nothing is extracted or stored")
     plans = {name: build.build_upstream(recipe, name).plan for name in frozen}
     found = _rates(plans, rates)
-    unit = "CPU" if "cpu" in where.lower() else "GPU"
+    unit = "CPU" if device == "cpu" else "GPU"
     given, hours = hours, hours * (1 + max(map(_copies, recipe.tasks.values())))
     seconds = 3600 * hours
     sizes = {name: seconds * _bytes(plan, recipe.store.dtype) for name, plan in plans.items()}

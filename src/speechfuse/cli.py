@@ -288,12 +288,12 @@ def plan(
     from speechfuse.rates import bench_rates, find_rates
 
     read = read_recipe(recipe, overrides or ())
-    given, where = _rates(rate or ()), ""
+    given, where, device = _rates(rate or ()), "", "cuda"
     rest = {}
     if rates or measure:
         rest = {n: up for n, up in frozen_upstreams(read).items() if not {n, ""} & {*given}}
     if rates:
-        found, where = bench_rates(rates, rest, None if hours else best_device().type)
+        found, where, device = bench_rates(rates, rest, None if hours else best_device().type)
         given |= found
     if hours is None:
         from speechfuse.plan import plan_recipe
@@ -303,7 +303,9 @@ def plan(
         from speechfuse.at_scale import scale_tables
 
         if measure and (rest := {n: up for n, up in rest.items() if n not in given}):
-            found, where = find_rates(rest, best_device(), {}, measure=True)
+            found, how = find_rates(rest, best_device(), {}, measure=True)
+            where = " and ".join(filter(None, [where, how]))
+            device = device if rates else best_device().type
             given |= found
         tables = scale_tables(
             read,
@@ -314,6 +316,7 @@ def plan(
             reading=reading,
             price=price,
             where=where,
+            device=device,
         )
     for title, columns, rows in tables:
         _table(title, columns, rows)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Literal
 from speechfuse.checkpoint import write_text
 from speechfuse.errors import DataError, RunError
 from speechfuse.pipeline.answers import Answer, Label, Speakers, Transcript, Voice, Word
-from speechfuse.pipeline.recordings import seconds_of
+from speechfuse.pipeline.recordings import of_all
 from speechfuse.pipeline.speech_model import SpeechModel
 from speechfuse.provenance import Provenance, run_hash
 from speechfuse.tasks.verification import Verification
@@ -187,7 +186,7 @@ def predict_into(
             left = [path for path in files if str(path) not in done]
     if not left:
         return
-    told = _of_all(left, progress)
+    told = of_all(left, progress)  # an iterator of files does not know
     heard = model(iter(left), tasks, prompt=prompt, layers=layers, errors="keep", progress=told)
     answers = _noted(heard, [] if failed is None else failed)
     if format == "srt":
@@ -216,18 +215,6 @@ def predict_into(
                 yield f"{answer.name}\terror\t{answer.error}"
             else:
                 made.note(answer.name, answer.name)
-
-
-def _of_all(files: Sequence[Path], progress: Progress | None) -> Progress | None:
-    """Tells of how much in all: an iterator of files does not know."""
-    if progress is None:
-        return None
-    total = max(1, math.ceil(sum(seconds_of(path) for path in files)))
-
-    def tell(what: str, done: int, known: int) -> None:
-        progress(what, total if done == known else min(done, total - 1), total)
-
-    return tell
 
 
 def _noted(answers: Iterable[Answer], failed: list[str]) -> Iterator[Answer]:

@@ -57,8 +57,8 @@ def find_rates(
 
 def bench_rates(
     path: Path, upstreams: Mapping[str, Upstream], device: str | None = None
-) -> tuple[dict[str, float], str]:
-    """What `speechfuse bench extraction --json` measured of these encoders, and where.
+) -> tuple[dict[str, float], str, str]:
+    """What `bench extraction --json` measured of these encoders, on which machine and device.
 
     An encoder is known by its multiply-adds and compute type; of those without products, like a
     filterbank, nothing is measured. device: cpu or cuda; left out, that of a GPU if there is one.
@@ -94,7 +94,7 @@ def bench_rates(
             )
         found[name] = float(row["rate"])
         machines.add(str(row["machine"]))
-    return found, " and ".join(sorted(machines))
+    return found, " and ".join(sorted(machines)), chosen
 
 
 def check_given(known: Mapping[str, object], given: Mapping[str, float]) -> None:

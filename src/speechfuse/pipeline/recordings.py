@@ -7,8 +7,9 @@ ones are read, resampled and cut bit by bit.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from io import TextIOBase
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +28,7 @@ from speechfuse.audio import (
     sound_seconds,
 )
 from speechfuse.errors import DataError
+from speechfuse.types import Progress
 
 FADE_SECONDS = 0.2  # over which a pause is looked for
 Samples = NDArray[float32]
@@ -105,6 +107,21 @@ def seconds_of(given: Any) -> float:
     ):
         return 0.0  # whoever reads it says what is wrong
     return length
+
+
+def of_all(many: Sequence[Any], progress: Progress | None) -> Progress | None:
+    """Told of seconds without an end, it tells of how many these recordings have, if that is known.
+
+    Headers are a little wrong, so the last second is told when the end is.
+    """
+    total = math.ceil(sum(seconds_of(one) for one in many)) if progress else 0
+    if progress is None or not total:
+        return progress
+
+    def tell(what: str, done: int, known: int) -> None:
+        progress(what, total if done == known else min(done, total - 1), total)
+
+    return tell
 
 
 def cut(blocks: Iterator[Samples], longest: float) -> Iterator[tuple[float, Samples]]:

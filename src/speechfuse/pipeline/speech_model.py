@@ -38,7 +38,7 @@ from speechfuse.pipeline.answers import (
     Voice,
     Word,
 )
-from speechfuse.pipeline.recordings import Recording, Samples, seconds_of
+from speechfuse.pipeline.recordings import Recording, Samples, of_all
 from speechfuse.pipeline.windows import windows_of
 from speechfuse.tasks.classification import Classification
 from speechfuse.tasks.rows import ids_of, padded
@@ -83,23 +83,20 @@ class _Told:
     """Seconds that are heard, of how many."""
 
     def __init__(self, progress: Progress | None, many: Iterable[Any]) -> None:
-        self._progress, self._heard = progress, 0.0
-        known = progress is not None and isinstance(many, list)
-        self._total = math.ceil(sum(seconds_of(one) for one in many)) if known else 0
-        if progress:
-            progress(_UNIT, 0, self._total or 1)
+        self._progress = of_all(many, progress) if isinstance(many, list) else progress
+        self._heard = 0.0
+        if self._progress:
+            self._progress(_UNIT, 0, 1)
 
     def heard(self, seconds: float) -> None:
         self._heard += seconds
         if self._progress:
             done = int(self._heard)
-            if self._total:
-                done = min(done, self._total - 1)  # headers are a little wrong
-            self._progress(_UNIT, done, self._total or done + 1)
+            self._progress(_UNIT, done, done + 1)
 
     def end(self) -> None:
         if self._progress:
-            total = self._total or max(1, math.ceil(self._heard))
+            total = max(1, math.ceil(self._heard))
             self._progress(_UNIT, total, total)
 
 
