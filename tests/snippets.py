@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from speechfuse import cli
 from speechfuse.build import read_recipe
+from speechfuse.cli import begin, runs, shared
 from speechfuse.plan import plan_recipe
 from speechfuse.recipe import merged
 
@@ -118,8 +119,9 @@ def parse(words: list[str], place: str) -> list[str] | None:
 def runs_as_named() -> Iterator[None]:
     """Whether a run is there is not asked."""
     with (
-        mock.patch.object(cli, "check_run", lambda folder: folder),
-        mock.patch.object(cli, "runs_below", lambda folder: [folder]),
+        mock.patch.object(shared, "check_run", lambda folder: folder),
+        mock.patch.object(runs, "check_run", lambda folder: folder),
+        mock.patch.object(begin, "runs_below", lambda folder: [folder]),
     ):
         yield
 

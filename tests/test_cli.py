@@ -12,6 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from speechfuse import cli
+from speechfuse.errors import SpeechFuseError
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def run(workspace):
         errors = []
         runner = CliRunner()
         result = runner.invoke(cli.app, [str(a) for a in arguments], catch_exceptions=True)
-        if isinstance(result.exception, cli.SpeechFuseError):
+        if isinstance(result.exception, SpeechFuseError):
             errors.append(str(result.exception))
             return 2, result.stdout, "\n".join(errors)
         if result.exception and not isinstance(result.exception, SystemExit):
@@ -66,10 +67,11 @@ def test_a_run_that_is_not_there_is_said_before_torch_is_loaded(workspace):
         "import sys\n"
         "from typer.testing import CliRunner\n"
         "from speechfuse import cli\n"
+        "from speechfuse.errors import SpeechFuseError\n"
         f"for name, rest in {COMMANDS_OF_RUNS}.items():\n"
         "    error = CliRunner().invoke(cli.app, [name, *rest.split()]).exception\n"
         "    assert 'nowhere is no run folder' in str(error), (name, error)\n"
-        "    assert isinstance(error, cli.SpeechFuseError)\n"
+        "    assert isinstance(error, SpeechFuseError)\n"
         "    assert 'torch' not in sys.modules, name\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

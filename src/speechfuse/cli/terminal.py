@@ -1,0 +1,101 @@
+"""What a person sees: tables, findings, progress."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import typer
+
+
+def print_table(
+    title: str, columns: list[str], rows: list[list[str]], *, left: bool = False
+) -> None:
+    """As wide as the terminal, 150 columns elsewhere; numbers on the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        justify: Any = "left" if left or index == 0 else "right"
+        table.add_column(column, justify=justify, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
+
+
+def print_finding(status: str, about: str, found: str, remedy: str) -> None:
+    """One line or some, as soon as it is known; checks take seconds."""
+    from rich.console import Console
+    from rich.table import Table
+
+    line = Table.grid(padding=(0, 2))
+    line.add_column(
+        width=7, style={"problem": "bold red", "warning": "yellow"}.get(status, "green")
+    )
+    line.add_column(width=18, overflow="fold")
+    line.add_column(overflow="fold")
+    line.add_row(status, about, found)
+    if remedy:
+        line.add_row("", "", f"-> {remedy}")
+    Console(width=None if sys.stdout.isatty() else 150, markup=False, highlight=False).print(line)
+
+
+@contextmanager
+def shown_progress(first: bool = True) -> Iterator[Callable[[str, int, int], None] | None]:
+    """Bars on a terminal; elsewhere a line when something begins and when it is done.
+
+    first: of several processes, the others say nothing.
+    """
+    try:
+        with _shown() if first else nullcontext() as show:
+            yield show
+    except KeyboardInterrupt:
+        if first:
+            print("\nstopped, what is done is kept; the same command goes on", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def on_screen() -> bool:
+    """Whether somebody sees what is written beside the results."""
+    return sys.stderr.isatty()
+
+
+@contextmanager
+def _shown() -> Iterator[Callable[[str, int, int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    if not on_screen():
+        begun: set[str] = set()
+
+        def say(what: str, done: int, total: int) -> None:
+            if what not in begun:
+                begun.add(what)
+                print(f"{what} ...", file=sys.stderr, flush=True)
+            if done == total:
+                begun.discard(what)
+                print(f"{what}: {total}", file=sys.stderr, flush=True)
+
+        yield say
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    screen = Console(stderr=True)  # lines above the bars only where both are on it
+    with Progress(*columns, console=screen, redirect_stdout=sys.stdout.isatty()) as bars:
+        known: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in known:
+                known[what] = bars.add_task(what, total=total)
+            bars.update(known[what], completed=done, total=total)
+            if done == total:
+                known.pop(what)
+
+        yield show
