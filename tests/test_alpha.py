@@ -37,6 +37,9 @@ OLD = {task: [f"{task} {i}" for i in range(14)] for task in ("asr", "emotion")}
 NEW = {task: [f"{task} anew {i}" for i in range(6)] for task in ("asr", "emotion")}
 
 
+SHARED = {"context": {"interface": {"kind": "prompt_adaptive", "scalar": "shared"}}}
+
+
 @pytest.fixture(scope="module")
 def trained(tiny_corpus, tmp_path_factory):
     """Runs of two tasks, made once for each way to train."""
@@ -146,8 +149,7 @@ def test_swapping_nothing_changes_nothing_and_swaps_do_what_they_say(trained):
 
 
 def test_a_shared_scalar_has_nothing_to_swap(trained):
-    shared = {"context": {"interface": {"kind": "prompt_adaptive", "scalar": "shared"}}}
-    run = stirred(open_sample(trained("shared", shared), 10))
+    run = stirred(open_sample(trained("shared", SHARED), 10))
     other = swapped(run.model, "asr", scalar_of="emotion")
     plain, found = (means(read_alpha(run, m, "asr", "prompt")) for m in (run.model, other))
     assert torch.equal(plain, found)
@@ -274,7 +276,7 @@ def test_a_swap_is_scored_as_the_run_was(trained):
 
 def test_what_cannot_be_analysed_is_refused(trained, tmp_path):
     with pytest.raises(RunError, match="differ in more than their seed"):
-        analyse_alpha([trained("plain"), trained("shared")], 10)
+        analyse_alpha([trained("plain"), trained("shared", SHARED)], 10)
     (tmp_path / "new.yaml").write_text(json.dumps(NEW))
     with pytest.raises(RunError, match="asr: expected 20 or more prompts"):
         analyse_alpha([trained("plain")], 10, tmp_path / "new.yaml")
