@@ -35,8 +35,6 @@ pytestmark = pytest.mark.recipe  # seconds in all: run by make test
 RECIPES = Path(__file__).parents[1] / "recipes" / "harmonifuse"
 OLD = {task: [f"{task} {i}" for i in range(14)] for task in ("asr", "emotion")}
 NEW = {task: [f"{task} anew {i}" for i in range(6)] for task in ("asr", "emotion")}
-
-
 SHARED = {"context": {"interface": {"kind": "prompt_adaptive", "scalar": "shared"}}}
 
 
