@@ -469,7 +469,7 @@ def test_train_asks_past_the_limits_of_extract_and_only_then(one_task, workspace
     one_task["training"]["steps"] = 2
     (workspace / "r.yaml").write_text(yaml.safe_dump(one_task))
     call = ["train", "r.yaml", "--out", "run"]
-    monkeypatch.setattr(cli, "LIMIT_GB", 0.0)
+    monkeypatch.setattr("speechfuse.cli.before.LIMIT_GB", 0.0)
     asked = CliRunner().invoke(cli.app, call)
     assert isinstance(asked.exception, SpeechFuseError)  # exit code 2 by main
     expected = r"0\.0 GB of layers in about 0 s, past 0 GB or 1 h; nothing was computed, add --yes"
@@ -484,7 +484,7 @@ def test_train_asks_past_the_limits_of_extract_and_only_then(one_task, workspace
     again = CliRunner().invoke(cli.app, call)  # nothing is missing
     assert again.exit_code == 0, again.output
     assert "hours to compute" not in again.stdout
-    monkeypatch.setattr(cli, "LIMIT_GB", 10.0)
+    monkeypatch.setattr("speechfuse.cli.before.LIMIT_GB", 10.0)
     fresh = CliRunner().invoke(cli.app, [*call[:-1], "other", "store.folder=fresh"])
     assert fresh.exit_code == 0, fresh.output
     assert "hours to compute" not in fresh.stdout

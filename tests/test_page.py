@@ -23,7 +23,7 @@ from chromium import Chromium, find_chromium
 from speechfuse.build import read_recipe
 from speechfuse.pipeline.speech_model import SpeechModel
 from speechfuse.recipe import merged
-from speechfuse.serve import uploads
+from speechfuse.serve import page, uploads
 from speechfuse.serve.app import Service
 from speechfuse.serve.limits import Limits
 from speechfuse.serve.pictures import COLOURS, by_word
@@ -163,7 +163,7 @@ def test_nothing_comes_from_elsewhere(client):
 
 
 def test_uploads_are_deleted(model, tiny_corpus, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("speechfuse.serve.page.KEPT", (1, 1))
+    monkeypatch.setattr(page, "KEPT", (1, 1))
     service = Service.of(model, Limits())
     app = served(service)
     with TestClient(app, base_url="http://localhost") as one:
@@ -245,7 +245,7 @@ def test_what_the_microphone_hears_is_answered(browser, address, tmp_path, monke
         decoded.append(uploads.decode(*given))
         return decoded[-1]
 
-    monkeypatch.setattr("speechfuse.serve.page.decode", decode)
+    monkeypatch.setattr(page, "decode", decode)
 
     async def look():
         async with browser(tone) as chromium:

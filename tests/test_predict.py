@@ -13,7 +13,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from speechfuse import cli
 from speechfuse.cli import app
 from speechfuse.errors import DataError, RunError, SpeechFuseError
 from speechfuse.pipeline.answers import Answer, Label, Speakers, Transcript, Word
@@ -169,7 +168,7 @@ def test_one_bar_for_all_files(run, out, tmp_path, monkeypatch):
     def shown(first=True):
         yield lambda *told: seen.append(told)
 
-    monkeypatch.setattr(cli, "_progress", shown)
+    monkeypatch.setattr("speechfuse.cli.begin.shown_progress", shown)
     monkeypatch.setattr("speechfuse.cli.terminal.on_screen", lambda: True)
     where = ["--out", tmp_path / "out"] if out else []
     done = run("clips", "--task", "asr", *where)
