@@ -117,7 +117,8 @@ def _words(runs: Sequence[Alphas]) -> Iterator[Table]:
     old, new = first.counts
     title = (
         f"Alpha read from the prompt by ridge regression, R2 in %; {old} prompts that were trained "
-        f"on, {new} that were not\n95 % intervals of resampled prompts and seeds, each predicted from others"
+        f"on, {new} that were not\n95 % intervals of resampled prompts and seeds, each predicted "
+        "from others"
     )
     columns = ["", "all", "within tasks", "within tasks, prompts not trained on"]
     yield title, columns, rows
