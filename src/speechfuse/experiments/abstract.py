@@ -83,7 +83,7 @@ def _best_of(sweep: SweepFile, task: Task, shown: Sequence[Result], *, alone: bo
     line = f"{by}best of {len(found)} conditions is "
     line += _listed(f"'{row}' in {count}" for row, count in wins)
     if not gains:
-        return f"{line}, with no row that it is compared with"
+        return line  # it is compared with none
     real = sum(gain.low > 0 for gain in gains)
     return f"{line}, in {real} of {len(gains)} told apart from the row that it is compared with"
 
@@ -102,7 +102,7 @@ def _first_of(sweep: SweepFile, task: Task, ranked: Sequence[Result]) -> str:
     elif sweep.reference(second.row) == best.row and (gain := _gain(task, second)):
         line += f"; '{second.row}' comes next, {_told(-gain, 'worse')}"
     else:
-        return f"{line}, with no row that it is compared with"
+        return line  # it is compared with none
     real = gain.low > 0 or gain.high < 0
     line += f", {'' if real else 'not '}told apart from zero by the paired interval"
     if real and len(ranked) > 2:
