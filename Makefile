@@ -1,6 +1,6 @@
 # make quickstart   environment, synthetic speech, two encoders, three tasks: a table and a report
 # make test         environment, all checks and tests
-# make stress       200 kills, 10,000 harmed recordings, up to 2,000 of each other file, hours of audio: an hour or two
+# make stress       200 kills, 10,000 harmed recordings, up to 2,000 of each other file, hours of audio: a quarter of an hour
 # make bench        extraction, fusion, writing, the cache and training against plain references
 # make docs         the documentation as a site in site/; a broken link or reference is an error
 # All work alone on a fresh machine with Python 3.11 or newer; PYTHON=python3.12 chooses another.

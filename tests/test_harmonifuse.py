@@ -79,7 +79,8 @@ def test_killed_at_random_steps_and_run_again_it_has_the_same_weights(workspace,
             cut += process.exitcode == -signal.SIGKILL
             begun.append(int(steps.read_text().split()[0]) if steps.exists() else 12)
         assert process.exitcode == 0
-        assert begun[1] >= stops[0] // 3 * 3, "it began anew"
+        kept = (stops[0] - 1) // 3 * 3  # the checkpoint of the step at which it ends may be cut
+        assert begun[1] > kept, "it began anew"
         found = load_file(folder / "model.safetensors")
         assert found.keys() == wanted.keys()
         same = all(torch.equal(found[name], wanted[name]) for name in wanted)
