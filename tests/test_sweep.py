@@ -120,13 +120,13 @@ def test_a_row_may_be_compared_with_another_than_the_baseline(sweep, workspace):
     ((title, _, rows),) = result_tables(read, done, results=found)
     assert "third line: minus 'best' or the row that is named, paired" in title
     assert [row[0] for row in rows] == ["fine", "both\nminus 'fine'", "best"]
-    ((condition, figure),) = difference_figures(read, done, found)
+    task = build.build_task("emotion", done[0].recipe.tasks["emotion"])
+    ((condition, figure),) = difference_figures(read, {"emotion": task}, found)
     (axis,) = figure.axes
     assert condition == "all"
     assert [text.get_text() for text in axis.get_yticklabels()] == ["fine", "both\nminus fine"]
     drawn = [line.get_xdata()[0] for line in axis.get_lines() if line.get_marker() == "o"]
-    metric = build.build_task("emotion", done[0].recipe.tasks["emotion"]).primary
-    wanted = [r.difference.value for r in found if r.metric == metric and r.difference]
+    wanted = [r.difference.value for r in found if r.metric == task.primary and r.difference]
     assert drawn == pytest.approx([100 * value for value in wanted])
 
 

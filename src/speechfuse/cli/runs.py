@@ -203,7 +203,7 @@ def run_and_report(
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:
-    """A run\'s scores, thresholds and what was left out."""
+    """A run's scores, thresholds and what was left out."""
     from speechfuse.metrics import full_name
     from speechfuse.text import NORMALISER
 

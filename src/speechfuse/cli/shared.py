@@ -59,20 +59,17 @@ app = typer.Typer(
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes to the recipe, like training.steps=100.")
 ]
-
 RecipePath = Annotated[Path, typer.Argument(help="A recipe, a YAML file.")]
-
 Jobs = Annotated[int, typer.Option(min=0, help="Runs at a time; 0: a core each, at most 4.")]
-
 LIMIT_GB, LIMIT_HOURS = 10.0, 1.0  # of an extraction that is begun without --yes
 
 
-def _there(run: Path | None) -> Path | None:
+def run_there(run: Path | None) -> Path | None:
     """Checked before the command begins, which loads torch."""
     return None if run is None else check_run(run)
 
 
-RunFolder = Annotated[Path, typer.Argument(callback=_there, help="A run folder made by train.")]
+RunFolder = Annotated[Path, typer.Argument(callback=run_there, help="A run folder made by train.")]
 
 
 def _trust(context: typer.Context, trust: bool) -> None:

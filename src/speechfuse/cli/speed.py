@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
-from speechfuse.cli.shared import SPEED, _there, app
+from speechfuse.cli.shared import SPEED, app, run_there
 from speechfuse.cli.terminal import print_table
 from speechfuse.errors import SpeechFuseError
 
@@ -75,7 +75,7 @@ def bench(
         typer.Option(rich_help_panel="cache", help="On the disk that is meant; a temporary one."),
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(callback=_there, rich_help_panel="serve", help="A run folder.")
+        Path | None, typer.Option(callback=run_there, rich_help_panel="serve", help="A run folder.")
     ] = None,
     clients: Annotated[int, typer.Option(min=1, rich_help_panel="serve", help="At once.")] = 32,
     seconds: Annotated[

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from speechfuse.contracts import Task
 from speechfuse.experiments.claims import FAILS, HOLDS, OPEN
-from speechfuse.experiments.sweep import Result, SweepFile
+from speechfuse.experiments.sweep import Result, SweepFile, speakers_of
 from speechfuse.metrics import full_name, percent, signed
 from speechfuse.types import Metric, Table
 
@@ -50,14 +50,12 @@ def abstract(
 
 def _compared(shown: Sequence[Result], folds: int) -> str:
     rows, conditions = ({getattr(r, name) for r in shown} for name in ("row", "condition"))
-    counts = sorted({r.value.speakers for r in shown})
-    speakers = " to ".join(str(n) for n in dict.fromkeys([counts[0], counts[-1]]))
     names = dict.fromkeys(f"{full_name(r.metric)} of {r.task}" for r in shown)
     by = f"by {_listed(names)}" if len(names) == 1 else f"in {len(names)} tasks"
     seeds = max(r.seeds for r in shown)
     counted = ((len(conditions), "condition"), (folds, "fold"), (seeds, "seed"))
     over = _listed([f"{n} {noun}s" for n, noun in counted if n > 1] or ["one seed"])
-    over += f" on {speakers} test speakers"
+    over += f" on {speakers_of(shown)} test speakers"
     if len(rows) > 1:
         return f"{len(rows)} rows were compared over {over} {by}."
     line = f"One row, '{shown[0].row}', was run over {over}, which is compared with nothing"

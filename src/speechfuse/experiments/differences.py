@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from speechfuse import build
 from speechfuse.contracts import Task
-from speechfuse.experiments.sweep import Cell, Result, SweepFile
+from speechfuse.experiments.panels import dress
+from speechfuse.experiments.sweep import Result, SweepFile
 from speechfuse.metrics import full_name
 
 
 def difference_figures(
-    sweep: SweepFile, done: Sequence[Cell], results: Sequence[Result]
+    sweep: SweepFile, tasks: Mapping[str, Task], results: Sequence[Result]
 ) -> Iterator[tuple[str, Any]]:
     """For each condition with differences a title and a figure, a panel for each task."""
-    entries = {name: one for cell in done for name, one in cell.recipe.tasks.items()}
-    tasks = {name: build.build_task(name, one) for name, one in entries.items()}
     for condition in sweep.conditions:
         shown = [
             r
@@ -49,11 +47,7 @@ def _figure(sweep: SweepFile, tasks: Mapping[str, Task], shown: Sequence[Result]
             filled = colour if colour.startswith("C") else "white"
             axis.plot([sign * found.value], [place], "o", color=colour, mfc=filled, ms=5)
         axis.axvline(0, color="0.3", linewidth=0.8)
-        axis.set_title(f"{name}: {full_name(task.primary)}", fontsize=9, loc="left")
-        axis.set_xlabel("points better", fontsize=8)
-        axis.tick_params(labelsize=8)
-        axis.grid(alpha=0.3, linewidth=0.5)
-        axis.spines[["top", "right"]].set_visible(False)
+        dress(axis, f"{name}: {full_name(task.primary)}", "points better")
         axis.set_yticks(range(len(rows)), [_label(sweep, row) for row in rows])
         axis.set_ylim(len(rows) - 0.5, -0.5)
     return figure

@@ -9,6 +9,7 @@ from typing import Any
 from speechfuse.analyse import LayerUse, layer_use
 from speechfuse.build import read_upstreams
 from speechfuse.evaluate import open_run
+from speechfuse.experiments.panels import STEADY
 from speechfuse.types import Progress
 
 Row = tuple[str, Mapping[int, float]]  # a name, and a value for each layer by its number
@@ -26,7 +27,7 @@ def draw_layer_use(uses: Sequence[LayerUse], path: Path) -> None:
     from matplotlib import rc_context
 
     dated = {"metadata": {"Date": None}} if path.suffix == ".svg" else {}
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "speechfuse"}):
+    with rc_context(STEADY):
         layer_figure(uses).savefig(path, bbox_inches="tight", dpi=150, **dated)
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 from speechfuse.checkpoint import versions, write_text
 
+STEADY: Any = {"svg.fonttype": "none", "svg.hashsalt": "speechfuse"}  # an SVG has text as text
 
-def dress(axis: Any, title: str) -> None:
-    """A title, a grid and the name of the axis of layers."""
+
+def dress(axis: Any, title: str, across: str = "layer") -> None:
+    """A title, a grid and the name of what runs across."""
     axis.set_title(title, fontsize=9, loc="left")
-    axis.set_xlabel("layer", fontsize=8)
+    axis.set_xlabel(across, fontsize=8)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.3, linewidth=0.5)
     axis.spines[["top", "right"]].set_visible(False)
@@ -21,6 +24,17 @@ def legend_below(figure: Any, axis: Any) -> None:
     """One for all panels, of what this one shows."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+
+
+def svg(figure: Any) -> str:
+    """A figure as inline SVG, text as text."""
+    from matplotlib import rc_context
+
+    with rc_context(STEADY):
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
 
 
 def write_page(template: str, out: Path, **values: Any) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,17 @@ from speechfuse.experiments.claims import claim_tables
 from speechfuse.experiments.diagnosis import diagnose, kinds
 from speechfuse.experiments.differences import difference_figures
 from speechfuse.experiments.layers import layer_figure, run_layer_use
-from speechfuse.experiments.panels import write_page
+from speechfuse.experiments.panels import dress, svg, write_page
 from speechfuse.experiments.spread import spread_tables
-from speechfuse.experiments.sweep import Cell, Result, Split, SweepFile, Tables, summarise
+from speechfuse.experiments.sweep import (
+    Cell,
+    Result,
+    Split,
+    SweepFile,
+    Tables,
+    speakers_of,
+    summarise,
+)
 from speechfuse.metrics import full_name, percent, signed, signed_cell
 from speechfuse.text import NORMALISER
 from speechfuse.types import Table
@@ -84,12 +91,10 @@ def _table(
             if key in gained:
                 cells.append(signed_cell(result.gain) if result and result.gain else "")
         rows.append([*cells, *(_cost(done, row, condition) if done else [])])
-    counts = sorted({r.value.speakers for r in results}) or [0]
-    speakers = " to ".join(str(n) for n in dict.fromkeys([counts[0], counts[-1]]))
     seeds = max((r.seeds for r in results), default=0)
     title = f"{sweep.title or sweep.name}{': ' if condition else ''}{condition}"
     drawn = "" if seeds < 2 else " over speakers and seeds"
-    title += f"\n% with 95 % interval{drawn}; {speakers} {NAME_OF[split]} speakers"
+    title += f"\n% with 95 % interval{drawn}; {speakers_of(results)} {NAME_OF[split]} speakers"
     title += f", {_count(seeds, 'seed')}"
     if any(r.difference for r in results):
         title += f"; third line: minus {_reference(sweep)}, paired"
@@ -136,7 +141,7 @@ def write_report(sweep: SweepFile, done: Sequence[Cell], out: Path) -> Path:
         normaliser=NORMALISER,
         tables=[*result_tables(sweep, done, results=results), *spread_tables(sweep, done)],
         differences=[
-            (title, svg(figure)) for title, figure in difference_figures(sweep, done, results)
+            (title, svg(figure)) for title, figure in difference_figures(sweep, tasks, results)
         ],
         reference=_reference(sweep),
         abstract=abstract(sweep, tasks, results, folds, claims, kinds(warnings)),
@@ -193,11 +198,7 @@ def _curve_figure(done: Sequence[Cell]) -> Any:
                 steps, values = zip(*points, strict=True)
                 line = {"color": f"C{index}", "linestyle": "-" if index < 10 else "--"}
                 axis.plot(steps, [scale * v for v in values], label=cell.row, linewidth=1.3, **line)
-        axis.set_title(title, fontsize=9, loc="left")
-        axis.set_xlabel("step", fontsize=8)
-        axis.tick_params(labelsize=8)
-        axis.grid(alpha=0.3, linewidth=0.5)
-        axis.spines[["top", "right"]].set_visible(False)
+        dress(axis, title, "step")
     lines = {line.get_label(): line for axis in axes for line in axis.get_lines()}
     if lines:
         figure.legend(
@@ -226,14 +227,3 @@ def _layer_figures(done: Sequence[Cell]) -> Iterator[tuple[str, Any]]:
             uses = run_layer_use(cell.folder)
         if any(len(use.weights or use.ablation or ()) > 1 for use in uses):
             yield cell.row, layer_figure(uses)
-
-
-def svg(figure: Any) -> str:
-    """A figure as inline SVG, text as text."""
-    from matplotlib import rc_context
-
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "speechfuse"}):
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]

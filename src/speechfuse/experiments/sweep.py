@@ -166,6 +166,12 @@ class Result:
 Split = Literal["dev", "test"]
 
 
+def speakers_of(results: Sequence[Result]) -> str:
+    """How many speakers the numbers are of: 20, or 4 to 20."""
+    counts = sorted({r.value.speakers for r in results}) or [0]
+    return " to ".join(str(n) for n in dict.fromkeys([counts[0], counts[-1]]))
+
+
 def read_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepFile:
     """Read a sweep; overrides are of its own sections, like recipe.training.steps=50.
 

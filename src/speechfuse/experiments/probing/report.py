@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speechfuse.experiments.panels import dress, legend_below, write_page
+from speechfuse.experiments.panels import dress, legend_below, svg, write_page
 from speechfuse.experiments.probing.file import ProbeFile
 from speechfuse.experiments.probing.properties import Clips, chance_of, metric_of
 from speechfuse.experiments.probing.run import Result
-from speechfuse.experiments.report import svg
 from speechfuse.metrics import (
     SpeakerSums,
     full_name,

@@ -7,9 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from speechfuse.experiments.panels import dress, legend_below, write_page
+from speechfuse.experiments.panels import dress, legend_below, svg, write_page
 from speechfuse.experiments.probing.properties import chance_of
-from speechfuse.experiments.report import svg
 from speechfuse.experiments.selecting.file import SelectFile
 from speechfuse.experiments.selecting.run import Candidate, Selected
 from speechfuse.experiments.selecting.trained import Trained, agreements, named, trained_tables
