@@ -26,7 +26,7 @@ bench: $(VENV)/.installed
 	$(BIN)/speechfuse bench extraction --repeats 3
 	$(BIN)/speechfuse bench fusion
 	$(BIN)/speechfuse bench harmonifuse --repeats 9
-	$(BIN)/speechfuse bench cache --repeats 9
+	$(BIN)/speechfuse bench cache --repeats 7 --seconds 120 --processor
 	$(BIN)/speechfuse bench epoch --repeats 3
 	$(BIN)/speechfuse bench scaling --seconds 720 --repeats 1
 

@@ -1,7 +1,8 @@
 """An epoch on stored layers against the trained part alone, and against running the encoder.
 
 All through `fit`, as a recipe is trained: Lightning, batches drawn by Lhotse, logging. What is
-compared differs in where a batch comes from: the store, or layers that lie in memory as float32.
+compared differs in where a batch comes from: the store, the store with the next batch laid out in a
+thread meanwhile (`training.workers: 1`), or layers that lie in memory as float32.
 The trained part alone is a bare loop over batches in memory: loss, gradient, clipping, optimiser.
 With the encoder means this loop and reading the audio through the encoder again.
 """
@@ -9,7 +10,7 @@ With the encoder means this loop and reading the audio through the encoder again
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -59,10 +60,12 @@ class Epoch:
     task: str
     interface: str
     stored: float
+    ahead: float  # the same, the next batch read meanwhile
     held: float  # through `fit`, layers in memory
     alone: float  # the bare loop
     encoded: float  # the encoder beside it
     overhead: float  # stored / alone
+    overhead_ahead: float  # ahead / alone
     gain: float  # encoded / stored
 
 
@@ -77,15 +80,17 @@ def epoch_table(
     rows = [
         [
             f"{e.task}, {e.interface}",
-            *(f"{1000 * s:.0f}" for s in (e.stored, e.held, e.alone, e.encoded)),
+            *(f"{1000 * s:.0f}" for s in (e.stored, e.ahead, e.held, e.alone, e.encoded)),
             f"{e.overhead:.2f}",
+            f"{e.overhead_ahead:.2f}",
             f"{e.gain:.1f}",
             f"{e.encoded / e.alone:.1f}",
         ]
         for e in bench_epoch(seconds, repeats, clock, config)
     ]
-    columns = ["", "stored ms", "in memory ms", "trained part ms", "with encoder ms"]
-    columns += ["stored / trained part", "encoder / stored", "encoder / trained part"]
+    columns = ["", "stored ms", "read ahead ms", "in memory ms", "trained part ms"]
+    columns += ["with encoder ms", "stored / trained part", "read ahead / trained part"]
+    columns += ["encoder / stored", "encoder / trained part"]
     return title, columns, rows
 
 
@@ -108,25 +113,29 @@ def bench_epoch(
 
 def _epoch(one: Training, encoder: float, repeats: int, clock: Clock) -> Epoch:
     (store,) = one.stores
-    sources: dict[str, Inputs] = {
-        "stored": store,
-        "held": cast(Inputs, Held(store, one.batches)),
+    held = cast(Inputs, Held(store, one.batches))
+    ways: dict[str, Callable[[], float]] = {
+        "stored": lambda: one.epoch([store], clock),
+        "ahead": lambda: one.epoch([store], clock, workers=1),
+        "held": lambda: one.epoch([held], clock),
+        "alone": lambda: one.alone(clock),
     }
-    taken: dict[str, list[float]] = {"stored": [], "held": [], "alone": []}
+    taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
-        for name, source in sources.items():
-            taken[name].append(one.epoch([source], clock))
-        taken["alone"].append(one.alone(clock))
+        for name, way in ways.items():
+            taken[name].append(way())
     alone = median(taken["alone"])
     encoded = encoder + alone
     return Epoch(
         one.data.name,
         one.recipe.fusion.interface.kind,
         median(taken["stored"]),
+        median(taken["ahead"]),
         median(taken["held"]),
         alone,
         encoded,
         overhead=median_ratio(taken["stored"], taken["alone"]),
+        overhead_ahead=median_ratio(taken["ahead"], taken["alone"]),
         gain=encoded / median(taken["stored"]),
     )
 
@@ -215,11 +224,13 @@ class Training:
         names = {name: data.task for name, data in self.tasks.items()}
         return build.build_model(self.recipe, [store.spec for store in self.stores], names)
 
-    def epoch(self, sources: Sequence[Inputs], clock: Clock) -> float:
+    def epoch(self, sources: Sequence[Inputs], clock: Clock, workers: int = 0) -> float:
         """Seconds of the steps of an epoch within `fit`, which tells when each is taken."""
+        training = self.recipe.training.model_copy(update={"workers": workers})
+        recipe = self.recipe.model_copy(update={"training": training})
         self._runs += 1
         run = Run(self.folder / str(self._runs))
-        run.begin(self.recipe)
+        run.begin(recipe)
         run.save_tasks({name: data.task.state() for name, data in self.tasks.items()}, {})
         stamps: list[float] = []
 
@@ -227,8 +238,8 @@ class Training:
             if what == "training steps":
                 stamps.append(clock())
 
-        start = fit if self.recipe.training.devices in (None, 1) else fit_together
-        start(self.recipe, self.model(), self.tasks, {self.data.name: sources}, run, progress)
+        start = fit if recipe.training.devices in (None, 1) else fit_together
+        start(recipe, self.model(), self.tasks, {self.data.name: sources}, run, progress)
         assert len(stamps) == len(self.batches) + 1, "a step was not told"
         return stamps[-1] - stamps[0]
 

@@ -11,13 +11,13 @@ import os
 import shutil
 import socket
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -59,7 +59,7 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor], layers: Sequence[int]
     Raises:
         DataError: the disk is full, or nothing may be written there.
     """
-    facts = json.dumps({"layers": list(layers), "crc32": _checksum(tensors, layers)})
+    facts = json.dumps({"layers": list(layers), "xxh3_128": _checksum(tensors, layers)})
     write_tensors(path, dict(tensors), {FACTS: facts})  # one entry, whose order cannot change
 
 
@@ -118,21 +118,20 @@ def is_whole(path: Path) -> bool:
         handle = safe_open(path, "pt")
         names = handle.keys()
         tensors = {name: handle.get_tensor(name) for name in names}
-        return _facts(handle).get("crc32") == _checksum(tensors, shard_layers(handle))
+        return _facts(handle).get("xxh3_128") == _checksum(tensors, shard_layers(handle))
     except (SafetensorError, OSError):
         return False
 
 
 def _checksum(tensors: Mapping[str, Tensor], layers: Sequence[int]) -> str:
-    """CRC-32 of names, types, shapes and values: against accident, twice as fast as SHA-256."""
-    total = zlib.crc32(json.dumps(list(layers)).encode())
+    """XXH3 of names, types, shapes and values: against accident, ten times as fast as writing."""
+    total = xxhash.xxh3_128(json.dumps(list(layers)).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
-        about = f"{name}|{tensor.dtype}|{list(tensor.shape)}"
-        total = zlib.crc32(about.encode(), total)
+        total.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}".encode())
         values: Any = tensor.contiguous().view(torch.uint8).numpy()
-        total = zlib.crc32(values.reshape(-1), total)
-    return f"{total:08x}"
+        total.update(values.reshape(-1))
+    return total.hexdigest()
 
 
 def sweep_parts(folder: Path) -> None:
