@@ -4,7 +4,6 @@ import pytest
 
 from speechfuse.build import build_task, read_recipe
 from speechfuse.experiments.abstract import abstract
-from speechfuse.experiments.diagnosis import KINDS, kinds
 from speechfuse.experiments.sweep import Result, SweepFile
 from speechfuse.types import Metric
 
@@ -151,7 +150,3 @@ def test_claims_and_failures_are_counted_by_name(said):
     ]
     unfinished = said({"emotion": rows}, claims=[("Claims\n...", [], [])])
     assert unfinished[2].startswith("No claim could be looked at")
-
-
-def test_what_a_kind_of_failure_says_is_of_it_alone():
-    assert kinds([f"x, seed 7, asr: {says}" for says in KINDS.values()]) == dict.fromkeys(KINDS, 1)

@@ -194,11 +194,11 @@ def interface(**options):
 def test_a_uniform_and_a_collapsed_alpha_are_named_with_the_number():
     generator = torch.Generator().manual_seed(1)
     even = [torch.full((5, 4), 0.25) for _ in range(3)]
-    uniform, static = alpha_flags(interface(), even, 5.0)
+    (_, uniform), (_, static) = alpha_flags(interface(), even, 5.0)
     assert "entropy 100.00 % of that of 4 equal layers; raise training.layer_rate from 5" in uniform
     assert "by 0.00 % of its mean; try context.interface.scores=dynamic" in static
     uneven = [torch.tensor([0.7, 0.1, 0.1, 0.1]).expand(5, 4) for _ in range(3)]
-    assert ["static" in line for line in alpha_flags(interface(), uneven, 5.0)] == [True]
+    assert [f.kind for f in alpha_flags(interface(), uneven, 5.0)] == ["static alpha"]
     assert list(alpha_flags(interface(scores="static"), uneven, 5.0)) == []
     lively = [(2 * torch.randn(5, 4, generator=generator)).softmax(-1) for _ in range(3)]
     assert list(alpha_flags(interface(), lively, 5.0)) == []
@@ -217,10 +217,9 @@ def test_a_sweep_names_alpha_that_never_left_its_start(trained, tmp_path):
     save_file(state, path, about)
     recipe = Run(tmp_path / "run").recipe()
     cell = Cell("full", "", 0, 1, recipe, tmp_path / "run")
-    lines = list(_alpha(cell, cell))
-    assert [line.split(": ")[0] for line in lines] == ["asr", "asr", "emotion", "emotion"]
-    assert sum("alpha is uniform, entropy 100.00 %" in line for line in lines) == 2
-    assert sum("alpha has collapsed to static" in line for line in lines) == 2
+    found = [(task, failure.kind) for task, failure in _alpha(cell, cell)]
+    kinds = ("uniform alpha", "static alpha")
+    assert found == [(task, kind) for task in ("asr", "emotion") for kind in kinds]
     assert list(_alpha(replace(cell, seed=2), cell)) == []
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from speechfuse.build import build_fusion, read_recipe, stack_specs
 from speechfuse.data.corpus import write_table
-from speechfuse.experiments.diagnosis import _uniform, _worse, diagnose, kinds
+from speechfuse.experiments.diagnosis import _uniform, _worse, diagnose
 from speechfuse.experiments.report import write_report
 from speechfuse.experiments.runner import run_sweep
 from speechfuse.experiments.sweep import Cell, read_sweep
@@ -48,8 +48,8 @@ def test_every_interface_with_weights_of_its_own_is_looked_at(
     built = build_fusion(recipe, stack_specs(recipe), tasks)
     state = {f"fusions.{key}.{name}": tensor for name, tensor in built.state_dict().items()}
     save_file(state, workspace / "model.safetensors")
-    for line, what in zip(_uniform(cell, "emotion"), named, strict=True):
-        assert line.startswith(f"layer {what} are still uniform, entropy 100.0 %")
+    for failure, what in zip(_uniform(cell, "emotion"), named, strict=True):
+        assert failure.line.startswith(f"layer {what} are still uniform, entropy 100.0 %")
     torch.manual_seed(0)
     for name, tensor in state.items():
         if "logits" in name:
@@ -80,12 +80,6 @@ def predicted(cell, task, split, change):
     write_table(path, [row | {"prediction": change(row["reference"])} for row in rows])
 
 
-def named_kind(lines):
-    """Each is one of the kinds that a report counts."""
-    assert sum(kinds(lines).values()) == len(lines)
-    return lines
-
-
 @pytest.mark.recipe
 def test_every_failure_is_named_and_none_when_it_is_mended(ran, workspace):
     read, (one, both) = ran
@@ -103,14 +97,16 @@ def test_every_failure_is_named_and_none_when_it_is_mended(ran, workspace):
     tensors = load_file(one.folder / "model.safetensors")
     name = "fusions.asr.interface.logits"
     save_file(tensors | {name: 0.01 * tensors[name]}, one.folder / "model.safetensors")
-    (line,) = named_kind(diagnose(read, [one, both]))
+    ((kind, line),) = diagnose(read, [one, both])
+    assert kind == "layer weights still uniform"
     assert line.startswith("one, seed 7, asr: layer weights are still uniform, entropy 100.0 %")
     assert "raise training.layer_rate from 1" in line
     save_file(tensors, one.folder / "model.safetensors")
 
     scores = [f"{step},dev/asr/wer,{wer}" for step, wer in ((1, 0.9), (2, 0.8), (3, 0.7))]
     (one.folder / "log.csv").write_text("\n".join(["step,name,value", *scores]) + "\n")
-    (line,) = named_kind(diagnose(read, [one, both]))
+    ((kind, line),) = diagnose(read, [one, both])
+    assert kind == "training that ended early"
     assert "asr: development WER went from 80.0 to 70.0 % at the last look" in line
     (one.folder / "log.csv").write_text(
         "\n".join(["step,name,value", *scores, "4,dev/asr/wer,0.72"])
@@ -118,16 +114,18 @@ def test_every_failure_is_named_and_none_when_it_is_mended(ran, workspace):
     assert diagnose(read, [one, both]) == []
 
     predicted(one, "asr", "dev", lambda _: "")
-    (line,) = named_kind(diagnose(read, [one, both]))
+    ((kind, line),) = diagnose(read, [one, both])
+    assert kind == "clips without a text"
     assert "asr: 100 % of the development clips get no text, CTC stays at its blanks" in line
     predicted(one, "asr", "dev", str)
 
     predicted(both, "asr", "test", lambda text: f"{text} more")
-    (line,) = named_kind(diagnose(read, [one, both]))
+    ((kind, line),) = diagnose(read, [one, both])
+    assert kind == "fusion worse than one of its encoders"
     assert line.startswith("both, asr: WER is worse than 'one' alone, by 50.0 points; try")
     another = {"ssl": one.recipe.upstreams["ssl"].model_copy(update={"kind": "another"})}
     other = replace(one, recipe=one.recipe.model_copy(update={"upstreams": another}))
-    assert not any("is worse than" in line for line in _worse(read, [other, both], "test"))
+    assert not any("is worse than" in f.line for f in _worse(read, [other, both], "test"))
     assert line in write_report(read, [one, both], workspace / "out").read_text().replace(
         "&#39;", "'"
     )
@@ -141,11 +139,7 @@ def test_frozen_weights_that_moved_are_named_in_the_report(ran, workspace):
     assert "frozen weights" not in whole
     path = workspace / "encoder" / "model.safetensors"
     save_file({k: v + 1 for k, v in load_file(path).items()}, path, {"format": "pt"})
-    (line,) = (
-        line
-        for line in named_kind(diagnose(read, done))
-        if line.startswith("frozen weights that moved")
-    )
+    (line,) = (f.line for f in diagnose(read, done) if f.kind == "frozen weights that moved")
     assert "2 of 2 runs were made with another upstream 'ssl' than is there now" in line
     assert "(weights_sha256 differs); put it back, or train all into another folder" in line
     page = write_report(read, done, workspace / "out").read_text()

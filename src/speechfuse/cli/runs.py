@@ -195,8 +195,8 @@ def run_and_report(
     for line in pseudo_labels(done):
         typer.echo(line)
     found = diagnose(read, done, split)
-    for line in found[-3:]:  # those of whole rows come last
-        typer.echo(f"warning: {line}")
+    for failure in found[-3:]:  # those of whole rows come last
+        typer.echo(f"warning: {failure.line}")
     if len(found) > 3:
         typer.echo(f"{len(found) - 3} more warnings are in the report")
     typer.echo(f"report: {write_report(read, done, out)}")

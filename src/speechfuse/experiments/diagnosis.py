@@ -15,6 +15,7 @@ from speechfuse.contracts import Interface, ShowsLayers, Task
 from speechfuse.experiments.alpha.divergence import evenness
 from speechfuse.experiments.alpha.flags import UNIFORM, flags_of
 from speechfuse.experiments.alpha.sample import open_sample
+from speechfuse.experiments.failures import Failure
 from speechfuse.experiments.sweep import Cell, Split, SweepFile, Tables
 from speechfuse.metrics import full_name, paired_difference
 from speechfuse.model import SHARED
@@ -23,24 +24,10 @@ from speechfuse.recipe import Recipe
 LOOKED_AT = 24  # held-out utterances of each corpus, for alpha
 RISING = 0.01  # of a score, between the last two looks at development data
 SILENT = 0.99  # share of clips without a text
-KINDS = {  # by what their lines say
-    "layer weights still uniform": " still uniform, ",
-    "uniform alpha": "alpha is uniform, ",
-    "static alpha": "alpha has collapsed to static, ",
-    "training that ended early": " training ended early; ",
-    "clips without a text": " get no text, ",
-    "frozen weights that moved": "frozen weights that moved: ",
-    "fusion worse than one of its encoders": " is worse than '",
-}
 
 
-def kinds(lines: Sequence[str]) -> Counter[str]:
-    """How often `diagnose` found each kind of failure."""
-    return Counter(kind for kind, says in KINDS.items() for line in lines if says in line)
-
-
-def diagnose(sweep: SweepFile, done: Sequence[Cell], split: Split = "test") -> list[str]:
-    """One line for each failure, those of a run under the name of its row."""
+def diagnose(sweep: SweepFile, done: Sequence[Cell], split: Split = "test") -> list[Failure]:
+    """What is found, of a run under the name of its row; what is of whole rows comes last."""
     found = []
     for cell in done:
         place = [cell.row, cell.condition, f"fold {cell.fold}" if cell.fold else ""]
@@ -48,14 +35,14 @@ def diagnose(sweep: SweepFile, done: Sequence[Cell], split: Split = "test") -> l
         run = Run(cell.folder)
         for name, entry in cell.recipe.tasks.items():
             task = build.build_task(name, entry)
-            lines = [*_uniform(cell, name), *_rising(run, name, task), *_silent(run, name, task)]
-            found += [f"{where}, {name}: {line}" for line in lines]
-        found += [f"{where}, {line}" for line in _alpha(cell, done[0])]
+            ours = [*_uniform(cell, name), *_rising(run, name, task), *_silent(run, name, task)]
+            found += [failure.of(f"{where}, {name}") for failure in ours]
+        found += [failure.of(f"{where}, {task}") for task, failure in _alpha(cell, done[0])]
     return [*found, *_moved(done), *_worse(sweep, done, split)]
 
 
-def _alpha(cell: Cell, first: Cell) -> Iterator[str]:
-    """Prompted transformers whose layers no prompt chooses, of the first condition, fold and seed.
+def _alpha(cell: Cell, first: Cell) -> Iterator[tuple[str, Failure]]:
+    """By task: layers that no prompt chooses, in runs of the first condition, fold and seed.
 
     Looked at where each task's head reads, on held-out utterances.
     """
@@ -70,7 +57,7 @@ def _alpha(cell: Cell, first: Cell) -> Iterator[str]:
     yield from flags_of(open_sample(cell.folder, LOOKED_AT))
 
 
-def _moved(done: Sequence[Cell]) -> Iterator[str]:
+def _moved(done: Sequence[Cell]) -> Iterator[Failure]:
     """Upstreams whose weights changed under runs that take them for frozen."""
     moved = Counter(
         (name, what)
@@ -79,24 +66,26 @@ def _moved(done: Sequence[Cell]) -> Iterator[str]:
         for what in changed
     )
     for (name, what), count in moved.items():
-        yield (
+        yield Failure(
+            "frozen weights that moved",
             f"frozen weights that moved: {count} of {len(done)} runs were made with another "
             f"upstream '{name}' than is there now ({what} differs); put it back, or train all into "
-            "another folder"
+            "another folder",
         )
 
 
-def _uniform(cell: Cell, task: str) -> Iterator[str]:
+def _uniform(cell: Cell, task: str) -> Iterator[Failure]:
     """Interfaces that have learned next to nothing about layers."""
     for name, weights in _learned_weights(cell, task):
         count = len(weights)
         share = float(evenness(weights.double().movedim(0, -1)).mean())  # of all features
         if share > UNIFORM:
             of = f" of {name}" if name else ""
-            yield (
+            yield Failure(
+                "layer weights still uniform",
                 f"layer weights{of} are still uniform, entropy {100 * share:.1f} % of that of "
                 f"{count} equal ones; raise training.layer_rate from "
-                f"{cell.recipe.training.layer_rate:g}, or steps"
+                f"{cell.recipe.training.layer_rate:g}, or steps",
             )
 
 
@@ -120,7 +109,7 @@ def _learned_weights(cell: Cell, task: str) -> Iterator[tuple[str, Tensor]]:
                 yield ", ".join(filter(None, [model, kind])), weights.detach()
 
 
-def _rising(run: Run, name: str, task: Task) -> Iterator[str]:
+def _rising(run: Run, name: str, task: Task) -> Iterator[Failure]:
     """Training that ended while development scores improved."""
     scores = [v for _, logged, v in run.log() if logged == f"dev/{name}/{task.primary}"]
     if len(scores) < 3:
@@ -128,23 +117,25 @@ def _rising(run: Run, name: str, task: Task) -> Iterator[str]:
     gain = (scores[-1] - scores[-2]) * (1 if task.higher_is_better else -1)
     best = max(scores) if task.higher_is_better else min(scores)
     if gain > RISING and scores[-1] == best:
-        yield (
+        yield Failure(
+            "training that ended early",
             f"development {full_name(task.primary)} went from {100 * scores[-2]:.1f} to "
             f"{100 * scores[-1]:.1f} % at the last look, so training ended early; raise "
-            "training.steps"
+            "training.steps",
         )
 
 
-def _silent(run: Run, name: str, task: Task) -> Iterator[str]:
+def _silent(run: Run, name: str, task: Task) -> Iterator[Failure]:
     """Recognition that writes nothing: CTC at its blanks."""
     if task.reads != "tokens":
         return
     rows = run.table("dev", name)
     empty = sum(not row["prediction"].strip() for row in rows) / max(1, len(rows))
     if empty >= SILENT:
-        yield (
+        yield Failure(
+            "clips without a text",
             f"{100 * empty:.0f} % of the development clips get no text, CTC stays at its blanks; "
-            "lower training.learning_rate, or raise training.steps"
+            "lower training.learning_rate, or raise training.steps",
         )
 
 
@@ -157,7 +148,7 @@ def _remedy(recipe: Recipe) -> str:
     return "more training.steps, or another training.learning_rate"
 
 
-def _worse(sweep: SweepFile, done: Sequence[Cell], split: Split) -> Iterator[str]:
+def _worse(sweep: SweepFile, done: Sequence[Cell], split: Split) -> Iterator[Failure]:
     """Fused rows below the best row of one of their encoders, by more than the interval allows."""
     tables = Tables(done, split)
     models = {cell.row: [*cell.recipe.upstreams.values()] for cell in done}
@@ -187,7 +178,8 @@ def _worse(sweep: SweepFile, done: Sequence[Cell], split: Split) -> Iterator[str
                 loss = paired_difference(ours, theirs)
                 if (loss.high if sign > 0 else -loss.low) < 0:
                     place = f"{row}, {condition}" if condition else row
-                    yield (
+                    yield Failure(
+                        "fusion worse than one of its encoders",
                         f"{place}, {name}: {full_name(task.primary)} is worse than '{best}' alone, "
-                        f"by {100 * abs(loss.value):.1f} points; try {remedies[row]}"
+                        f"by {100 * abs(loss.value):.1f} points; try {remedies[row]}",
                     )

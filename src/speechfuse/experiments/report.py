@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from speechfuse.checkpoint import Run
 from speechfuse.experiments.abstract import abstract
 from speechfuse.experiments.averages import averages
 from speechfuse.experiments.claims import claim_tables
-from speechfuse.experiments.diagnosis import diagnose, kinds
+from speechfuse.experiments.diagnosis import diagnose
 from speechfuse.experiments.differences import difference_figures
 from speechfuse.experiments.layers import layer_figure, run_layer_use
 from speechfuse.experiments.panels import dress, svg, write_page
@@ -131,7 +132,7 @@ def _cost(done: Sequence[Cell], row: str, condition: str) -> list[str]:
 def write_report(sweep: SweepFile, done: Sequence[Cell], out: Path) -> Path:
     """Write OUT/report.html from what is in the run folders."""
     results = list(summarise(sweep, done))
-    claims, warnings = claim_tables(sweep, done), diagnose(sweep, done)
+    claims, failures = claim_tables(sweep, done), diagnose(sweep, done)
     folds = len({cell.fold for cell in done})
     tasks = Tables(done, "test").tasks
     return write_page(
@@ -144,9 +145,9 @@ def write_report(sweep: SweepFile, done: Sequence[Cell], out: Path) -> Path:
             (title, svg(figure)) for title, figure in difference_figures(sweep, tasks, results)
         ],
         reference=_reference(sweep),
-        abstract=abstract(sweep, tasks, results, folds, claims, kinds(warnings)),
+        abstract=abstract(sweep, tasks, results, folds, claims, Counter(f.kind for f in failures)),
         claims=claims,
-        warnings=warnings,
+        warnings=[f.line for f in failures],
         origins=pseudo_labels(done),
         curves=svg(_curve_figure(done)),
         conflict=any(cell.recipe.training.log_conflict for cell in done),

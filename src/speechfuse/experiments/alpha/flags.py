@@ -11,13 +11,16 @@ from speechfuse.checkpoint import Run
 from speechfuse.contracts import Interface
 from speechfuse.experiments.alpha.divergence import evenness
 from speechfuse.experiments.alpha.sample import Opened, read_alpha, written
+from speechfuse.experiments.failures import Failure
 
 UNIFORM = 0.99  # entropy of layer weights over that of equal ones
 STATIC = 0.01  # standard deviation of alpha over inputs, in shares of its mean
 
 
-def alpha_flags(interface: Interface, cells: Sequence[Tensor], layer_rate: float) -> Iterator[str]:
-    """One line for each failure of one task: the number, and the first remedy.
+def alpha_flags(
+    interface: Interface, cells: Sequence[Tensor], layer_rate: float
+) -> Iterator[Failure]:
+    """Those of one task.
 
     cells: of each utterance, alpha of the positions that the head reads, (T, L). One that is
     static because the recipe says so is not reported.
@@ -28,24 +31,26 @@ def alpha_flags(interface: Interface, cells: Sequence[Tensor], layer_rate: float
         return
     share = float(evenness(alpha).mean())
     if share > UNIFORM:
-        yield (
+        yield Failure(
+            "uniform alpha",
             f"alpha is uniform, entropy {100 * share:.2f} % of that of {layers} equal layers; "
-            f"raise training.layer_rate from {layer_rate:g}, or steps"
+            f"raise training.layer_rate from {layer_rate:g}, or steps",
         )
     spread = float(alpha.var(0, correction=0).mean().sqrt()) * layers
     if spread < STATIC and not interface.learned_weights():
-        yield (
+        yield Failure(
+            "static alpha",
             f"alpha has collapsed to static, it varies over inputs by {100 * spread:.2f} % of its "
-            "mean; try context.interface.scores=dynamic, or more training.steps"
+            "mean; try context.interface.scores=dynamic, or more training.steps",
         )
 
 
-def flags_of(run: Opened) -> Iterator[str]:
-    """Those of every task, under its name."""
+def flags_of(run: Opened) -> Iterator[tuple[str, Failure]]:
+    """Those of every task, with its name."""
     assert run.model.reader is not None
     rate = Run(run.folder).recipe().training.layer_rate
     for task in run.tasks:
         where, texts = run.model.places[task], written(run, task)
         cells = read_alpha(run, run.model, task, where, texts=texts)
-        for line in alpha_flags(run.model.reader.interface, cells, rate):
-            yield f"{task}: {line}"
+        for failure in alpha_flags(run.model.reader.interface, cells, rate):
+            yield task, failure

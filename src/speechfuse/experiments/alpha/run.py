@@ -95,8 +95,8 @@ def _analysed(run: Opened, prompts: Path | None) -> Alphas:
         for place, several in cells.items():
             alpha[place, task] = means(several)
         assert run.model.reader is not None
-        lines = alpha_flags(run.model.reader.interface, cells[READ], recipe.training.layer_rate)
-        flags += [f"{task}: {line}" for line in lines]
+        found = alpha_flags(run.model.reader.interface, cells[READ], recipe.training.layer_rate)
+        flags += [failure.of(task).line for failure in found]
     apart = {
         (place, one, other): mean_over_utterances(
             js_bits(alpha[place, one], alpha[place, other]), run.speakers
