@@ -45,7 +45,7 @@ def built(tone_recipe):
 def said(built):
     """What is said of rows by task, as (value, difference to the baseline) in percent."""
 
-    def say(values, *, baseline="mel", claims=None, failures=None, folds=1):
+    def say(values, *, baseline="mel", claims=None, failures=None, folds=1, mean=""):
         rows = {row: {} for of_rows in values.values() for _, row in of_rows} or {"mel": {}}
         sweep = SweepFile.model_validate(
             {
@@ -65,7 +65,9 @@ def said(built):
                     own = Metric(value / 100, value / 100 - 0.02, value / 100 + 0.02, 24)
                     own = own if metric != "other" else Metric(0.0, 0.0, 0.0, 24)
                     results.append(Result(row, condition, task, metric, own, interval, 3))
-        return abstract(sweep, tasks, results, folds, claims or [], failures or {})
+        averaged = [r for r in results if r.condition == mean] if mean else []
+        shown = [r for r in results if r not in averaged]
+        return abstract(sweep, tasks, shown, averaged, folds, claims or [], failures or {})
 
     return say
 
@@ -138,6 +140,18 @@ def test_tasks_and_conditions_are_counted(said):
     assert compared.endswith("on 24 test speakers in 2 tasks.")
     assert "of emotion, best of 2 conditions is 'sum' in 2, in 1 of 2 told apart from" in best
     assert second.startswith("By WER of asr, best of 2 conditions is 'mel' in 2.")
+
+
+def test_where_conditions_are_averaged_the_average_says_which_row_is_best(said):
+    mean = "mean over a, b"
+    rows = {("a", "mel"): (70, None), ("b", "mel"): (70, None), (mean, "mel"): (70, None)}
+    rows |= {("a", "sum"): (60, None), ("b", "sum"): (81, None), (mean, "sum"): (70.5, (0.5, 0, 1))}
+    _, best, _ = said({"emotion": rows}, mean=mean)
+    assert best.startswith("By the mean over a, b, 'sum' is best with 70.5 % [68.5, 72.5], +0.5")
+    _, best, _, _ = said({"emotion": rows, "asr": {}}, mean=mean)
+    assert best.startswith(
+        "By balanced accuracy (UA) of emotion, the mean over a, b, 'sum' is best"
+    )
 
 
 def test_claims_and_failures_are_counted_by_name(said):

@@ -19,6 +19,7 @@ def abstract(
     sweep: SweepFile,
     tasks: Mapping[str, Task],
     results: Sequence[Result],
+    averaged: Sequence[Result],
     folds: int,
     claims: Sequence[Table],
     failures: Mapping[str, int],
@@ -27,7 +28,8 @@ def abstract(
 
     A sentence each; of several tasks one for each of them says which row is best.
 
-    results: of the test split, of which the primary metric of each task counts. claims: tables of
+    results: of the test split, of which the primary metric of each task counts. averaged: those
+    of `averages`, which say in place of the conditions which row is best. claims: tables of
     `claim_tables`. failures: how often each kind was found. Of no results nothing is said.
     """
     shown = [r for r in results if r.task in tasks and r.metric == tasks[r.task].primary]
@@ -35,10 +37,18 @@ def abstract(
         return []
     lines = [_compared(shown, folds)]
     if len({r.row for r in shown}) > 1:
-        of_tasks = [
-            _best_of(sweep, task, [r for r in shown if r.task == name], alone=len(tasks) == 1)
-            for name, task in tasks.items()
-        ]
+        of_tasks = []
+        for name, task in tasks.items():
+            mean = [r for r in averaged if (r.task, r.metric) == (name, task.primary)]
+            of_tasks.append(
+                _best_of(
+                    sweep,
+                    task,
+                    mean or [r for r in shown if r.task == name],
+                    by=[f"the {mean[0].condition}"] if mean else [],
+                    alone=len(tasks) == 1,
+                )
+            )
         lines += [f"{line[:1].upper()}{line[1:]}." for line in of_tasks if line]
     if sweep.claims:
         lines.append(_claims(claims))
@@ -64,8 +74,13 @@ def _compared(shown: Sequence[Result], folds: int) -> str:
     return f"{line}: {_listed(f'{_percent(r)} {full_name(r.metric)} of {r.task}' for r in shown)}."
 
 
-def _best_of(sweep: SweepFile, task: Task, shown: Sequence[Result], *, alone: bool) -> str:
-    """Of one task; empty where fewer than two rows have it. alone: it need not be named."""
+def _best_of(
+    sweep: SweepFile, task: Task, shown: Sequence[Result], *, by: Sequence[str], alone: bool
+) -> str:
+    """Of one task; empty where fewer than two rows have it.
+
+    by: more that it is judged by than the metric. alone: the metric need not be named.
+    """
     found = []
     for condition in dict.fromkeys(r.condition for r in shown):
         mine = [r for r in shown if r.condition == condition]
@@ -73,12 +88,13 @@ def _best_of(sweep: SweepFile, task: Task, shown: Sequence[Result], *, alone: bo
             found.append(sorted(mine, key=lambda r: _rank(sweep, task, r)))
     if not found:
         return ""
-    by = "" if alone else f"by {full_name(task.primary)} of {shown[0].task}, "
+    judged = [*([] if alone else [f"{full_name(task.primary)} of {shown[0].task}"]), *by]
+    start = f"by {', '.join(judged)}, " if judged else ""
     if len(found) == 1:
-        return f"{by}{_first_of(sweep, task, found[0])}"
+        return f"{start}{_first_of(sweep, task, found[0])}"
     wins = Counter(best.row for best, *_ in found).most_common()
     gains = [gain for best, *_ in found if (gain := _gain(task, best))]
-    line = f"{by}best of {len(found)} conditions is "
+    line = f"{start}best of {len(found)} conditions is "
     line += _listed(f"'{row}' in {count}" for row, count in wins)
     if not gains:
         return line  # it is compared with none

@@ -145,7 +145,15 @@ def write_report(sweep: SweepFile, done: Sequence[Cell], out: Path) -> Path:
             (title, svg(figure)) for title, figure in difference_figures(sweep, tasks, results)
         ],
         reference=_reference(sweep),
-        abstract=abstract(sweep, tasks, results, folds, claims, Counter(f.kind for f in failures)),
+        abstract=abstract(
+            sweep,
+            tasks,
+            results,
+            [*averages(sweep, done)],
+            folds,
+            claims,
+            Counter(f.kind for f in failures),
+        ),
         claims=claims,
         warnings=[f.line for f in failures],
         origins=pseudo_labels(done),
