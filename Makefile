@@ -2,6 +2,7 @@
 # make test         environment, all checks and tests
 # make stress       200 kills, 10,000 harmed recordings, up to 2,000 of each other file, hours of audio: a quarter of an hour
 # make bench        extraction, fusion, writing, the cache and training against plain references
+# make results      the tables of docs/performance.md from their commands, in their place
 # make docs         the documentation as a site in site/; a broken link or reference is an error
 # All work alone on a fresh machine with Python 3.11 or newer; PYTHON=python3.12 chooses another.
 
@@ -10,7 +11,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: quickstart test stress bench docs check clean
+.PHONY: quickstart test stress bench results docs check clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/speechfuse quickstart
@@ -29,6 +30,9 @@ bench: $(VENV)/.installed
 	$(BIN)/speechfuse bench cache --repeats 7 --seconds 120 --processor
 	$(BIN)/speechfuse bench epoch --repeats 3
 	$(BIN)/speechfuse bench scaling --seconds 720 --repeats 1
+
+results: $(VENV)/.installed
+	$(BIN)/python -m scripts.results docs/performance.md
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m scripts.site.build

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from speechfuse.cli.terminal import tables_as_markdown
 from speechfuse.errors import SpeechFuseError
 from speechfuse.runs import check_run
 
@@ -55,6 +56,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def every_command(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print tables as Markdown, to be pasted.")
+    ] = False,
+) -> None:
+    """What stands before the command's name."""
+    tables_as_markdown(markdown)
+
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes to the recipe, like training.steps=100.")

@@ -9,11 +9,22 @@ from typing import Any
 
 import typer
 
+_markdown = False
+
+
+def tables_as_markdown(on: bool) -> None:
+    """How tables are printed from now on."""
+    global _markdown
+    _markdown = on
+
 
 def print_table(
     title: str, columns: list[str], rows: list[list[str]], *, left: bool = False
 ) -> None:
     """As wide as the terminal, 150 columns elsewhere; numbers on the right."""
+    if _markdown:
+        typer.echo(f"{markdown_table(title, columns, rows)}\n")
+        return
     from rich.console import Console
     from rich.table import Table
 
@@ -24,6 +35,17 @@ def print_table(
     for row in rows:
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 150).print(table)
+
+
+def markdown_table(title: str, columns: list[str], rows: list[list[str]]) -> str:
+    """To be pasted, its title above it."""
+    cells = [columns, ["---"] * len(columns), *rows]
+    lines = ["| " + " | ".join(map(_in_a_cell, row)) + " |" for row in cells]
+    return "\n".join([*([f"{_in_a_cell(title)}\n"] if title else []), *lines])
+
+
+def _in_a_cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", "<br>")
 
 
 def print_finding(status: str, about: str, found: str, remedy: str) -> None:
