@@ -76,11 +76,11 @@ def test_deaf_encoder_and_blocks_above_the_last_one_that_counts_go(run, about, p
     kept = {name: part.options["layers"] for name, part in pruned.recipe().upstreams.items()}
     assert kept == {"hears": [0, 1]}
     assert pruned.recipe().training.steps == 4
-    assert [(t["what"], t["good_enough"]) for t in about["tried"]] == [
-        ("nothing removed", None),
-        ("deaf left out, hears 3", True),
-        ("deaf left out, hears 1 of 3", True),
-        ("deaf left out, hears 0 of 3", False),
+    assert [(t["what"], t["steps"], t["good_enough"]) for t in about["tried"]] == [
+        ("nothing removed", 4, None),
+        ("deaf left out, hears 3", 4, True),
+        ("deaf left out, hears 1 of 3", 4, True),
+        ("deaf left out, hears 0 of 3", 4, False),
     ]
     assert about["encoders"][1] == {
         "name": "hears",
@@ -113,7 +113,7 @@ def test_a_stop_loses_nothing_that_was_tried_and_no_test_set_was_scored(run, abo
         prune_run(run, again, repeats=1, progress=stop)
     assert not again.exists()
     tables = [path.name for path in (place / "again.tried").rglob("*.tsv")]
-    assert tables == ["dev_emotion.tsv"] * 2
+    assert tables == ["dev_emotion.tsv"] * 3
     told = []
     found = prune_run(run, again, repeats=1, progress=lambda what, *_: told.append(what))
     assert [what for what in dict.fromkeys(told) if "hears" in what] == [
@@ -124,6 +124,16 @@ def test_a_stop_loses_nothing_that_was_tried_and_no_test_set_was_scored(run, abo
     one, two = (load_file(place / name / "model.safetensors") for name in ("again", "run-pruned"))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_cut_that_training_harms_is_kept_as_it_is(run, place):
+    about = prune_run(run, place / "harmed", rate=1e4, repeats=1)
+    assert about["tried"][0]["tasks"]["emotion"]["worse_by"]["value"] > 0
+    cut = about["tried"][1]
+    found = (cut["what"], cut["steps"], cut["good_enough"])
+    assert found == ("deaf left out, hears 3", 0, True)
+    assert Run(place / "harmed").recipe().training.steps == 0
+    assert "trained_as_long" not in about  # the run itself is
 
 
 def test_what_is_pruned_is_not_pruned_again(run, about):
@@ -218,7 +228,7 @@ def test_halving_finds_the_lowest_block_that_counts(recipe, place):
         def attempt(cut, needed=needed, tried=tried):
             tried.append(cut)
             lost = 0 if cut.layers["hears"][-1] >= needed else 50
-            return Trial(cut, place, {}, losses(emotion=lost))
+            return Trial(cut, place, 0, {}, losses(emotion=lost))
 
         found = search(whole(encoders), encoders, Rule(0.01), attempt)
         assert found.cut.layers["hears"][-1] == needed

@@ -142,6 +142,18 @@ def test_a_run_that_searches_no_text_refuses_a_beam(workspace, tone_recipe):
 
 
 @pytest.mark.recipe
+def test_of_no_steps_a_model_is_scored_as_it_starts(workspace, tone_recipe):
+    recipe = read_recipe(tone_recipe, ["training.steps=0"])
+    found = train_run(recipe, workspace / "run")
+    data = load_tasks(recipe)
+    tasks = {name: one.task for name, one in data.items()}
+    started = build.build_model(recipe, build.stack_specs(recipe), tasks).state_dict()
+    kept = weights(workspace / "run")
+    assert all(torch.equal(tensor, started[name]) for name, tensor in kept.items())
+    assert evaluate_again(workspace / "run")["test"] == found["test"]
+    assert Run(workspace / "run").log() == []
+
+
 def test_the_same_recipe_gives_the_same_run(workspace, tone_recipe):
     recipe = read_recipe(tone_recipe)
     one, two = (train_run(recipe, workspace / name) for name in ("one", "two"))

@@ -255,7 +255,7 @@ Turns = Literal["drawn", "even"]
 class TrainingRecipe(_Strict):
     """Warm-up, then a falling or a constant rate, over batches of one task each."""
 
-    steps: int = Field(2000, gt=0)  # of the optimiser, for all tasks together
+    steps: int = Field(2000, ge=0)  # of the optimiser, for all tasks together; 0: as it starts
     optimizer: Literal["adamw", "adam"] = "adamw"  # adam adds the decay to the gradient
     accumulate: int = Field(1, gt=0)  # batches whose gradients are averaged in one step
     learning_rate: float = Field(1e-3, gt=0)  # peak

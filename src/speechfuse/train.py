@@ -104,7 +104,7 @@ def _trained(
         if start:
             start(model)
         _fit_interfaces(model, tasks, inputs)
-    if any(p.requires_grad for p in model.parameters()):
+    if recipe.training.steps and any(p.requires_grad for p in model.parameters()):
         if rank.count == 1 and (recipe.training.devices or 1) > 1:
             fit_together(recipe, model, tasks, inputs, run, progress)
         else:

@@ -59,6 +59,7 @@ def told(
     primary = {n: build.build_task(n, e).primary for n, e in bench.recipe.tasks.items()}
     return {
         "what": "nothing removed" if kept is None else trial.cut.text(encoders),
+        "steps": trial.steps,
         "good_enough": kept,
         "encoder_parameters": sum(plan.parameters for plan in plans),
         "macs_per_second": sum(plan.macs_per_second for plan in plans),

@@ -22,10 +22,11 @@ def tried_table(about: Mapping[str, Any]) -> Table:
             cells.append(f"{100 * found['value']['value']:.1f}\n{signed(loss)}")
         verdict = {None: "-", True: "yes", False: "no"}[line["good_enough"]]
         millions = f"{line['encoder_parameters'] / 1e6:.2f} M"
-        rows.append([line["what"], millions, *cells, verdict])
-    columns = ["blocks that are kept", "encoder parameters"]
+        rows.append([line["what"], str(line["steps"]), millions, *cells, verdict])
+    columns = ["blocks that are kept", "steps", "encoder parameters"]
     columns += [f"{task}: {full_name(metric)}" for task, metric in tasks.items()]
-    title = f"Tried, each trained for {about['steps']} steps from the run's weights\n"
+    title = "Tried from the run's weights, as they are and trained for "
+    title += f"{about['steps']} steps; the better one is shown\n"
     title += (
         "development split, %, below it by how much it is worse than the run, paired, with 95 % "
         f"interval; good enough: no task by more than {100 * about['tolerance']:g}"

@@ -48,6 +48,8 @@ def prune_run(
 ) -> dict[str, Any]:
     """Write a smaller run if there is one, and return what is in its prune.json.
 
+    Every cut is tried trained and as it is; the better one counts, of equals the trained one.
+
     tolerance: by which the primary metric of every task may be worse on development data, in
     shares of one. sure: its whole interval, too. steps: of training after a cut, a quarter of the
     run's if None. rate: times the run's learning rates. repeats: of measuring speed.
@@ -82,8 +84,9 @@ def prune_run(
     def attempt(cut: Cut) -> Trial:
         if not tried:  # what the training alone changes
             tried.append((bench.tried(whole(encoders), encoders, _named(progress, "all")), None))
-        text = cut.text(encoders)
-        trial = bench.tried(cut, encoders, _named(progress, text))
+        shown = _named(progress, cut.text(encoders))
+        trials = [bench.tried(cut, encoders, shown, steps=steps) for steps in (None, 0)]
+        trial = min(trials, key=lambda one: rule.worst(one.losses))
         tried.append((trial, rule.keeps(trial.losses)))
         return trial
 
@@ -102,7 +105,7 @@ def prune_run(
     about |= costs(run, after, encoders, found.cut)
     about["speed"] = encoder_speeds(recipe, after.recipe(), clips, repeats)
     about["test"] = compared(run, after)
-    if found.chosen is not None:  # what is the cut's, and what the training's
+    if found.chosen is not None and found.chosen.steps:  # what is the cut's, what the training's
         control = Run(tried[0][0].folder)
         evaluate_again(control.folder, progress)
         about["trained_as_long"] = compared(control, after)

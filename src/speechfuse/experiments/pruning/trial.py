@@ -1,4 +1,4 @@
-"""One cut that is tried: trained briefly from the run's weights, and scored on development data."""
+"""One cut that is tried: as it is or trained briefly, and scored on development data."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ class Rule:
 
     def keeps(self, losses: Mapping[str, Metric]) -> bool:
         """losses: of each task; above zero is worse. The worst task decides."""
-        return all(
-            (loss.high if self.sure else loss.value) <= self.tolerance + 1e-9
-            for loss in losses.values()
-        )
+        return self.worst(losses) <= self.tolerance + 1e-9
+
+    def worst(self, losses: Mapping[str, Metric]) -> float:
+        """Of the task that has lost most."""
+        return max(loss.high if self.sure else loss.value for loss in losses.values())
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Trial:
 
     cut: Cut
     folder: Path
+    steps: int  # that it was trained for
     scores: Mapping[str, Metric]  # of each task's primary metric
     losses: Mapping[str, Metric]  # paired; above zero is worse
 
@@ -62,15 +64,21 @@ class Bench:
         self._before = system("before", run)
 
     def tried(
-        self, cut: Cut, encoders: Mapping[str, Encoder], progress: Progress | None = None
+        self,
+        cut: Cut,
+        encoders: Mapping[str, Encoder],
+        progress: Progress | None = None,
+        *,
+        steps: int | None = None,
     ) -> Trial:
-        """Train a cut for the steps, from the run's weights, and score it.
+        """Train a cut from the run's weights, and score it. steps: 0 leaves them as they are.
 
         Raises:
             SpeechFuseError: whatever is wrong with the run's corpora or encoders.
             KeyboardInterrupt: what is done is kept.
         """
-        recipe = cut_recipe(self.recipe, cut, steps=self.steps, rate=self._rate)
+        steps = self.steps if steps is None else steps
+        recipe = cut_recipe(self.recipe, cut, steps=steps, rate=self._rate)
         folder = self.place(recipe)
         tuned = [*build.tuned_upstreams(self.recipe)]
 
@@ -95,7 +103,7 @@ class Bench:
             if one.metric == task.primary:
                 scores[one.task] = one.value
                 losses[one.task] = -one.difference if one.higher_is_better else one.difference
-        return Trial(cut, folder, scores, losses)
+        return Trial(cut, folder, Run(folder).recipe().training.steps, scores, losses)
 
 
 def system(name: str, run: Run) -> System:
