@@ -26,6 +26,8 @@ from speechfuse.cache.shards import HOST
 from speechfuse.clips import read_batch
 from speechfuse.errors import DataError, RunError
 from speechfuse.extract import extract, extraction_jobs, fill_stores
+from speechfuse.group import joined
+from speechfuse.launch import run_together
 from speechfuse.recipe import merged
 from speechfuse.taskdata import load_tasks
 
@@ -399,6 +401,62 @@ def test_two_processes_write_what_one_does_and_a_lost_one_is_told(one_task):
 def small_shards(monkeypatch):
     monkeypatch.setattr(plans, "SHARD_BYTES", killing.SHARD_BYTES)
     monkeypatch.setattr(extraction, "batch_seconds", lambda _: killing.BATCH_SECONDS)
+
+
+def test_what_trains_on_several_gpus_extracts_on_as_many(one_task, small_shards, monkeypatch):
+    """Two processes, which find no GPU here, under a parent that counts two."""
+    began, begin = [], extraction.run_together
+
+    def counted(work, arguments, count, *rest):
+        began.append(count)
+        begin(work, arguments, count, *rest)
+
+    monkeypatch.setattr(extraction, "run_together", counted)
+    extract(*jobs_of(one_task, {"store": {"folder": "one"}}))
+    for folder, gpus in (("cpu", 0), ("two", 2)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        change = {"store": {"folder": folder}, "training": {"devices": 3}}
+        recipe = read_recipe(merged(one_task, change))
+        fill_stores(recipe, load_tasks(recipe))
+        assert began == [gpus] * (gpus > 0)
+        assert contents(Path(folder)) == contents(Path("one"))
+
+
+def filled_by_both(data, made, progress, rank):
+    """One of two processes that train together; those begun by torchrun take the same way."""
+    from speechfuse.cache import shards
+
+    plans.SHARD_BYTES = killing.SHARD_BYTES
+    extraction.batch_seconds = lambda _: killing.BATCH_SECONDS
+    write = shards.write_shard
+
+    def slow(path, *rest):
+        write(path, *rest)
+        time.sleep(0.2)
+        with made.open("a") as file:
+            file.write(f"{path.name} {rank.number}\n")
+
+    def asked(*_):
+        with made.open("a") as file:
+            file.write(f"asked {rank.number}\n")
+
+    shards.write_shard = slow
+    recipe = read_recipe(data)
+    with joined(rank):
+        stores = fill_stores(recipe, load_tasks(recipe), before=asked, rank=rank)
+        assert not stores["emotion"][0].missing(load_tasks(recipe)["emotion"].splits["train"])
+
+
+def test_all_that_train_together_extract_and_one_asks(one_task, undisturbed, tmp_path):
+    whole, _ = undisturbed
+    data = merged(one_task, {"store": {"folder": str(tmp_path / "both")}})
+    run_together(filled_by_both, (data, tmp_path / "made"), 2, None)
+    assert contents(tmp_path / "both") == whole
+    asked, *lines = (tmp_path / "made").read_text().splitlines()
+    assert asked == "asked 0"
+    made, by = zip(*(line.split() for line in lines), strict=True)
+    assert len(made) == len({*made}) == sum(name.endswith(".safetensors") for name in whole)
+    assert {*by} == {"0", "1"}
 
 
 def ctrl_c(*_):

@@ -33,6 +33,7 @@ from speechfuse.types import Progress, Table, Utterance
 VERSION = 5  # of what is stored; raise it when the same settings give other numbers
 SPLITS = ("train", "dev", "test")
 Before = Callable[[Recipe, Sequence[Job]], None]  # asked before anything is computed
+Work = tuple[Job, list[Shard]]
 
 
 def open_store(
@@ -84,19 +85,28 @@ def fill_stores(
     progress: Progress | None = None,
     splits: Sequence[str] = SPLITS,
     before: Before | None = None,
+    rank: Rank | None = None,
 ) -> dict[str, list[Store]]:
     """The stacks of every task's utterances from every frozen upstream, computed where missing.
 
-    before: called with what there is to do, and may refuse it.
+    before: called with what there is to do, and may refuse it. rank: of this process among those
+    that train together, which all extract. One that is alone begins as many as will train where
+    each has a GPU; the threads of a CPU are one's, and its files the same bytes however many train.
 
     Raises:
         DataError: too little room for all the stacks, unreadable audio, too short a clip.
         UpstreamError: an upstream whose weights cannot be read.
     """
-    jobs = extraction_jobs(recipe, tasks, splits)
-    if before:
-        before(recipe, jobs)
-    extract(recipe, jobs, progress)
+    rank = rank or Rank()
+    leads = rank.local == 0
+    with rank.first(leads):  # of each machine one asks and plans; the others find its plan
+        jobs = extraction_jobs(recipe, tasks, splits)
+        if before and leads:
+            before(recipe, jobs)
+        work = _planned(recipe, jobs, leads=leads)
+    shards = sum(len(planned) for _, planned in work)
+    gpus = min(recipe.training.devices or 1, torch.cuda.device_count(), shards)
+    _make(recipe, work, progress, gpus if rank.count == 1 else 1, rank)
     return {
         task: [job.store for job in jobs if job.noise_snr == data.noise_snr]
         for task, data in tasks.items()
@@ -120,30 +130,47 @@ def extract(
         DataError: too little room for all the stacks, unreadable audio, too short a clip.
         UpstreamError: an upstream whose weights cannot be read.
     """
-    for job in jobs:
-        sweep_parts(job.store.folder)  # what the killed have left
-        sweep_claims(job.store.folder)
-        job.store.check(job.wanted, again=verify)
-    _make_room(recipe, jobs)
+    _make(recipe, _planned(recipe, jobs, verify=verify), progress, processes, Rank())
+
+
+def _planned(
+    recipe: Recipe, jobs: Sequence[Job], *, verify: bool = False, leads: bool = True
+) -> list[Work]:
+    """The shards that are to be made of each job that lacks some.
+
+    leads: another one has looked at what is there and made room, if not.
+    """
+    if leads:
+        for job in jobs:
+            sweep_parts(job.store.folder)  # what the killed have left
+            sweep_claims(job.store.folder)
+            job.store.check(job.wanted, again=verify)
+        _make_room(recipe, jobs)
     work = []
     for job in jobs:  # all of them before an hour is spent on one
         if missing := [*job.missing.values()]:
             job.upstream.load()
             read_batch([min(missing, key=lambda u: u.duration or 0.0)], job.upstream)
             job.store.describe()
-            if recipe.length_policy == "padded":
+            if leads and recipe.length_policy == "padded":
                 _report_drift(job.name, job.upstream, missing)
             work.append((job, _plan(job, equal=recipe.length_policy == "equal")))
+    return work
+
+
+def _make(
+    recipe: Recipe, work: Sequence[Work], progress: Progress | None, processes: int, rank: Rank
+) -> None:
+    """Fill the stores, in so many new processes if more than one; claims tell all apart."""
     if work and processes > 1:
         fresh = []  # loaded ones cannot be sent
         for job, planned in work:
             upstream = build.read_upstreams(recipe)[job.name]
             fresh.append((replace(job, upstream=upstream), planned))
         called = "extracting process"
-        run_together(_fill_in_process, (fresh,), processes, progress, called, "shard")
+        run_together(_fill, (fresh,), processes, progress, called, "shard")
     else:
-        for job, planned in work:
-            fill(job, planned, best_device(), progress)
+        _fill(work, progress, rank)
     for job, _ in work:
         job.store.look()
 
@@ -215,13 +242,11 @@ def _plan(job: Job, *, equal: bool) -> list[Shard]:
     return chosen + new
 
 
-def _fill_in_process(
-    work: Sequence[tuple[Job, list[Shard]]], progress: Progress, rank: Rank
-) -> None:
-    """In one of several processes; claims tell them apart."""
+def _fill(work: Sequence[Work], progress: Progress | None, rank: Rank) -> None:
+    """On this process's own GPU, if there is one."""
     device = best_device()
     if device.type == "cuda":
-        device = torch.device("cuda", rank.number % torch.cuda.device_count())
+        device = torch.device("cuda", rank.local % torch.cuda.device_count())
     for job, planned in work:
         fill(job, planned, device, progress, rank)
 

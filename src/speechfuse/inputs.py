@@ -11,6 +11,7 @@ from speechfuse.audio import pad_clips
 from speechfuse.cache.store import Store
 from speechfuse.clips import read_batch
 from speechfuse.extract import Before, fill_stores
+from speechfuse.ranks import Rank
 from speechfuse.recipe import Recipe
 from speechfuse.taskdata import TaskData
 from speechfuse.types import Progress, Utterance, Waveforms
@@ -73,10 +74,12 @@ def find_inputs(
     tasks: Mapping[str, TaskData],
     progress: Progress | None = None,
     before: Before | None = None,
+    rank: Rank | None = None,
 ) -> dict[str, list[Inputs]]:
     """For each task, one for each upstream in recipe order, or one if all are stored as one.
 
-    Layers are computed where they are missing, unless `before` refuses it.
+    Layers are computed where they are missing, unless `before` refuses it; by all processes that
+    train together, of which this is one.
 
     Raises:
         DataError: too little room for all the stacks, unreadable audio, too short a clip.
@@ -97,7 +100,7 @@ def find_inputs(
             for u in split
         ]
         one.look(members, progress)
-    stores = fill_stores(recipe, tasks, progress, before=before)
+    stores = fill_stores(recipe, tasks, progress, before=before, rank=rank)
     if not tuned:
         return {task: [*stores[task]] for task in tasks}
     found: dict[str, list[Inputs]] = {}

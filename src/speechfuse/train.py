@@ -87,8 +87,7 @@ def _trained(
         recipe, build.stack_specs(recipe), {name: data.task for name, data in tasks.items()}
     )
     _check_trained(recipe, model)
-    with rank.first(rank.local == 0):  # layers are stored once on each machine
-        inputs = find_inputs(recipe, tasks, progress, before)
+    inputs = find_inputs(recipe, tasks, progress, before, rank)
     for data in tasks.values():
         _check_aligned(recipe, data, inputs[data.name])
     short = {name: _check_targets(name, model, tasks[name], inputs[name]) for name in tasks}
