@@ -422,6 +422,22 @@ def test_what_trains_on_several_gpus_extracts_on_as_many(one_task, small_shards,
         assert contents(Path(folder)) == contents(Path("one"))
 
 
+def test_every_shard_is_looked_for_a_few_times_however_many_there_are(one_task, monkeypatch):
+    monkeypatch.setattr(plans, "SHARD_BYTES", 3000)
+    monkeypatch.setattr(extraction, "batch_seconds", lambda _: 1.0)
+    recipe, jobs = jobs_of(one_task)
+    looked, told = [], []
+    path = type(jobs[0].store).path
+    monkeypatch.setattr(type(jobs[0].store), "path", lambda *of: looked.append(of) or path(*of))
+    extract(recipe, jobs, lambda what, done, total: told.append((done, total)))
+    shards = len([*jobs[0].store.folder.glob("*.safetensors")])
+    assert shards >= 30
+    assert len(looked) <= 4 * shards
+    assert len(told) >= shards
+    assert told == sorted(told)
+    assert told[-1] == (len(jobs[0].wanted),) * 2
+
+
 def filled_by_both(data, made, progress, rank):
     """One of two processes that train together; those begun by torchrun take the same way."""
     from speechfuse.cache import shards

@@ -59,24 +59,22 @@ def fill(
     """Make every shard that nobody else makes; ends when all are there."""
     job.upstream.load()
     job.upstream.to(device)
-    left, total = list(planned), sum(len(shard.keys) for shard in planned)
-
-    def report() -> None:
-        if progress:
-            there = (shard for shard in planned if job.store.path(shard).exists())
-            progress(f"layers of {job.name}", sum(len(shard.keys) for shard in there), total)
-
+    left, done, total = list(planned), 0, sum(len(shard.keys) for shard in planned)
     with _Maker(job, device) as maker:
         while left:
+            of_others = []
             for shard in left:
                 if rank and rank.asked():
                     raise KeyboardInterrupt
-                if maker.make(shard):
-                    report()
+                made = maker.make(shard)
+                if not made and not job.store.path(shard).exists():
+                    of_others.append(shard)
+                    continue
+                done += len(shard.keys)
+                if progress:
+                    progress(f"layers of {job.name}", done, total)
             maker.finish()
-            report()
-            left = [shard for shard in left if not job.store.path(shard).exists()]
-            if left:
+            if left := of_others:
                 time.sleep(WAIT)
     job.upstream.to("cpu")
 
