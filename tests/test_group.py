@@ -15,8 +15,10 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch import distributed
+from torch.distributed import HashStore
 
-from speechfuse import build, fit, inputs
+from speechfuse import build, fit, group, inputs
 from speechfuse.build import read_recipe
 from speechfuse.checkpoint import Run
 from speechfuse.errors import RecipeError, RunError
@@ -170,6 +172,61 @@ class TestPair:
         assert [row[:2] for row in logs[0]] == [row[:2] for row in logs[1]]
         assert [v for *_, v in logs[0]] == pytest.approx([v for *_, v in logs[1]], rel=1e-4)
         assert {name for _, name, _ in logs[0]} >= {"train/verification/loss", "dev/error"}
+
+
+class Told:
+    """A watch that notes what it is told."""
+
+    def __init__(self, *_):
+        self.said = []
+
+    def tell(self, error):
+        self.said.append(f"told: {error}")
+
+    def wait(self):
+        self.said.append("waited")
+
+    def end(self):
+        pass
+
+
+LOST = [
+    RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection closed by peer"),
+    RuntimeError("Application timeout caused pair closure"),
+    distributed.DistBackendError("NCCL communicator was aborted on rank 1."),
+    distributed.DistStoreError("wait timeout after 5000ms, keys: /a"),
+]
+OWN = [
+    TimeoutError(110, "Connection timed out"),  # of a disk in the network
+    ConnectionResetError(104, "Connection reset by peer"),
+    RuntimeError("a peer review timed out"),
+    ValueError("gloo"),
+]
+
+
+class TestWhoseErrorItIs:
+    @pytest.fixture
+    def watch(self, monkeypatch):
+        watch = Told()
+        monkeypatch.setattr(group, "_meet", lambda rank: ["first", "second"])
+        monkeypatch.setattr(group, "Watch", lambda *_: watch)
+        return watch
+
+    @pytest.mark.parametrize("error", LOST)
+    def test_torch_says_that_another_is_lost(self, watch, error):
+        rank = Rank(0, 2)
+        rank.store = HashStore()
+        with pytest.raises(RunError, match="first waits for another in vain"), joined(rank):
+            raise error
+        assert watch.said == ["waited"]
+
+    @pytest.mark.parametrize("error", OWN)
+    def test_any_other_error_is_its_own_and_told_at_once(self, watch, error):
+        rank = Rank(0, 2)
+        rank.store = HashStore()
+        with pytest.raises(type(error)), joined(rank):
+            raise error
+        assert watch.said == [f"told: {error}"]
 
 
 TORCHRUN_SAYS = {"TORCHELASTIC_RUN_ID": "x", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}

@@ -14,12 +14,12 @@ import torch
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
-from speechfuse.errors import RecipeError, RunError, SpeechFuseError
+from speechfuse.errors import RecipeError, RunError
 from speechfuse.ranks import Rank, check_devices
 from speechfuse.recipe import TrainingRecipe
 from speechfuse.watch import AGAIN, Watch
 
-_LOST = re.compile("gloo|nccl|time(d )?out|connection|peer", re.IGNORECASE)  # in torch's words
+_GLOO = re.compile("gloo|pair closure", re.IGNORECASE)  # its errors have no type of their own
 
 
 def launched_rank() -> Rank | None:
@@ -102,7 +102,7 @@ def joined(rank: Rank) -> Iterator[None]:
         rank.leave()
         raise
     except Exception as error:
-        if not isinstance(error, SpeechFuseError) and _LOST.search(str(error)):
+        if _tells_of_a_loss(error):
             watch.wait()
             watch.end()
             what = str(error).strip().splitlines()[0]
@@ -116,6 +116,12 @@ def joined(rank: Rank) -> Iterator[None]:
     watch.end()
     rank.leave()
     distributed.destroy_process_group()
+
+
+def _tells_of_a_loss(error: Exception) -> bool:
+    """Whether torch waited for another process in vain. What a disk in the network says is not."""
+    from_gloo = type(error) is RuntimeError and _GLOO.search(str(error)) is not None
+    return from_gloo or isinstance(error, distributed.DistError)
 
 
 def _meet(rank: Rank) -> Sequence[str]:
