@@ -71,6 +71,12 @@ def train(recipe, folder, rank=None, stop_at=None, seen=None):
     return True
 
 
+def in_parts(recipe):
+    """The same, each process with a part of what is trained."""
+    training = recipe.training.model_copy(update={"strategy": "fsdp"})
+    return recipe.model_copy(update={"training": training})
+
+
 def as_two(recipe, others, folder, progress, rank):
     """Everything that two processes do for these tests, since to begin them takes seconds."""
     seen = []
@@ -82,6 +88,13 @@ def as_two(recipe, others, folder, progress, rank):
         train(recipe, folder / "two, then one", rank, stop_at=6)
         for name, other in others.items():
             train(other, folder / name / "two", rank)
+        sharded = in_parts(recipe)
+        train(sharded, folder / "sharded", rank)
+        stopped = stopped and not train(sharded, folder / "sharded, stopped", rank, stop_at=6)
+        train(sharded, folder / "sharded, stopped", rank)
+        train(sharded, folder / "one, then sharded", rank)
+        train(sharded, folder / "sharded, then one", rank, stop_at=6)
+        train(in_parts(others["separate"]), folder / "separate" / "sharded", rank)
     assert stopped
     (folder / f"{rank.number}.json").write_text(json.dumps(seen))
 
@@ -127,13 +140,19 @@ def pair(tiny_corpus, tmp_path_factory):
         patch.chdir(folder)
         seen = []
         train(recipe, folder / "one", seen=seen)
-        assert not train(recipe, folder / "one, then two", stop_at=6)
+        for rest in ("two", "sharded"):
+            assert not train(recipe, folder / f"one, then {rest}", stop_at=6)
         for name, other in others.items():
             train(other, folder / name / "one")
         run_together(as_two, (recipe, others, folder), 2, None)
-        train(recipe, folder / "two, then one")
+        for first in ("two", "sharded"):
+            train(recipe, folder / f"{first}, then one")
     (folder / "one.json").write_text(json.dumps(seen))
     return folder
+
+
+SAME = ("whole", "one, then two", "two, then one")
+SAME += ("sharded", "one, then sharded", "sharded, then one")
 
 
 @pytest.mark.timeout(300)  # it begins processes, which a busy machine does slowly
@@ -151,14 +170,21 @@ class TestPair:
             assert sorted(own + rest) == sorted(whole)
 
     def test_a_stop_in_the_midst_of_an_epoch_leaves_no_trace(self, pair):
-        whole, parts = weights(pair / "whole"), weights(pair / "parts")
-        assert all(torch.equal(whole[name], parts[name]) for name in whole)
+        for name, stopped in (("whole", "parts"), ("sharded", "sharded, stopped")):
+            whole, parts = weights(pair / name), weights(pair / stopped)
+            assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
-    @pytest.mark.parametrize("name", ["whole", "one, then two", "two, then one"])
+    @pytest.mark.parametrize("name", SAME)
     def test_any_number_of_processes_gives_the_same_weights(self, pair, name):
         one, found = weights(pair / "one"), weights(pair / name)
         for name, weight in one.items():
             torch.testing.assert_close(found[name], weight, atol=1e-5, rtol=0)
+
+    def test_an_absent_task_rests_also_where_weights_are_in_parts(self, pair):
+        """Its gradients are zeros there, with which Adam and weight decay would move it."""
+        one, parts = (weights(pair / "separate" / count) for count in ("one", "sharded"))
+        for name, weight in one.items():
+            torch.testing.assert_close(parts[name], weight, atol=2e-5, rtol=1e-4)
 
     @pytest.mark.parametrize("name", OTHERS)
     def test_so_it_does_with_several_tasks_crops_and_a_transformer(self, pair, name):

@@ -164,12 +164,22 @@ class FusionModel(nn.Module):
 
     def parameters_of(self, task: str) -> int:
         """Trained parameters that this task uses, those of tuned upstreams with them."""
-        others = set(self.heads) - {task}
-        parts = [self.fusion_of(task), self.head_of(task), *([self.reader] if self.reader else [])]
-        own = sum(
+        return sum(
             p.numel()
-            for part in parts
-            for name, p in part.named_parameters()
-            if not others & set(name.split("."))
+            for name, p in self.named_parameters()
+            if self.task_of(name) in (None, task)
+            and (p.requires_grad or not name.startswith("upstreams."))
         )
-        return own + sum(p.numel() for p in self.upstreams.parameters() if p.requires_grad)
+
+    def task_of(self, name: str) -> str | None:
+        """Whose a parameter of this name is; None if all tasks share it.
+
+        What is a task's own lies in a dictionary whose keys are tasks.
+        """
+        owner: Any = self
+        for part in name.split("."):
+            named = isinstance(owner, nn.ModuleDict | nn.ParameterDict)
+            if named and owner.keys() <= self.heads.keys():
+                return part
+            owner = getattr(owner, part)
+        return None

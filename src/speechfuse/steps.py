@@ -123,7 +123,7 @@ class FusionTraining(LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         for name, parameter in self.model.named_parameters():
-            if (set(self.tasks) - turns) & set(name.split(".")):
+            if self.model.task_of(name) not in (None, *turns):
                 parameter.grad = None
         whole: Any = self.trainer.strategy.model
         whole.clip_grad_norm_(gradient_clip_val)
