@@ -29,17 +29,10 @@ from speechfuse.serve.limits import Limits
 from speechfuse.serve.pictures import COLOURS, by_word
 from speechfuse.serve.server import served
 from speechfuse.train import train_run
-from test_serve import model, trained  # noqa: F401 - fixtures
+from test_serve import QUIET, model, trained  # noqa: F401 - fixtures
 from three_tasks import three_tasks
 
-pytestmark = [
-    pytest.mark.recipe,
-    pytest.mark.timeout(600),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # gradio leaves event loops open
-    pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),  # by gradio
-    pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting'"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = [pytest.mark.recipe, pytest.mark.timeout(600), *QUIET]
 in_browser = pytest.mark.skipif(find_chromium() is None, reason="no Chromium on the PATH")
 
 

@@ -1,10 +1,13 @@
+import gc
 import http.client
 import io
 import json
 import socket
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +24,25 @@ from speechfuse.serve.app import Service
 from speechfuse.serve.limits import Limits
 from speechfuse.serve.server import serve, served
 
-pytestmark = pytest.mark.recipe
+QUIET = [  # of gradio
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # it leaves event loops open
+    pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
+    pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting'"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+pytestmark = [pytest.mark.recipe, *QUIET]
+both_ways = pytest.mark.parametrize(
+    "paged", [False, True], indirect=True, ids=["alone", "with-page"]
+)
+
+
+@pytest.fixture
+def paged(request):
+    """Whether the page is served, too, which costs seconds; the service is the same."""
+    found = getattr(request, "param", False)
+    yield found
+    if found:
+        gc.collect()  # what gradio leaves open is closed here, where it is known
 
 
 @pytest.fixture(scope="session")
@@ -42,13 +63,13 @@ def clips(tiny_corpus):
 
 
 @pytest.fixture
-def client(model):
+def client(model, paged):
     """Starts the service with the limits that are given."""
     open_ones = []
 
     def start(**limits):
         service = Service.of(model, Limits(**limits))
-        one = TestClient(served(service, page=False), base_url="http://localhost")
+        one = TestClient(served(service, page=paged), base_url="http://localhost")
         one.__enter__()
         one.service = service
         open_ones.append(one)
@@ -60,15 +81,14 @@ def client(model):
 
 
 @pytest.fixture
-def server(model):
+def server(model, paged):
     """A real server on a free port: (service, port)."""
     running = []
 
     def start(**limits):
         service = Service.of(model, Limits(**limits))
-        config = uvicorn.Config(
-            served(service, page=False), port=0, log_level="error", access_log=False
-        )
+        app = served(service, page=paged)
+        config = uvicorn.Config(app, port=0, log_level="error", access_log=False)
         one = uvicorn.Server(config)
         thread = threading.Thread(target=one.run)
         thread.start()
@@ -105,6 +125,7 @@ def eventually(true, seconds=5):
         time.sleep(0.01)
 
 
+@both_ways
 def test_answers_are_those_of_the_model(client, model, clips):
     one = client()
     for clip in clips[:4]:
@@ -142,12 +163,15 @@ def test_formats_are_known_by_their_content(client, form):
     assert answer.json()["duration"] == pytest.approx(1.0, abs=0.1)
 
 
+@both_ways
 def test_wrong_requests_are_told_what_is_expected(client, clips):
     one, audio = client(), clips[0].read_bytes()
     url = "/v1/predict"
     assert "no recording" in refused(one.post(url, files={"audio": ("a.wav", b"no sound")}), 422)
     assert "a.wav" in refused(one.post(url, files={"audio": ("../x/a.wav", b"")}), 422)
-    assert "emotio'" in refused(one.post(url + "?tasks=emotio", files={"audio": audio}), 422)
+    misspelt = one.post(url + "?tasks=emotio", files={"audio": audio})
+    assert "emotio'" in refused(misspelt, 422)
+    assert "'emotion'" in misspelt.json()["error"]["expected"]
     prompted = one.post(url, files={"audio": audio}, data={"prompt": "what?", "tasks": "asr"})
     assert "prompt in words" in refused(prompted, 422)
     assert "file" in refused(one.post(url, files={"file": audio}), 400)
@@ -157,8 +181,12 @@ def test_wrong_requests_are_told_what_is_expected(client, clips):
     refused(one.post(url, content=audio), 415)
     refused(one.post(url, content=b"", headers={"content-type": "audio/wav"}), 422)
     refused(one.post(url + "?layers=perhaps", files={"audio": audio}), 422)
-    refused(one.get(url), 405)
-    refused(one.get("/v1/other"), 404)
+    for method, path in [("GET", url), ("PUT", url), ("POST", "/healthz"), ("DELETE", "/metrics")]:
+        answer = one.request(method, path)
+        assert refused(answer, 405) == f"{method} {path}"
+        assert answer.headers["allow"] == answer.json()["error"]["expected"]
+    for path in ("/v1/other", "/v1", "/nothing", "/docs", "/healthz/x", "/assets/x", "/a/b/c.html"):
+        assert refused(one.get(path), 404) == f"GET {path}"
     nan = io.BytesIO()
     soundfile.write(nan, np.full(4000, np.nan), 16000, format="WAV", subtype="FLOAT")
     assert "NaN" in refused(one.post(url, files={"audio": nan.getvalue()}), 422)
@@ -166,6 +194,7 @@ def test_wrong_requests_are_told_what_is_expected(client, clips):
     assert one.service.seats.taken == 0
 
 
+@both_ways
 def test_a_path_sent_in_place_of_a_file_is_never_opened(client, trained):
     secret = str(trained / "recipe.yaml")
     one = client()
@@ -178,6 +207,58 @@ def test_a_path_sent_in_place_of_a_file_is_never_opened(client, trained):
     refused(one.post("/v1/predict", content=body, headers=kind), 400)
 
 
+MISSPELT = {
+    "task": ("emotion", "Did you mean 'tasks'?"),
+    "layer": ("true", "Did you mean 'layers'?"),
+    "x": ("y", "known: "),
+}
+
+
+@both_ways
+def test_a_misspelt_field_is_refused(client):
+    """It would be ignored, and the answer be that of another question."""
+    one, url, audio = client(), "/v1/predict", {"audio": sound()}
+    for name, (value, hint) in MISSPELT.items():
+        for options in ({"params": {name: value}}, {"data": {name: value}}):
+            answer = one.post(url, files=audio, **options)
+            assert f"'{name}'" in refused(answer, 422)
+            assert hint in answer.json()["error"]["expected"]
+    for value in ("maybe", "", "2"):
+        for options in ({"params": {"layers": value}}, {"data": {"layers": value}}):
+            assert "layers" in refused(one.post(url, files=audio, **options), 422)
+    for value, shown in {"1": True, "on": True, "False": False, "no": False}.items():
+        for options in ({"params": {"layers": value}}, {"data": {"layers": value}}):
+            answer = one.post(url, files=audio, **options)
+            assert answer.status_code == 200, answer.text
+            assert ("layers" in answer.json()) == shown
+    for options in ({"params": {"prompt": "x" * 501}}, {"data": {"prompt": "x" * 501}}):
+        answer = one.post(url, files=audio, **options)
+        refused(answer, 422)
+        assert "500" in answer.text
+    assert one.service.seats.taken == 0
+
+
+@both_ways
+def test_no_path_of_the_server_is_told(client, trained):
+    one, url, audio = client(), "/v1/predict", {"audio": sound()}
+    assert one.service.model.folder.is_absolute()
+    answers = [one.get(p) for p in ("/", "/healthz", "/metrics", "/openapi.json", "/config", "/x")]
+    answers += [
+        one.request(method, path)
+        for path in (url, "/healthz", "/", "/config", "/gradio_api/upload", "/gradio_api/file=x")
+        for method in ("GET", "POST", "PUT", "OPTIONS")
+    ]
+    answers += [one.post(url, files=audio, params={"tasks": name}) for name in ("asr", "asrr")]
+    answers += [one.post(url, files=audio, data={"prompt": "what?", "tasks": "asr"})]
+    answers += [one.post(url, files=audio, data={"prompt": "what?"})]
+    answers += [one.post(url, files={"audio": ("a.wav", given)}) for given in (b"", b"no sound")]
+    answers += [one.post(url, content=b"x", headers={"content-type": kind}) for kind in ("a", "")]
+    for told in map(str, (trained, trained.parent, Path.cwd(), speechfuse.__path__[0], sys.prefix)):
+        for answer in answers:
+            assert told not in answer.text, answer.request.url
+
+
+@both_ways
 def test_limits_are_kept(client, monkeypatch):
     one = client(upload_mb=0.1, duration=2.0)
     url = "/v1/predict"
@@ -238,6 +319,7 @@ def test_as_much_audio_waits_as_is_allowed(client, model):
         assert first.result().status_code == 200
 
 
+@both_ways
 def test_a_mistake_in_the_model_is_one_answer(client, model, caplog):
     one = client(wait_ms=200)
 
@@ -272,6 +354,7 @@ def post(port, name, audio):
     return answer.status, read
 
 
+@both_ways
 def test_answers_of_many_at_once_are_never_mixed_up(server, model, clips):
     service, port = server(wait_ms=30)
     assert len(clips) == 32
@@ -308,6 +391,7 @@ def test_bad_files_among_good_ones_spare_them(server, clips):
     assert [status for status, _ in found] == [422] * 4 + [200] * 12
 
 
+@both_ways
 def test_a_client_that_leaves_frees_its_seat(server, model):
     service, port = server()
     begun, going = threading.Event(), threading.Event()
@@ -336,6 +420,7 @@ def test_a_client_that_leaves_frees_its_seat(server, model):
     assert 'speechfuse_requests_total{status="499"} 3.0' in service.meters.text().decode()
 
 
+@both_ways
 def test_health_and_metrics_tell_what_goes_on(client, trained):
     one = client()
     health = one.get("/healthz").json()
@@ -350,6 +435,7 @@ def test_health_and_metrics_tell_what_goes_on(client, trained):
     assert "speechfuse_request_seconds_count 2.0" in text
 
 
+@both_ways
 def test_other_hosts_are_refused_on_loopback(client):
     one = client()
     refused(one.get("/healthz", headers={"host": "evil.example"}), 403)
@@ -357,6 +443,7 @@ def test_other_hosts_are_refused_on_loopback(client):
         assert one.get("/healthz", headers={"host": host}).status_code == 200
 
 
+@both_ways
 def test_the_description_is_typed(client):
     described = client().get("/openapi.json").json()
     operation = described["paths"]["/v1/predict"]["post"]
@@ -367,9 +454,10 @@ def test_the_description_is_typed(client):
     assert client().get("/docs").status_code == 404
 
 
+@both_ways
 def test_uploads_leave_no_file(client, tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     one = client()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert one.post("/v1/predict", files={"audio": sound(60.0)}).status_code == 200
     refused(one.post("/v1/predict", files={"audio": bytes(3_000_000)}), 422)
     assert not list(tmp_path.iterdir())

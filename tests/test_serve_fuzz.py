@@ -7,9 +7,14 @@ pytest.importorskip("gradio", reason="the page and the service need the extra `d
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 from schemathesis import checks  # noqa: E402
 
-from test_serve import model, server, trained  # noqa: E402, F401 - fixtures
+from test_serve import QUIET, both_ways, model, paged, server, trained  # noqa: E402, F401
 
-pytestmark = [pytest.mark.recipe, pytest.mark.stress, pytest.mark.timeout(7200)]
+pytestmark = [
+    pytest.mark.recipe,
+    pytest.mark.stress,
+    pytest.mark.timeout(7200),
+    *QUIET,
+]
 CHECKS = [
     checks.not_a_server_error,
     checks.status_code_conformance,
@@ -20,6 +25,7 @@ CHECKS = [
 ]
 
 
+@both_ways
 def test_no_request_breaks_it_and_every_answer_is_described(server, request):  # noqa: F811
     _, port = server()
     schema = schemathesis.openapi.from_url(f"http://127.0.0.1:{port}/openapi.json")

@@ -14,6 +14,7 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -21,6 +22,7 @@ from speechfuse import __version__
 from speechfuse.errors import SpeechFuseError
 from speechfuse.pipeline.answers import Answer
 from speechfuse.pipeline.speech_model import SpeechModel
+from speechfuse.serve.asked import BODY, FIELDS, PROMPT, QUERY, check_names, switch, words
 from speechfuse.serve.batcher import Batcher
 from speechfuse.serve.bodies import AnswerBody, ErrorBody, HealthBody
 from speechfuse.serve.job import Job
@@ -32,38 +34,18 @@ from speechfuse.serve.uploads import decode, received
 
 _LOG = logging.getLogger(__name__)
 LEFT = 499  # how servers count clients that left
-PROMPT = 500  # characters
 GIVES = {"tokens": "text", "vector": "voice", "turns": "speakers"}
 TEXTS = {
     400: "The form cannot be read",
     413: "Too many bytes or seconds",
     415: "A body of another type",
-    422: "No recording, no such task, or no such prompt",
+    422: "No recording, no such task, prompt or field",
     500: "A mistake of the service",
     503: "Too much at once; try again",
     504: "Not answered in time",
 }
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text} for status, text in TEXTS.items()
-}
-_FIELDS = {
-    "audio": {"type": "string", "format": "binary", "contentMediaType": "audio/*"},
-    "tasks": {"type": "array", "items": {"type": "string"}},
-    "layers": {"type": "boolean"},
-    "prompt": {"type": "string", "maxLength": PROMPT},
-}
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
-BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {"type": "object", "required": ["audio"], "properties": _FIELDS}
-            },
-            "audio/*": _BINARY,
-            "application/octet-stream": _BINARY,
-        },
-    }
 }
 
 
@@ -86,10 +68,8 @@ class Service:
 
     def checked(self, tasks: Sequence[str]) -> list[str]:
         """The tasks asked for, all of them if none is named. Raises Refusal (422)."""
-        try:
-            return self.model.checked(tasks)
-        except SpeechFuseError as error:
-            raise unknown(error) from error
+        check_names("task", tasks, self.model.tasks, "see /healthz for its tasks")
+        return self.model.checked(tasks)
 
 
 def build_app(service: Service) -> FastAPI:
@@ -108,6 +88,7 @@ def build_app(service: Service) -> FastAPI:
         docs_url=None,  # their scripts come from elsewhere
         redoc_url=None,
         lifespan=lifespan,
+        exception_handlers=HANDLERS,
     )
 
     @app.post(
@@ -168,7 +149,6 @@ def build_app(service: Service) -> FastAPI:
         """Counters for Prometheus."""
         return Response(service.meters.text(), media_type="text/plain; version=0.0.4")
 
-    _give_errors_their_form(app)
     return app
 
 
@@ -176,12 +156,13 @@ async def _answered(
     service: Service, request: Request, tasks: Sequence[str], layers: bool, prompt: str | None
 ) -> Answer:
     """Raises Refusal, or ClientDisconnect where nobody waits any longer."""
+    check_names("field", request.query_params, QUERY, "mend its name")
     async with received(request, service.limits) as upload:
         fields = upload.fields
+        check_names("field", fields, FIELDS, "mend its name")
         tasks = [part for one in fields.get("tasks", tasks) for part in one.split(",") if part]
-        if "layers" in fields:
-            layers = fields["layers"][-1].lower() in ("true", "1", "yes", "on")
-        prompt = fields["prompt"][-1][:PROMPT] if "prompt" in fields else prompt
+        layers = switch(fields["layers"][-1]) if "layers" in fields else layers
+        prompt = words(fields["prompt"][-1]) if "prompt" in fields else prompt
         wanted = service.checked(tasks)
         samples = await run_in_threadpool(decode, upload.file, upload.name, service.limits)
         name = upload.name
@@ -226,19 +207,22 @@ def _refused(refusal: Refusal) -> Response:
     return JSONResponse(refusal.to_dict(), refusal.status, headers)
 
 
-def _give_errors_their_form(app: FastAPI) -> None:
-    """Also those of the framework."""
+async def _invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    (first, *_more) = error.errors()
+    place = ".".join(str(part) for part in first["loc"])
+    return _refused(Refusal(422, f"{place}: {first['msg']}", "see /openapi.json", "mend it"))
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        (first, *_more) = error.errors()
-        place = ".".join(str(part) for part in first["loc"])
-        return _refused(Refusal(422, f"{place}: {first['msg']}", "see /openapi.json", "mend it"))
 
-    @app.exception_handler(HTTPException)
-    async def other(request: Request, error: HTTPException) -> Response:
-        found = f"{request.method} {request.url.path[:60]}"
-        refusal = Refusal(error.status_code, found, "see /openapi.json", "mend the address")
-        answer = _refused(refusal)
-        answer.headers.update(error.headers or {})
-        return answer
+async def _elsewhere(request: Request, error: Exception) -> Response:
+    """No such address, or none for this method."""
+    assert isinstance(error, HTTPException)
+    headers = Headers(error.headers)
+    known = headers.get("allow", "an address of the service")
+    found = f"{request.method} {request.url.path[:60]}"
+    answer = _refused(Refusal(error.status_code, found, known, "see /openapi.json"))
+    answer.headers.update(headers)
+    return answer
+
+
+HANDLERS: dict[Any, Any] = {RequestValidationError: _invalid, HTTPException: _elsewhere}

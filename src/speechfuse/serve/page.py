@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from starlette.routing import Mount
 
 from speechfuse.errors import SpeechFuseError
 from speechfuse.pipeline.answers import Answer, Voice
@@ -21,7 +22,8 @@ from speechfuse.serve.answered import (
     listed,
     refusal_html,
 )
-from speechfuse.serve.app import PROMPT, Service
+from speechfuse.serve.app import HANDLERS, Service
+from speechfuse.serve.asked import PROMPT
 from speechfuse.serve.job import Job
 from speechfuse.serve.refusals import Refusal, unknown, unreadable
 from speechfuse.serve.uploads import decode, shown_name
@@ -69,7 +71,12 @@ def mount_page(app: FastAPI, service: Service, folder: TemporaryDirectory[str]) 
         enable_monitoring=False,
         css=CSS,
         theme=gr.themes.Base(primary_hue="blue", font=FONT, font_mono=FONT_MONO),
+        app_kwargs={"exception_handlers": HANDLERS},
     )
+    # A mount takes every address, so another method of one of the service would be "not found".
+    mounted = app.router.routes.pop()
+    assert isinstance(mounted, Mount)
+    app.router.default = mounted.app
 
 
 def build_page(service: Service) -> gr.Blocks:

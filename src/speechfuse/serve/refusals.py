@@ -12,7 +12,7 @@ NAMES = {
     405: "method not allowed",
     413: "too large",
     415: "unsupported media type",
-    422: "cannot be read",
+    422: "cannot be answered",
     500: "internal error",
     503: "busy",
     504: "timed out",
