@@ -96,3 +96,17 @@ def test_what_it_prints_as_data_is_what_a_plan_reads(shapes, tmp_path):
 def test_the_command_refuses_an_unknown_shape():
     result = CliRunner().invoke(cli.app, ["bench", "extraction", "--shape", "hubert-huge"])
     assert "no shape 'hubert-huge'" in str(result.exception)
+
+
+@pytest.mark.recipe
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore:.torch.jit")  # the compiler's own imports
+def test_compiled_encoders_take_turns_with_the_others(shapes):
+    call = ["bench", "extraction", "--shape", "wavlm-base", "--device", "cpu", "--compile"]
+    said = CliRunner().invoke(cli.app, [*call, "--seconds", "1", "--repeats", "1", "--json"])
+    assert said.exit_code == 0, said.output
+    data = json.loads(said.stdout)
+    (row,), columns = data["tables"][0]["rows"], data["tables"][0]["columns"]
+    found = dict(zip(columns, row, strict=True))
+    assert float(found["compiled / float32"]) > 0
+    assert {rate["compute"] for rate in data["rates"]} <= {"float32", "bfloat16"}

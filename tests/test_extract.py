@@ -248,6 +248,7 @@ def test_moved_encoders_hit_and_changed_settings_miss(one_task, encoder, workspa
     assert missing(here, {"length_policy": "equal"}) == every
     assert missing(with_encoder(one_task, source, weights="random")) == every
     assert missing(with_encoder(one_task, source, compute="bfloat16")) == every
+    assert missing(with_encoder(one_task, source, compile=True)) == every
     assert missing(here, {"tasks": {"emotion": {"noise_snr": 10}}}) == every
     monkeypatch.setattr(extraction, "VERSION", 99)
     assert missing(here) == every

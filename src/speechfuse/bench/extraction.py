@@ -88,6 +88,7 @@ class Extraction:
     shape: str
     rates: Mapping[str, float]  # of float32, bfloat16, plain, s3prl; what there is of them
     gains: Mapping[str, float]  # ours in float32 and bfloat16 over plain
+    compiled: Mapping[str, float]  # compiled over not, if asked for
     over_s3prl: float | None  # ours in float32
     of_peak: Mapping[str, float]  # products that are needed, over those of the ceiling
     operations: Mapping[str, float]  # a second, of products that are needed
@@ -130,7 +131,8 @@ def extraction_tables(
         gains = [_shown(one.gains, kind, "{:.2f}") for kind in ours]
         over = "" if one.over_s3prl is None else f"{one.over_s3prl:.2f}"
         shares = [_shown(one.of_peak, kind, "{:.0%}") for kind in ours]
-        speed.append([name, *rates, *gains, over, *shares])
+        speeds = [_shown(one.compiled, kind, "{:.2f}") for kind in ours if one.compiled]
+        speed.append([name, *rates, *gains, over, *shares, *speeds])
         sizes = {kind: size / 1e6 for kind, size in one.memory.items()}
         drifts = ["", ""] if one.drift is None else [f"{100 * d:.2f} %" for d in one.drift]
         used = ""
@@ -140,6 +142,7 @@ def extraction_tables(
         memory.append([name, *cells, *drifts, used])
     columns = ["audio s / s", "float32", "bfloat16", "plain", "s3prl", "float32 / plain"]
     columns += ["bfloat16 / plain", "float32 / s3prl", "of peak", "of peak, bfloat16"]
+    columns += ["compiled / float32", "compiled / bfloat16"] * any(one.compiled for one in found)
     yield f"Extraction of {seconds:g} s of audio, {measured}", columns, speed
     columns = ["MB in a batch", "float32", "bfloat16", "plain", "drift, worst layer"]
     yield "Memory and drift", [*columns, "drift, last layer", "of stated peak"], memory
@@ -170,13 +173,19 @@ def bench_extraction(
     shapes: Sequence[str] = tuple(SHAPES),
     asked: Device = "all",
     clock: Clock = time.perf_counter,
+    *,
+    compiled: bool = False,
 ) -> Iterator[Extraction]:
-    """Every shape on every device there is. seconds: of audio in a turn, at least."""
+    """Every shape on every device there is. seconds: of audio in a turn, at least.
+
+    compiled: take turns with the same encoders compiled.
+    """
     clips = natural_clips(seconds)
     for device in devices(asked):
         for shape in shapes:
             with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-                yield _measured(device, shape, _written(shape, Path(folder)), clips, repeats, clock)
+                written = _written(shape, Path(folder))
+                yield _measured(device, shape, written, clips, repeats, clock, compiled)
 
 
 def natural_clips(seconds: float, seed: int = 0) -> list[Tensor]:
@@ -352,6 +361,7 @@ def _measured(
     clips: Sequence[Tensor],
     repeats: int,
     clock: Clock,
+    compiled: bool,
 ) -> Extraction:
     kinds = ["float32", *(["bfloat16"] if device == "cuda" or has_bfloat16() else [])]
     ours = {kind: _ours(folder, kind, device) for kind in kinds}
@@ -368,6 +378,10 @@ def _measured(
         needed = count_products(calls["float32"])
     if "bfloat16" in kinds:
         ours["bfloat16"](batches[-1])  # a first call has weights to lay out
+    for kind in kinds if compiled else ():
+        other = _ours(folder, kind, device, compile=True)
+        other(batches[-1])
+        calls[f"{kind} compiled"] = _over(other, batches)
     memory = {kind: peak_bytes(_over(ours[kind], batches[:1])) for kind in kinds}
     memory["plain"] = peak_bytes(lambda: plain(largest=True))
     taken = seconds_in_turns(calls, repeats, warm_up=0, clock=clock)
@@ -377,6 +391,9 @@ def _measured(
         shape=shape,
         rates={k: audio / median(taken[k]) for k in (*kinds, "plain", "s3prl") if k in taken},
         gains={kind: median_ratio(taken["plain"], taken[kind]) for kind in kinds},
+        compiled={
+            kind: median_ratio(taken[kind], taken[f"{kind} compiled"]) for kind in kinds if compiled
+        },
         over_s3prl=median_ratio(taken["s3prl"], taken["float32"]) if s3prl else None,
         of_peak={
             kind: needed / ceilings[kind] * median_ratio(taken[f"{kind} products"], taken[kind])

@@ -70,6 +70,10 @@ def bench(
         list[str] | None,
         typer.Option(rich_help_panel="extraction", help="Of an encoder; may be repeated."),
     ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", rich_help_panel="extraction", help="Beside the same compiled."),
+    ] = False,
     folder: Annotated[
         Path | None,
         typer.Option(rich_help_panel="cache", help="On the disk that is meant; a temporary one."),
@@ -152,7 +156,9 @@ def bench(
         from speechfuse.bench import extraction
 
         shapes = extraction.checked_shapes(shape)
-        found = [*extraction.bench_extraction(seconds, repeats, shapes, device, clock)]
+        found = [
+            *extraction.bench_extraction(seconds, repeats, shapes, device, clock, compiled=compiled)
+        ]
         about["rates"] = extraction.extraction_rates(found)
         tables = extraction.extraction_tables(found, seconds, repeats, device, clock)
     elif what == "fusion":

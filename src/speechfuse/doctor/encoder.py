@@ -117,9 +117,9 @@ def _has_policies(upstream: Upstream) -> bool:
 
 
 def _loaded(patient: Patient, policy: str) -> Upstream:
-    changes = {"length_policy": policy}
+    changes: dict[str, Any] = {"length_policy": policy}
     if policy == "padded":
-        changes["compute"] = "float32"
+        changes |= {"compute": "float32", "compile": False}
     upstream = patient.made(**changes)
     upstream.load()
     return upstream

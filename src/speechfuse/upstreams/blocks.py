@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,19 +34,34 @@ class Block:
     final_norm: nn.Module
     norm_first: bool
     adapter: nn.Module | None = None
+    compiled: bool = False
 
     def __call__(self, hidden: Tensor, ragged: Ragged, attend: Attend) -> Tensor:
         """(N, D) float32 -> (N, D) float32."""
-        attention, first = self.attention, self.norm_first
-        given = self.norm(hidden) if first else hidden
-        mixed = attend(attention, given, ragged)
-        hidden = hidden + linear(attention.out_proj, mixed)
-        hidden = hidden if first else self.norm(hidden)
-        given = self.final_norm(hidden) if first else hidden
-        wide = activate(self.activation, linear(self.up, given))
-        hidden = hidden + linear(self.down, wide)
-        hidden = hidden if first else self.final_norm(hidden)
-        return hidden if self.adapter is None else hidden + self.adapter(hidden)
+        given = self.norm(hidden) if self.norm_first else hidden
+        mixed = attend(self.attention, given, ragged)
+        if self.compiled:  # once: views and other strides would be compiled apart
+            return _compiled()(self, hidden.contiguous(), mixed.data)
+        return _after(self, hidden, mixed)
+
+
+def _after(block: Block, hidden: Tensor, mixed: Tensor) -> Tensor:
+    """What follows attention, row by row: (N, D) and what was attended to, (N, D) -> (N, D)."""
+    first = block.norm_first
+    hidden = hidden + linear(block.attention.out_proj, mixed)
+    hidden = hidden if first else block.norm(hidden)
+    given = block.final_norm(hidden) if first else hidden
+    wide = activate(block.activation, linear(block.up, given))
+    hidden = hidden + linear(block.down, wide)
+    hidden = hidden if first else block.final_norm(hidden)
+    return hidden if block.adapter is None else hidden + block.adapter(hidden)
+
+
+@cache
+def _compiled() -> Callable[[Block, Tensor, Tensor], Tensor]:
+    """`_after`, compiled once for all blocks of an encoder and any number of rows."""
+    made: Callable[[Block, Tensor, Tensor], Tensor] = torch.compile(_after, dynamic=True)
+    return made
 
 
 Attend = Callable[[Any, Tensor, Ragged], Tensor]

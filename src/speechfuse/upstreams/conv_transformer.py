@@ -92,11 +92,13 @@ class ConvTransformer(nn.Module):
         preprocessor: Mapping[str, Any],
         length_policy: str,
         dtype: torch.dtype = torch.float32,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.model: Any = model
         self.config: Any = model.config
         self.dtype = dtype  # of the large products of a frozen one
+        self.compiled = compiled  # its blocks
         self._fast: list[Block] | None = None
         self.do_normalize = bool(preprocessor.get("do_normalize", True))
         self.padded = length_policy == "padded"
@@ -151,7 +153,8 @@ class ConvTransformer(nn.Module):
             lay_out(first.conv, torch.float32)
             for layer in upper:
                 lay_out(layer.conv, self.dtype)
-            self._fast = [_block(layer, self.config) for layer in self.model.encoder.layers]
+            layers, compiled = self.model.encoder.layers, self.compiled
+            self._fast = [_block(layer, self.config, compiled) for layer in layers]
             narrow(self._fast, self.dtype)
         return self._fast
 
@@ -276,7 +279,7 @@ class ConvTransformer(nn.Module):
             yield hidden
 
 
-def _block(layer: Any, config: Any) -> Block:
+def _block(layer: Any, config: Any, compiled: bool) -> Block:
     forward = layer.feed_forward
     return Block(
         attention=layer.attention,
@@ -287,6 +290,7 @@ def _block(layer: Any, config: Any) -> Block:
         final_norm=layer.final_layer_norm,
         norm_first=bool(getattr(config, "do_stable_layer_norm", False)),
         adapter=getattr(layer, "adapter_layer", None),
+        compiled=compiled,
     )
 
 

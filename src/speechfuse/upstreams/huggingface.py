@@ -23,6 +23,7 @@ from speechfuse.ops import file_hash, kept_random, length_mask, zero_padding
 from speechfuse.resources import resource
 from speechfuse.types import LayerStack, Waveforms
 from speechfuse.upstreams import conv_transformer, w2v_bert, whisper
+from speechfuse.upstreams.compiling import compiler_failure
 
 CONV_FAMILY = ("hubert", "wavlm", "wav2vec2", "data2vec-audio")
 # What a config.json may leave out, as transformers' configuration classes fill it in.
@@ -89,6 +90,7 @@ class HuggingFace(Upstream):
         long: Literal["window", "refuse"] = "window",
         layers: list[int] | None = None,
         compute: Literal["float32", "bfloat16"] = "float32",
+        compile: bool = False,
     ) -> None:
         """source: a folder, a name on the hub, or synthetic-hubert or synthetic-whisper, which
         ship with the library. revision: a commit of the hub's repository.
@@ -100,11 +102,13 @@ class HuggingFace(Upstream):
         whisper does with clips over 30 s. layers: numbers of the hidden states to keep, rising,
         all if None; nothing above the last of them is loaded or computed. compute: of the large
         products of a frozen encoder; bfloat16 takes about half the time where the processor has
-        it, norms and sums between blocks stay in float32.
+        it, norms and sums between blocks stay in float32. compile: by torch.compile what follows
+        attention in the blocks of a frozen encoder, for a GPU; a CPU gains nothing.
 
         Raises:
             UpstreamError: no such folder or repository, no safetensors, an unknown architecture,
-                a layer that it does not have, bfloat16 of length_policy padded.
+                a layer that it does not have, bfloat16 or compile of length_policy padded, compile
+                of a W2v-BERT.
         """
         super().__init__()
         self.source, self.revision = source, revision
@@ -115,9 +119,15 @@ class HuggingFace(Upstream):
                 f"{source}: length_policy padded computes as transformers does, in float32; use "
                 "masked for compute bfloat16"
             )
-        self.compute = compute
+        self.compute, self.compiled = compute, compile
         folder = model_folder(source, revision, weights=False)
         self.config, self.preprocessor = _configs(folder, source)
+        ours = self.config["model_type"] != "wav2vec2-bert" and length_policy != "padded"
+        if compile and not ours:
+            raise UpstreamError(
+                f"{source}: compile is of blocks that speechfuse computes, those of W2v-BERT "
+                "and of length_policy padded are transformers'; leave compile out"
+            )
         with damage(f"the configuration of {source}", UpstreamError, _FETCH):
             depth = self.config[_depth_key(self.config)]
             self._layers = _checked_layers(layers, depth, source)
@@ -128,8 +138,8 @@ class HuggingFace(Upstream):
         """Read the weights.
 
         Raises:
-            UpstreamError: no safetensors, a broken file, or one of another model; bfloat16 asked
-                of a machine that has none.
+            UpstreamError: no safetensors, a broken file, or one of another model; bfloat16 or
+                compile asked of a machine that has none.
         """
         if self.states is not None:
             return
@@ -137,6 +147,12 @@ class HuggingFace(Upstream):
             raise UpstreamError(
                 f"{self.source}: compute bfloat16, but neither a GPU is here nor a processor that "
                 "has it (AVX512-BF16, AMX or ARM's), and without it is slower; use float32"
+            )
+        if self.compiled and (failure := compiler_failure()):
+            raise UpstreamError(
+                f"{self.source}: compile, but torch.compile fails here: {failure}. It needs a C++ "
+                "compiler (g++), Python's headers (python3-dev) and for a GPU triton; install what "
+                "is missing, or leave compile out"
             )
         folder = model_folder(self.source, self.revision)
         dtype: torch.dtype = getattr(torch, self.compute)
@@ -146,13 +162,15 @@ class HuggingFace(Upstream):
             kind = self.config["model_type"]
             if kind == "whisper":
                 pad, long = self.whisper_pad, self.long
-                self.states = whisper.WhisperStates(model, self.preprocessor, pad, long, dtype)
+                self.states = whisper.WhisperStates(
+                    model, self.preprocessor, pad, long, dtype, self.compiled
+                )
             elif kind == "wav2vec2-bert":
                 self.states = w2v_bert.W2vBert(model, self.preprocessor, dtype)
             else:
                 policy = self.length_policy
                 self.states = conv_transformer.ConvTransformer(
-                    model, self.preprocessor, policy, dtype
+                    model, self.preprocessor, policy, dtype, self.compiled
                 )
         self.requires_grad_(False).eval()
 
@@ -227,6 +245,7 @@ class HuggingFace(Upstream):
         made: dict[str, Any] = {
             "preprocessor": self.preprocessor,
             "compute": self.compute,
+            "compiled": self.compiled,
             "attention": "fused, of rows without padding" if ours else "of transformers' modules",
         }
         if kind == "whisper":

@@ -59,6 +59,7 @@ class WhisperStates(nn.Module):
         pad: Pad,
         long: str,
         dtype: torch.dtype = torch.float32,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.model: Any = encoder
@@ -67,7 +68,7 @@ class WhisperStates(nn.Module):
         self.hop = int(preprocessor.get("hop_length", 160))
         self.stride = 2 * self.hop  # samples a frame
         self.sample_rate = int(preprocessor.get("sampling_rate", 16000))
-        self.pad, self.long, self.dtype = pad, long, dtype
+        self.pad, self.long, self.dtype, self.compiled = pad, long, dtype, compiled
         self._fast: list[Block] | None = None
         positions = int(encoder.config.max_source_positions)  # type: ignore[union-attr, arg-type]
         self.limit = positions * self.stride  # samples, pad included
@@ -128,7 +129,7 @@ class WhisperStates(nn.Module):
         """The blocks without padding."""
         encoder = self.model
         if self._fast is None:
-            self._fast = [_block(layer) for layer in encoder.layers]
+            self._fast = [_block(layer, self.compiled) for layer in encoder.layers]
             narrow(self._fast, self.dtype)
         ragged = Ragged(lengths, together=hidden.is_cuda)
         yield hidden
@@ -164,7 +165,7 @@ class WhisperStates(nn.Module):
         return _zero_channels(mel[..., :frames], lengths), lengths
 
 
-def _block(layer: Any) -> Block:
+def _block(layer: Any, compiled: bool) -> Block:
     return Block(
         attention=layer.self_attn,
         norm=layer.self_attn_layer_norm,
@@ -173,6 +174,7 @@ def _block(layer: Any) -> Block:
         down=layer.fc2,
         final_norm=layer.final_layer_norm,
         norm_first=True,
+        compiled=compiled,
     )
 
 
