@@ -13,19 +13,36 @@ import soundfile
 import torch
 from safetensors import safe_open
 from torch import nn
+from transformers import GenerationMixin, LlamaConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from typer.testing import CliRunner
 
 import speechfuse
-from speechfuse import catalog
+from speechfuse import catalog, predict
 from speechfuse.alignment import aligned_specs
 from speechfuse.build import read_recipe
+from speechfuse.cli import app
+from speechfuse.decoding import driven
 from speechfuse.errors import ExportError, RunError
 from speechfuse.export import measuring, onnx_files, onnx_graphs
 from speechfuse.export.graph import _stack, head_outputs
 from speechfuse.export.loading import load_source
 from speechfuse.export.package import default_folder, export_run
-from speechfuse.export.run import Package, best_path, stretches, turns
+from speechfuse.export.run import (
+    Package,
+    align,
+    best_path,
+    prefix_beam,
+    rounded,
+    stretches,
+    subtitles,
+    turns,
+)
 from speechfuse.fusion import MergeFirst
+from speechfuse.heads import ctc_align, ctc_search
 from speechfuse.heads.diarization import _filtered, _turns
+from speechfuse.heads.text import Text
+from speechfuse.pipeline.answers import Word
 from speechfuse.pipeline.recordings import cut
 from speechfuse.recipe import merged
 from speechfuse.train import train_run
@@ -65,6 +82,17 @@ def run_alone(folder: Path, tmp_path: Path, *arguments: str) -> "subprocess.Comp
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
 
 
+def same(found, wanted):
+    """Whether an answer is the library's, its numbers as good as."""
+    if isinstance(wanted, dict):
+        return {*found} == {*wanted} and all(same(found[key], wanted[key]) for key in wanted)
+    if isinstance(wanted, list):
+        return len(found) == len(wanted) and all(map(same, found, wanted))
+    if isinstance(wanted, float):
+        return found == pytest.approx(wanted, abs=1.5e-4)  # the last of four places
+    return found == wanted
+
+
 def in_onnx(module: nn.Module, inputs, axes, tmp_path: Path):
     """A call of the same module in ONNX Runtime, at any size."""
     names = [f"in{i}" for i in range(len(inputs))]
@@ -93,24 +121,30 @@ def test_a_package_answers_as_the_run_does_where_torch_is_not(
     package, answering, tiny_corpus, tmp_path
 ):
     names = [str(tiny_corpus.parent / f"s7-{i}.wav") for i in range(3)]
-    done = run_alone(package, tmp_path, *names, "missing.wav", "--json")
+    done = run_alone(package, tmp_path, *names, "missing.wav", "--format", "json")
     assert done.returncode == 1, done.stderr
     assert done.stderr.startswith("missing.wav\terror\t")
     model = speechfuse.load(answering, device="cpu")
     for line, name in zip(done.stdout.splitlines(), names, strict=True):
-        found, wanted = json.loads(line), model(name)
-        assert found["asr"]["text"] == wanted["asr"].text
-        assert found["emotion"]["label"] == wanted["emotion"].label
-        shares = wanted["emotion"].scores
-        assert found["emotion"]["scores"] == pytest.approx(shares, abs=1e-5)
-        assert found["verification"]["vector"] == pytest.approx(
-            wanted["verification"].vector, abs=1e-5
-        )
-    lines = run_alone(package, tmp_path, names[0], "--task", "emotion").stdout.splitlines()
-    assert lines == [f"{names[0]}\temotion\t{model(names[0])['emotion'].label}"]
+        wanted = model(name).to_dict()
+        assert wanted["results"]["asr"]["words"]
+        assert same(json.loads(line), wanted)
     asked = run_alone(package, tmp_path, names[0], "--task", "x")
     assert asked.returncode == 2
     assert "no task 'x'; it has: asr, emotion, verification" in asked.stderr
+
+
+@pytest.mark.parametrize("form", ["text", "csv", "srt"])
+def test_lines_are_those_of_predict(form, package, answering, tiny_corpus, tmp_path):
+    names = [str(tiny_corpus.parent / f"s6-{i}.wav") for i in range(3)]
+    asked = [*names, "--task", "emotion", "--task", "asr", "--format", form]
+    done = run_alone(package, tmp_path, *asked)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == CliRunner().invoke(app, ["predict", str(answering), *asked]).stdout
+    if form == "srt":
+        none = run_alone(package, tmp_path, names[0], "--task", "emotion", "--format", "srt")
+        assert none.returncode == 2
+        assert "no times of words for emotion: subtitles need a head with CTC" in none.stderr
 
 
 @pytest.mark.parametrize("name", ["torch", "scipy", "librosa", "speechfuse", "pydantic"])
@@ -147,17 +181,12 @@ def test_a_package_answers_in_an_environment_of_its_own(
         looked = subprocess.run([python, "-c", f"import {name}"], **bare)
         assert f"No module named '{name}'" in looked.stderr
     clips = [str(tiny_corpus.parent / f"s7-{i}.wav") for i in range(4)]
-    command = [python, str(workspace / "package" / "run.py"), *clips, "--json"]
+    command = [python, str(workspace / "package" / "run.py"), *clips, "--format", "json"]
     done = subprocess.run(command, **bare)
     assert done.returncode == 0, done.stderr
     model = speechfuse.load(workspace / "run", device="cpu")
     for line, clip in zip(done.stdout.splitlines(), clips, strict=True):
-        found, wanted = json.loads(line), model(clip)
-        assert found["asr"]["text"] == wanted["asr"].text
-        assert found["emotion"]["label"] == wanted["emotion"].label
-        assert found["verification"]["vector"] == pytest.approx(
-            wanted["verification"].vector, abs=1e-5
-        )
+        assert same(json.loads(line), model(clip).to_dict())
 
 
 @pytest.mark.recipe
@@ -181,10 +210,10 @@ def test_adapters_in_an_encoder_are_exported(workspace, tiny_corpus, encoder, tm
     report = export_run(workspace / "run", workspace / "out", batches=3)
     assert report["parity"]["tasks"]["emotion"]["largest"] < 1e-4
     clip = str(tiny_corpus.parent / "s7-1.wav")
-    done = run_alone(workspace / "out", tmp_path, clip, "--json")
+    done = run_alone(workspace / "out", tmp_path, clip, "--format", "json")
     model = speechfuse.load(workspace / "run", device="cpu")
     wanted = model(clip)["emotion"].scores
-    assert json.loads(done.stdout)["emotion"]["scores"] == pytest.approx(wanted, abs=1e-5)
+    assert same(json.loads(done.stdout), model(clip).to_dict())
     for name, weights in model.model.named_parameters():
         if ".lora_B" in name:
             weights.data.zero_()
@@ -225,10 +254,9 @@ def test_long_recordings_are_cut_as_the_library_cuts_them(package, answering, tm
     assert [*map(len, stretches(samples, 20.0))] == [*map(len, pieces)]
     soundfile.write(tmp_path / "long.wav", samples, 16000)
     found = Package(package)(tmp_path / "long.wav")
-    wanted = speechfuse.load(answering, device="cpu")(tmp_path / "long.wav")
-    assert found["asr"]["text"] == wanted["asr"].text
-    assert found["emotion"]["scores"] == pytest.approx(wanted["emotion"].scores, abs=1e-5)
-    assert found["verification"]["vector"] == pytest.approx(wanted["verification"].vector, abs=1e-5)
+    wanted = speechfuse.load(answering, device="cpu")(tmp_path / "long.wav").to_dict()
+    assert wanted["results"]["asr"]["words"][-1]["start"] > 20
+    assert same(rounded(found), wanted["results"])
 
 
 def test_tokens_and_turns_are_found_as_heads_find_them():
@@ -240,6 +268,111 @@ def test_tokens_and_turns_are_found_as_heads_find_them():
             active = torch.rand(frames, 3, generator=random) > 0.4
             wanted = _turns(_filtered(active, median), 50.0)
             assert turns(active.numpy(), median, 50.0) == wanted
+
+
+def test_texts_are_searched_and_aligned_as_the_library_does():
+    random = np.random.default_rng(0)
+    for sharpness in (0.1, 2.0, 8.0):
+        for frames in (1, 2, 3, 7, 40):
+            scores = sharpness * random.standard_normal((frames, 5))
+            rows = torch.from_numpy(scores).float().log_softmax(-1)
+            for size in (1, 2, 5, 16):
+                assert prefix_beam(rows.numpy(), size) == ctc_search.prefix_beam(rows, size)
+            for many in (0, 1, 2, 3, 7):
+                ids = random.integers(1, 5, many).tolist()
+                found, wanted = align(rows.numpy(), ids), ctc_align.align(rows, ids)
+                assert (found is None) == (wanted is None)
+                for one, other in zip(found or (), wanted or (), strict=True):
+                    assert one == pytest.approx(tuple(other), abs=1e-12)
+
+
+class Table(PreTrainedModel, GenerationMixin):
+    """Writes by a table alone: scores of the next token by how many there are, and by the last."""
+
+    def __init__(self, scores) -> None:
+        super().__init__(LlamaConfig(vocab_size=scores.shape[-1]))
+        self.scores = nn.Parameter(torch.from_numpy(scores))
+
+    def forward(self, input_ids, **options):
+        logits = self.scores[input_ids.shape[1] - 1, input_ids[:, -1]]
+        return CausalLMOutputWithPast(logits=logits[:, None])
+
+
+def test_a_beam_is_that_of_the_library_whatever_ends_in_it():
+    random = np.random.default_rng(0)
+    cut = set()
+    for number in range(120):
+        tokens, most = int(random.integers(2, 7)), int(random.integers(1, 9))
+        scores = random.standard_normal((most + 1, tokens, tokens)).astype(np.float32)
+        scores[..., 0] += random.uniform(-2, 3)  # how soon texts end
+        head = Text(4, num_tokens=tokens, max_tokens=most, beam_size=1 + number % 5)
+        head.length_penalty = float(random.choice([-0.5, 0.0, 0.6, 1.0, 2.0]))
+
+        def decoder(feeds, outputs, scores=scores):
+            place = feeds["cache"].shape[4]
+            assert feeds["valid"].shape == (len(feeds["tokens"]), place)
+            cache = np.pad(feeds["cache"], [(0, 0)] * 4 + [(0, 1), (0, 0)])
+            return {"logits": scores[place, feeds["tokens"]], "cache_out": cache}
+
+        (wanted,) = driven(Table(scores), torch.ones(1, 1, dtype=torch.bool), head, use_cache=False)
+        package = Package.__new__(Package)
+        names = ("max_tokens", "beam_size", "length_penalty")
+        package.tasks = {"asr": {"decoder": "d", **{name: getattr(head, name) for name in names}}}
+        package._graphs = {"d": decoder}
+        found = {
+            "asr.logits": scores[0, :1],
+            "asr.valid": np.ones((1, 1), bool),
+            "asr.cache": np.zeros((2, 1, 1, 1, 1, 1)),
+        }
+        assert package._written("asr", found) == wanted.ids, number
+        cut.add(wanted.cut)
+    assert cut == {False, True}
+
+
+def test_captions_end_where_those_of_predict_end():
+    random = np.random.default_rng(0)
+    ends = np.cumsum(random.choice([0.02, 0.3, 0.8, 1.0, 7.0, 900.0], 400))
+    words = [
+        Word("w" * int(random.integers(1, 30)), float(end) - 0.01, float(end), 1.0) for end in ends
+    ]
+    assert subtitles([word._asdict() for word in words]) == predict.subtitles(words)
+    assert subtitles([]) == predict.subtitles([]) == ""
+
+
+@pytest.mark.recipe
+@pytest.mark.timeout(900)
+def test_words_and_beams_of_every_kind_of_token_are_those_of_the_run(
+    workspace, tone_recipe, tiny_corpus, tmp_path
+):
+    """Clips down to the shortest, of which too few frames are left for a word, and a long one."""
+    Path("lexicon").write_text("LOW L OW\nMID M IH D\nTOP T AA P\n")
+    corpus, beam = str(tiny_corpus), {"search": "beam", "beam_size": 4}
+    small = {"kind": "ctc", "project": 16, "lstm_dim": 16}
+    change = {
+        "pieces": {"units": "bpe", "vocabulary_size": 20, "head": {**small, "join": 2, **beam}},
+        "one": {"head": {**small, "search": "beam", "beam_size": 1}},
+        "phones": {"kind": "phones", "lexicon": "lexicon", "head": small},
+        "letters": {"head": {"kind": "conv_transformer", "dim": 16, "ffn_dim": 16, **beam}},
+        "mood": {"kind": "language", "label": "emotion", "head": small},
+    }
+    recipe = merged(tone_recipe, {"training": {"steps": 10}})
+    recipe["tasks"] = {
+        name: {"corpus": corpus, "kind": "asr", **one} for name, one in change.items()
+    }
+    train_run(read_recipe(recipe), workspace / "run")
+    report = export_run(workspace / "run", workspace / "out", batches=4)
+    assert all(one["equal"] == one["decisions"] for one in report["parity"]["tasks"].values())
+    package, model = Package(workspace / "out"), speechfuse.load(workspace / "run", device="cpu")
+    random = np.random.default_rng(0)
+    heard = dict.fromkeys(change, 0)
+    for size in (400, 800, 1600, 5000, 16001, 48000, 600_000):
+        loud = np.repeat(random.uniform(0, 0.3, size // 100 + 1), 100)[:size]
+        clip = (loud * random.standard_normal(size)).astype(np.float32)
+        wanted = model((clip, 16000)).to_dict()["results"]
+        assert same(rounded(package(clip)), wanted)
+        for task, answer in wanted.items():
+            heard[task] += len(answer["words"] or ())
+    assert min(heard.values()) > 0, heard
 
 
 @pytest.mark.recipe
@@ -270,39 +403,82 @@ def test_a_program_of_torch_takes_any_batch(answering, tmp_path):
     assert str(Path(speechfuse.__file__).parent).encode() not in (folder / "model.pt2").read_bytes()
     clip = np.random.default_rng(0).standard_normal(9000).astype(np.float32)
     soundfile.write(tmp_path / "clip.wav", clip / 10, 16000)
-    command = [sys.executable, str(folder / "run.py"), str(tmp_path / "clip.wav"), "--json"]
+    command = [
+        sys.executable,
+        str(folder / "run.py"),
+        str(tmp_path / "clip.wav"),
+        "--format",
+        "json",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
-    wanted = speechfuse.load(answering, device="cpu")(tmp_path / "clip.wav")
-    assert json.loads(done.stdout)["asr"]["text"] == wanted["asr"].text
+    wanted = speechfuse.load(answering, device="cpu")(str(tmp_path / "clip.wav"))
+    assert same(json.loads(done.stdout), wanted.to_dict())
 
 
 @pytest.mark.recipe
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("form", "head"),
+    [
+        ("onnx", {}),
+        ("onnx", {"ctc": 0.3, "beam_size": 3, "length_penalty": 0.7}),
+        ("torch", {"ctc": 0.3, "beam_size": 2}),
+    ],
+)
 def test_harmonifuse_writes_the_same_text_with_its_cache(
-    workspace, tone_recipe, tiny_corpus, tmp_path
+    form, head, workspace, tone_recipe, tiny_corpus, tmp_path
 ):
     """With alpha of an utterance, which the decoder is given, and a prompt in words."""
     change = {
         "fusion": {"interface": {"kind": "gated_encoder"}, "per_task": False},
         "context": {**TINY, "interface": {"kind": "prompt_adaptive", "per": "utterance"}},
         "tasks": {
-            "asr": {"head": {"kind": "text", "max_tokens": 12}},
+            "asr": {"units": "characters", "head": {"kind": "text", "max_tokens": 12, **head}},
             "emotion": {"prompts": ["how does it feel", "mood"]},
+            "letters": {
+                "kind": "asr",
+                "corpus": str(tiny_corpus),
+                "prompts": ["which letters"],
+                "head": {"kind": "ctc", "project": 16, "lstm_dim": 16},
+            },
         },
     }
     recipe = merged(tone_recipe, change)
     del recipe["tasks"]["verification"]
     train_run(read_recipe(recipe), workspace / "run")
-    report = export_run(workspace / "run", workspace / "out", batches=6)
+    report = export_run(workspace / "run", workspace / "out", format=form, batches=6)
     asr = report["parity"]["tasks"]["asr"]
     assert asr["largest"] < 1e-4
     assert asr["equal"] == asr["decisions"] > 6
     names = [str(tiny_corpus.parent / f"s{i}-0.wav") for i in (4, 6)]
-    done = run_alone(workspace / "out", tmp_path, *names, "--json")
-    model = speechfuse.load(workspace / "run", device="cpu")
-    texts = [model(name)["asr"].text for name in names]
-    assert [json.loads(line)["asr"]["text"] for line in done.stdout.splitlines()] == texts
-    assert any(texts)
+    package, model = Package(workspace / "out"), speechfuse.load(workspace / "run", device="cpu")
+    random = np.random.default_rng(0)
+    clips = [
+        (random.standard_normal(n) / 9).astype(np.float32) for n in (800, 9000, 60_000, 700_000)
+    ]
+    answers = [model((clip, 16000)) for clip in clips]
+    for clip, answer in zip(clips, answers, strict=True):
+        assert same(rounded(package(clip)), answer.to_dict()["results"])
+    assert any(answer["asr"].text for answer in answers)
+    assert any(answer["letters"].words for answer in answers)
+    assert any(answer["asr"].words for answer in answers) == ("ctc" in head)
+    model.model.head_of("asr").search_with(1)
+    greedy = [model((clip, 16000))["asr"].text for clip in clips]
+    assert (greedy == [answer["asr"].text for answer in answers]) == ("beam_size" not in head)
+    for words in ("mood", "how does it feel", "", "är det en fråga? " * 9):
+        found = package(names[0], ["emotion"], words)
+        assert same(rounded(found), model(names[0], ["emotion"], prompt=words).to_dict()["results"])
+    asked = [names[0], "--task", "emotion", "--prompt", "mood", "--format", "json"]
+    if form == "onnx":
+        done = run_alone(workspace / "out", tmp_path, *asked)
+        wanted = model(names[0], ["emotion"], prompt="mood").to_dict()
+        assert same(json.loads(done.stdout), wanted)
+        assert not same(wanted["results"], model(names[0], ["emotion"]).to_dict()["results"])
+        done = run_alone(workspace / "out", tmp_path, *names, "--prompt", "mood")
+        assert (
+            "asks one task that was trained with some, found asr and emotion and letters"
+            in done.stderr
+        )
 
 
 def valid(found, wanted, size):

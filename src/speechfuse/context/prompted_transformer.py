@@ -208,10 +208,15 @@ class PromptedTransformer(Context):
         if given is None:  # in training any of them, otherwise the first
             many = len(known) if self.training else 1
             given = [known[i] for i in torch.randint(many, (batch,)).tolist()]
-        rows = [torch.tensor([*words.encode(), BYTES - 1]) for words in given]
+        rows = [prompt_ids(words) for words in given]
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.words.weight.device)
         lengths = torch.tensor([len(row) for row in rows], device=ids.device)
         return self.words(ids), lengths
+
+
+def prompt_ids(words: str) -> Tensor:
+    """A prompt as the bytes of its words and their end, (N,) int64."""
+    return torch.tensor([*words.encode(), BYTES - 1])
 
 
 def _blocks(kind: str, pretrained: str | None, **sizes: Any) -> Any:

@@ -15,6 +15,7 @@ from speechfuse.contracts import Task
 from speechfuse.errors import ExportError
 from speechfuse.export.loading import Source
 from speechfuse.export.plans import GraphPlan
+from speechfuse.heads.ctc_head import CTCHead
 from speechfuse.heads.text import Text
 from speechfuse.tasks.classification import Classification
 from speechfuse.tasks.diarization import Diarization
@@ -62,13 +63,22 @@ def write_about(
 def _entry(source: Source, name: str, task: Task, folder: Path, end: str) -> dict[str, Any]:
     """What run.py has to know of a task; its vocabulary becomes a file."""
     head: Any = source.graph.model.head_of(name)
-    fusion = source.graph.model.fusion_of(name)
+    read = source.graph.model.reader or source.graph.model.fusion_of(name)
     entry: dict[str, Any] = {
         "outputs": source.graph.outputs[name],
-        "frame_rate": fusion.frame_rate,
+        "frame_rate": read.frame_rate / (head.join if isinstance(head, CTCHead) else 1),
     }
+    if name in source.prompts:
+        entry["prompt"] = source.prompts[name]
     if isinstance(head, Text):
-        entry |= {"decoder": f"decoder-{name}.{end}", "max_tokens": head.max_tokens}
+        entry |= {
+            "decoder": f"decoder-{name}.{end}",
+            "max_tokens": head.max_tokens,
+            "beam_size": head.beam_size,
+            "length_penalty": head.length_penalty,
+        }
+    if isinstance(head, CTCHead) and head.search == "beam":
+        entry["beam_size"] = head.beam_size
     if isinstance(task, Recognition) and isinstance(task.vocabulary, Pieces):
         write_text(folder / f"{name}.tokenizer.json", task.vocabulary.saved)
         return entry | {"answers": "text", "tokenizer": f"{name}.tokenizer.json"}
@@ -88,7 +98,8 @@ def _entry(source: Source, name: str, task: Task, folder: Path, end: str) -> dic
     if isinstance(task, Diarization):
         return entry | {"answers": "turns", "median": head.median}
     if task.reads == "vector":
-        return entry | {"answers": "vector"}
+        decision = source.reference.decisions.get(name)
+        return entry | {"answers": "vector", "threshold": decision and decision.threshold}
     raise ExportError(
         f"task '{name}' is a {type(task).__name__}, which run.py cannot put into words; those of "
         "speechfuse can be exported"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from speechfuse.audio import SAMPLE_RATE
+from speechfuse.context.prompted_transformer import prompt_ids
 from speechfuse.contracts import Head, ScoresClasses, Upstream
 from speechfuse.errors import ExportError
 from speechfuse.export.lstm import replace_lstms
@@ -41,23 +42,34 @@ class Graph(nn.Module):
         tasks = [*model.heads]
         self.prompted = None if model.reader is None else Prompted(model.reader, tasks)
         self.outputs = {task: self._names(task) for task in tasks}
+        self.inputs = [*INPUTS, *(f"{task}.prompt" for task in self.worded)]
         replace_lstms(self)
         self.requires_grad_(False).eval()
+
+    @property
+    def worded(self) -> list[str]:
+        """Tasks that take a prompt in words."""
+        known = {} if self.prompted is None else self.prompted.context.worded
+        return [task for task in self.outputs if task in known]
 
     @property
     def names(self) -> list[str]:
         """Of all outputs, in order."""
         return [name for names in self.outputs.values() for name in names]
 
-    def forward(self, samples: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
-        """(B, S) float32 at 16 kHz, and how many samples of each are its own (B,) int64."""
+    def forward(self, samples: Tensor, lengths: Tensor, *prompts: Tensor) -> tuple[Tensor, ...]:
+        """(B, S) float32 at 16 kHz, and how many samples of each are its own (B,) int64.
+
+        prompts: (N,) int64 for each task that takes one in words, see `prompt_ids`.
+        """
         silent = samples * length_mask(lengths, samples.shape[1])
         wav = Waveforms(silent, lengths, SAMPLE_RATE)
         stacks = [_stack(upstream, wav) for upstream in self.upstreams]
+        asked = dict(zip(self.worded, prompts, strict=True))
         return tuple(
             tensor
             for task in self.outputs
-            for tensor in self._answered(self.model.fuse(stacks, task), task)
+            for tensor in self._answered(self.model.fuse(stacks, task), task, asked.get(task))
         )
 
     def decoders(self) -> dict[str, Decoder]:
@@ -77,7 +89,9 @@ class Graph(nn.Module):
         if isinstance(head, Text):
             heard = self.prompted is not None and self.prompted.reader.reads_prefix
             names = [f"{task}.logits", f"{task}.valid", f"{task}.cache"]
-            return [*names, f"{task}.heard"] if heard else names
+            names += [f"{task}.heard"] if heard else []
+            times = [f"{task}.log_probs", f"{task}.lengths"]
+            return names if head.branch is None else names + times
         if isinstance(head, Diarization):
             return [f"{task}.logits", f"{task}.lengths"]
         if isinstance(head, ScoresClasses):
@@ -89,11 +103,11 @@ class Graph(nn.Module):
             "embedding, which a graph could give; add one"
         )
 
-    def _answered(self, frames: Frames, task: str) -> Sequence[Tensor]:
+    def _answered(self, frames: Frames, task: str, prompt: Tensor | None) -> Sequence[Tensor]:
         """What the names say, of what the task's head or the context reads."""
         head: Any = self.model.head_of(task)
         if self.prompted is not None:
-            prefix = self.prompted.prefix(frames, task)
+            prefix = self.prompted.prefix(frames, task, prompt)
             heard = self.prompted.heard(prefix)
             stack = self.prompted.at(prefix, self.model.places[task])
             frames = self.prompted.reader.fused(stack, task, heard)
@@ -101,7 +115,11 @@ class Graph(nn.Module):
                 logits = head.logits(frames.hidden)[:, 0]
                 valid = length_mask(prefix.total, prefix.layers[0].shape[1])
                 given = [logits, valid, prefix.cache]
-                return given if heard is None else [*given, heard]
+                given += [] if heard is None else [heard]
+                if head.branch is None:
+                    return given
+                speech = self.prompted.reader.fused(self.prompted.at(prefix, "speech"), task, heard)
+                return [*given, head.ctc_log_probs(speech), speech.lengths]
         return head_outputs(head, frames)
 
 
@@ -132,9 +150,10 @@ def _stack(upstream: nn.Module, wav: Waveforms) -> LayerStack:
     return LayerStack(layers, lengths, upstream.plan.spec.frame_rate)
 
 
-def example(shortest: int) -> tuple[Tensor, Tensor]:
-    """Two clips to follow through the graph, not shorter than the encoders' window."""
+def example(shortest: int, prompts: Sequence[str]) -> tuple[Tensor, ...]:
+    """Two clips to follow through the graph, not shorter than the encoders' window, and prompts."""
     size = max(4000, 2 * shortest)
     generator = torch.Generator().manual_seed(0)
     samples = 0.1 * torch.randn(2, size, generator=generator)
-    return samples, torch.tensor([size, size - max(0, size - shortest) // 3])
+    lengths = torch.tensor([size, size - max(0, size - shortest) // 3])
+    return samples, lengths, *map(prompt_ids, prompts)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from speechfuse import build
 from speechfuse.checkpoint import Run
-from speechfuse.contracts import Searches, Task, Upstream
+from speechfuse.contracts import Task, Upstream
 from speechfuse.evaluate import load_model
 from speechfuse.export.graph import Graph
+from speechfuse.heads.ctc_head import CTCHead
 from speechfuse.pipeline.speech_model import STRETCH_SECONDS, SpeechModel
 from speechfuse.recipe import Recipe
 from speechfuse.upstreams.huggingface import HuggingFace
@@ -35,6 +36,11 @@ class Source:
     def min_samples(self) -> int:
         """Below which an encoder gives no frame."""
         return int(self.strictest.plan.min_samples)
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """By task that takes some in words, the one that it has if none is given."""
+        return {task: self.recipe.tasks[task].prompts[0] for task in self.graph.worded}
 
     @property
     def upstreams(self) -> list[Upstream]:
@@ -80,19 +86,12 @@ def load_source(folder: Path) -> Source:
             upstream.load()
         upstreams.append(upstream)
     for head in reference.model.heads.values():
-        if isinstance(head, Searches):
+        if isinstance(head, CTCHead) and head.search == "flashlight":
             head.search_with(1)
     return Source(run, recipe, tasks, Graph(upstreams, model), reference)
 
 
-def searches(recipe: Recipe) -> dict[str, str]:
-    """By task, how the run finds its texts where that is not the greedy way of a package."""
-    found = {}
-    for name, entry in recipe.tasks.items():
-        options = entry.head.options
-        search = options.get("search", "greedy")
-        if search != "greedy":
-            found[name] = f"search {search}, beam_size {options.get('beam_size')}"
-        elif entry.head.kind == "text" and options.get("beam_size", 1) > 1:
-            found[name] = f"beam_size {options['beam_size']}"
-    return found
+def greedy_instead(recipe: Recipe) -> list[str]:
+    """Tasks whose texts the run finds with flashlight-text, which a package is without."""
+    heads = {name: entry.head.options for name, entry in recipe.tasks.items()}
+    return [name for name, options in heads.items() if options.get("search") == "flashlight"]

@@ -19,7 +19,7 @@ from speechfuse.export.onnx_files import cleaned
 
 OPSET = 20
 QUANTISED = ("MatMul", "Gemm", "LSTM")
-Dims = Sequence[Mapping[int, Any]]
+Dims = Sequence[Mapping[int, Any] | Sequence[Mapping[int, Any]]]  # of *arguments together
 
 
 def check_libraries() -> None:
@@ -37,8 +37,7 @@ def traced(module: nn.Module, inputs: tuple[Tensor, ...], dims: Dims) -> Any:
     Raises:
         ExportError: a part of it depends on a number that a graph does not know.
     """
-    free = torch.export.Dim.DYNAMIC
-    shapes = tuple(dict.fromkeys(axes, free) for axes in dims)
+    shapes = _free(dims)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -50,6 +49,12 @@ def traced(module: nn.Module, inputs: tuple[Tensor, ...], dims: Dims) -> Any:
             f"no graph can be made of this run ({type(error).__name__}: {' '.join(said)[:400]}); a "
             "part of it does other things for other sizes, see docs/export.md"
         ) from error
+
+
+def _free(dims: Any) -> Any:
+    if isinstance(dims, Mapping):
+        return dict.fromkeys(dims, torch.export.Dim.DYNAMIC)
+    return tuple(map(_free, dims))
 
 
 def to_onnx(program: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Any:

@@ -26,7 +26,7 @@ from speechfuse.checkpoint import write_text
 from speechfuse.errors import ExportError, RunError
 from speechfuse.export import measuring, onnx_files, onnx_graphs, quality, torch_programs
 from speechfuse.export.about import write_about
-from speechfuse.export.loading import Source, load_source, searches
+from speechfuse.export.loading import Source, greedy_instead, load_source
 from speechfuse.export.plans import GraphPlan, graph_plans
 from speechfuse.export.report import readme
 from speechfuse.export.run import Package
@@ -77,7 +77,7 @@ def export_run(
             "format": format,
             "precision": "float32",
             "speechfuse": __version__,
-            "searches": searches(source.recipe),
+            "greedy_instead": greedy_instead(source.recipe),
             "bfloat16": source.low_precision,
             "parity": measuring.told(parity),
             "bytes": _sizes(part),

@@ -14,7 +14,7 @@ from speechfuse.audio import SAMPLE_RATE, pad_clips
 from speechfuse.contracts import ScoresClasses
 from speechfuse.decoding import generate
 from speechfuse.export.graph import head_outputs
-from speechfuse.export.run import Package
+from speechfuse.export.run import Package, rounded
 from speechfuse.heads.ctc_head import CTCHead
 from speechfuse.heads.diarization import Diarization
 from speechfuse.heads.text import Text
@@ -118,12 +118,16 @@ def _compare_batch(
         name = package.tasks[task]["outputs"][0]
         first, (wanted, *sizes) = made[name], head_outputs(head, read)
         if isinstance(head, CTCHead | Diarization):
-            answers = head.predict(read)
+            answers: list[Any] = head.predict(read)
+            if isinstance(head, CTCHead):
+                answers = _transcripts(library, task, frames, answers)
             for row, (found, size) in enumerate(zip(first, sizes[0].tolist(), strict=True)):
                 assert int(made[f"{task}.lengths"][row]) == size, "frames of a clip"
                 compared.see(found[:size], wanted[row, :size].numpy())
                 alone = {f"{task}.lengths": np.array([size]), name: found[None]}
-                compared.decide(package._predicted(task, alone), answers[row])
+                heard = package._heard(task, alone)
+                told = _without_scores(heard) if isinstance(head, CTCHead) else heard
+                compared.decide(told, answers[row])
             continue
         compared.see(first, wanted.numpy())
         if isinstance(head, ScoresClasses):
@@ -144,9 +148,17 @@ def _compare_text(
     reader, head = library.model.reader, library.model.head_of(task)
     assert reader is not None
     assert isinstance(head, Text)
-    texts = [one.ids for one in generate(reader, head, frames, task)]
-    for clip, ids in zip(batch, texts, strict=True):
-        compared.decide(package.predict(clip, [task])[task], ids)
+    written = generate(reader, head, frames, task)
+    answers = _transcripts(library, task, frames, written)
+    for clip, answer in zip(batch, answers, strict=True):
+        alone = package.outputs(clip[None], np.array([len(clip)]), [task])
+        compared.decide(_without_scores(package._heard(task, alone)), answer)
+    if head.branch is not None:
+        (speech,) = reader(frames, task, ["speech"])
+        scores = head.ctc_log_probs(speech).numpy()
+        for row, size in enumerate(speech.lengths.tolist()):
+            compared.see(made[f"{task}.log_probs"][row, :size], scores[row, :size])
+    texts = [one.ids for one in written]
     (heard,) = reader(frames, task, ["text"], text=padded(texts))
     wanted = head.logits(heard.hidden).numpy()
     names = ("logits", "valid", "cache", "heard")
@@ -162,6 +174,21 @@ def _compare_text(
         stepped = decoder({"tokens": tokens, **given}, ["logits", "cache_out"])
         logits, given["cache"] = stepped["logits"], stepped["cache_out"]
         given["valid"] = np.concatenate([given["valid"], np.ones((len(batch), 1), bool)], axis=1)
+
+
+def _transcripts(
+    library: SpeechModel, task: str, frames: Frames, found: Sequence[Any]
+) -> list[dict[str, Any]]:
+    """What the library tells of what a head has found."""
+    results = library._results(task, frames, found, None, None)
+    return [_without_scores(one.to_dict()) for one in results]
+
+
+def _without_scores(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """A text, the times of its words, and whether it is cut; the numbers are compared apart."""
+    words = rounded(answer["words"])
+    times = words and [(one["text"], one["start"], one["end"]) for one in words]
+    return {**answer, "words": times}
 
 
 def _classes(package: Package, task: str, scores: Array) -> Any:

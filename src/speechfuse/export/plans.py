@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from speechfuse.export.graph import INPUTS, example
+from speechfuse.export.graph import example
 from speechfuse.export.loading import Source
+from speechfuse.export.onnx_graphs import Dims
 
 
 @dataclass(frozen=True)
@@ -19,16 +21,18 @@ class GraphPlan:
     name: str  # of its file, without the ending
     module: nn.Module
     example: tuple[Tensor, ...]
-    dims: Sequence[Mapping[int, str]]  # axes of each input that are free
+    dims: Dims  # axes of each input that are free
     inputs: Sequence[str]
     outputs: Sequence[str]
 
 
 def graph_plans(source: Source) -> list[GraphPlan]:
     """The model, and a decoder for each task that writes; its example is what the model gives."""
-    given = example(source.min_samples)
-    dims = ({0: "batch", 1: "samples"}, {0: "batch"})
-    plans = [GraphPlan("model", source.graph, given, dims, INPUTS, source.graph.names)]
+    given = example(source.min_samples, [*source.prompts.values()])
+    dims: list[Any] = [{0: "batch", 1: "samples"}, {0: "batch"}]
+    if source.prompts:
+        dims.append([{0: "words"} for _ in source.prompts])
+    plans = [GraphPlan("model", source.graph, given, dims, source.graph.inputs, source.graph.names)]
     decoders = source.graph.decoders()
     if not decoders:
         return plans

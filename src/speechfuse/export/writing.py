@@ -53,7 +53,7 @@ class _Cache:
 
 
 class Prompted(nn.Module):
-    """A reader with the prompt that each task has if none is given."""
+    """A reader with the prompt that each task has learned, if it takes none in words."""
 
     def __init__(self, reader: PromptedFusion, tasks: list[str]) -> None:
         """Raises ExportError if the context is none that ships with the library."""
@@ -65,13 +65,19 @@ class Prompted(nn.Module):
             )
         self.reader, self.context = reader, reader.context
         for task in tasks:
-            prompt = self.context._prompt(task, 1, None)[0].detach().clone()  # (1, N, D)
-            self.register_buffer(f"prompt_{task}", prompt)
+            if task not in self.context.worded:
+                prompt = self.context._prompt(task, 1, None)[0].detach().clone()  # (1, N, D)
+                self.register_buffer(f"prompt_{task}", prompt)
 
-    def prefix(self, frames: Frames, task: str) -> Prefix:
-        """What the blocks make of speech and prompt."""
+    def prefix(self, frames: Frames, task: str, words: Tensor | None) -> Prefix:
+        """What the blocks make of speech and prompt. words: its bytes (N,), of one in words."""
         hidden, speech = self.context._speech(frames)
-        prompt: Tensor = getattr(self, f"prompt_{task}")
+        prompt: Tensor
+        if words is None:
+            prompt = getattr(self, f"prompt_{task}")
+        else:
+            assert self.context.words is not None
+            prompt = self.context.words(words)[None]
         bound, many = hidden.shape[1], prompt.shape[1]
         both = torch.cat([hidden, prompt.expand(hidden.shape[0], -1, -1)], dim=1)
         place = torch.arange(bound + many)
