@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -12,10 +12,13 @@ from speechfuse.metrics import (
     error_rate,
     gain_over_best,
     paired_difference,
+    percent,
     relative_gain,
+    signed,
     speaker_draws,
     with_interval,
 )
+from speechfuse.types import Metric
 
 
 def levenshtein(a, b):
@@ -144,6 +147,30 @@ class TestIntervals:
         same = paired_difference(ours, ours)
         assert same.low == same.high == 0  # the same seeds of both are drawn
         assert paired_difference([ours[0]], [ours[2]]).low == pytest.approx(0.4)
+
+    def test_of_one_speaker_there_is_none(self):
+        """Drawn again and again it would seem certain; several seeds say nothing of others."""
+        good, bad = (accuracy(["y"] * 4, found, ["anna"] * 4) for found in ("yyyy", "ynny"))
+        for evidence in (bad, [bad, good]):
+            metric = with_interval(evidence)
+            assert (metric.low, metric.high, metric.speakers) == (None, None, 1)
+        assert percent(with_interval(bad)) == "50.0\n[-]"
+        gain = paired_difference([good], [bad])
+        assert signed(gain) == "+50.0 [-]"
+        assert signed(-gain) == "-50.0 [-]"
+        assert not (gain.above(0) or gain.below(0) or gain.above(-1) or gain.below(1))
+        assert gain.ends == (0.5, 0.5)
+        kept = asdict(replace(gain, low=0.5, high=0.5))  # as older runs kept it
+        assert Metric(**kept) == gain
+        assert asdict(gain) == {"value": 0.5, "low": None, "high": None, "speakers": 1}
+
+    def test_it_is_above_what_all_of_it_is_above(self):
+        metric = Metric(0.5, 0.4, 0.6, 9)
+        assert metric.above(0.3)
+        assert not metric.above(0.4)
+        assert metric.below(0.7)
+        assert not metric.below(0.6)
+        assert (-metric).below(-0.3)
 
     def test_trials_are_drawn_by_speaker(self):
         random = np.random.default_rng(3)

@@ -217,6 +217,9 @@ def test_the_worst_task_decides_and_sure_looks_at_the_interval():
     assert not Rule(0.01).keeps(losses(asr=1.1, emotion=-3))
     assert not Rule(0.01, sure=True).keeps(losses(asr=0))
     assert Rule(0.03, sure=True).keeps(losses(asr=1))
+    one_voice = {"asr": Metric(0.0, 0.0, 0.0, 1)}
+    assert Rule(0.01).keeps(one_voice)
+    assert not Rule(0.01, sure=True).keeps(one_voice)
 
 
 def test_halving_finds_the_lowest_block_that_counts(recipe, place):

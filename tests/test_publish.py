@@ -1,15 +1,20 @@
 import json
+import re
 import shutil
 
 import pytest
 import yaml
 from safetensors import safe_open
+from typer.testing import CliRunner
 
 import speechfuse
+from speechfuse import cli
 from speechfuse.build import read_recipe
+from speechfuse.checkpoint import Run
 from speechfuse.errors import RunError
 from speechfuse.pipeline import speech_model
 from speechfuse.publish import push_to_hub, save_pretrained
+from speechfuse.recipe import merged
 from speechfuse.train import train_run
 
 pytestmark = pytest.mark.recipe  # seconds in all: run by make test
@@ -120,12 +125,46 @@ def test_the_card_says_when_test_speakers_were_trained_on(tiny_corpus, tmp_path,
         train_run(read_recipe(recipe), tmp_path / "run")
         folder = save_pretrained(tmp_path / "run", tmp_path / "pub", name="org/pub", picture=False)
     said = "1 of the 2 speakers of test are in training and development, too, with 43 % of its"
-    (line,) = [one for one in caplog.messages if "speakers" in one]
+    (line,) = [one for one in caplog.messages if "of test" in one]
     assert f"emotion and mood: {said} utterances" in line
     assert "name split.test_speakers" in line
     card = (folder / "README.md").read_text()
     assert f"emotion, mood: {said} utterances." in card
     assert 'speechfuse.load("org/pub")' in card
+
+
+def test_of_one_speaker_nothing_claims_an_interval(tiny_corpus, tmp_path, caplog):
+    rows = [json.loads(line) for line in tiny_corpus.read_text().splitlines()]
+    for row in rows:
+        row["audio"] = str(tiny_corpus.parent / row["audio"])
+    manifest = tmp_path / "one.jsonl"
+    kept = [row for row in rows if row["speaker"] != "s4"]  # s5 is left to develop on
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    recipe = {
+        "upstreams": {"mel": {"kind": "filterbank", "num_mels": 24}},
+        "fusion": {"interface": {"kind": "weighted_sum"}},
+        "tasks": {"emotion": {"corpus": str(manifest), "head": {"kind": "classifier"}}},
+        "training": {"steps": 2, "batch_seconds": 4},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        train_run(read_recipe(recipe), tmp_path / "run")
+        (line,) = [one for one in caplog.messages if "development has" in one]
+        assert "emotion: development has 1 speaker" in line
+        shown = CliRunner().invoke(cli.app, ["evaluate", "run"], catch_exceptions=False)
+        assert re.search(r"dev .* accuracy \(WA\) .* \[-\] .* 1 ", shown.stdout)
+        dev = json.loads((tmp_path / "run" / "metrics.json").read_text())["dev"]["emotion"]
+        assert (dev["accuracy"]["low"], dev["accuracy"]["high"]) == (None, None)
+        dev["accuracy"] |= {"low": 0.5, "high": 0.5}  # as runs from before kept it
+        old = Run(tmp_path / "run")
+        old.save_metrics(old.metrics() | {"dev": {"emotion": dev}})
+        caplog.clear()
+        named = {"dev_speakers": ["s5"], "test_speakers": ["s6", "s7"]}
+        asked = merged(recipe, {"tasks": {"emotion": {"split": named}}})
+        train_run(read_recipe(asked), tmp_path / "asked")
+        folder = save_pretrained(tmp_path / "run", tmp_path / "pub", picture=False)
+    assert not any("development has" in one for one in caplog.messages)
+    assert "| [-] | 1 |" in (folder / "README.md").read_text()
 
 
 def test_a_run_that_did_not_keep_it_is_said_to_tell_nothing(here, tmp_path):

@@ -49,9 +49,26 @@ def test_speakers_of_two_splits_are_told(train, dev, test, apart, warned):
     assert DataSummary.read(about.to_dict()) == about
 
 
+@pytest.mark.parametrize(
+    ("dev", "told"),
+    [
+        ("c", "development has 1 speaker, .* its scores have no intervals; name more in split.dev"),
+        ("cccd", "development has 2 speakers, .* its scores have too narrow intervals"),
+        ("cdefg", None),
+        ([None], None),  # each may be another voice
+    ],
+)
+def test_few_speakers_of_development_are_told(dev, told):
+    splits = {"train": said("a", "b"), "dev": said(*dev), "test": said("z")}
+    found = summarise([], splits, []).few()
+    assert bool(found) is bool(told)
+    assert not told or re.match(told, found[0])
+
+
 def test_what_was_asked_for_is_no_warning():
     splits = {"train": said("a", "b"), "dev": said("b"), "test": said("c")}
-    assert summarise([], splits, [], drawn_within_speakers=True).warnings() == []
+    asked = summarise([], splits, [], drawn_within_speakers=True)
+    assert asked.warnings() == asked.few() == []
     same = {name: said("a", "b") for name in splits}
     assert summarise([], same, ["speaker"]).warnings() == []
     assert "names speakers" in summarise([], same, ["speaker"]).apart()

@@ -39,6 +39,7 @@ from speechfuse.model import FusionModel
 from speechfuse.ops import file_hash
 from speechfuse.recipe import Recipe, code_of, read_yaml
 from speechfuse.runs import check_run
+from speechfuse.types import Metric
 
 _LIBRARIES = (
     "torch",
@@ -285,8 +286,10 @@ class Run:
         metrics = self._read_json("metrics.json")
         with damage(self.folder / "metrics.json", RunError, "delete it and train again to go on"):
             for scores in (*metrics["dev"].values(), *metrics["test"].values()):
-                for metric in scores.values():
-                    _ = [float(metric[part]) for part in ("value", "low", "high", "speakers")]
+                for name, kept in scores.items():
+                    metric = Metric(**kept)
+                    _ = [float(end) for end in (metric.value, *metric.ends, metric.speakers)]
+                    scores[name] = asdict(metric)
         return metrics
 
     @property

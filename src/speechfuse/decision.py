@@ -15,7 +15,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from speechfuse.metrics import SpeakerTrials, Values, equal_error, error_points, full_name, interval
+from speechfuse.metrics import (
+    SpeakerTrials,
+    Values,
+    bracket,
+    equal_error,
+    error_points,
+    full_name,
+    interval,
+)
 from speechfuse.types import Metric
 
 Criterion = Literal["eer", "min_dcf"]
@@ -64,10 +72,9 @@ class Decision:
             share = not name.endswith("dcf")
             unit = "%" if share else f"(p_target {self.p_target:g})"
             scale, digits = (100, 1) if share else (1, 3)
-            value, low, high = (
-                f"{scale * one:.{digits}f}" for one in (metric.value, metric.low, metric.high)
-            )
-            rows.append([f"{full_name(name)} {unit}", value, f"[{low}, {high}]"])
+            form = f".{digits}f"
+            value = f"{scale * metric.value:{form}}"
+            rows.append([f"{full_name(name)} {unit}", value, bracket(metric, form, scale)])
         return rows
 
     def expected(self) -> str:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from speechfuse.types import Metric
 
 DRAWS = 1000
+LEAST = 5  # speakers; an interval from fewer is far too narrow
 NAMES = {
     "wer": "WER",
     "cer": "CER",
@@ -50,14 +51,25 @@ def full_name(metric: str) -> str:
     return NAMES.get(name, name) + of + part
 
 
+def bracket(metric: Metric, form: str = ".1f", scale: float = 100) -> str:
+    """An interval for reading.
+
+    >>> bracket(Metric(0.5, 0.4, 0.65, speakers=20)), bracket(Metric(0.5, 0.5, 0.5, speakers=1))
+    ('[40.0, 65.0]', '[-]')
+    """
+    if metric.low is None or metric.high is None:
+        return "[-]"
+    return f"[{scale * metric.low:{form}}, {scale * metric.high:{form}}]"
+
+
 def percent(metric: Metric) -> str:
     """A value in percent, and its interval below."""
-    return f"{100 * metric.value:.1f}\n[{100 * metric.low:.1f}, {100 * metric.high:.1f}]"
+    return f"{100 * metric.value:.1f}\n{bracket(metric)}"
 
 
 def signed(metric: Metric) -> str:
     """A difference in points with its interval."""
-    return f"{100 * metric.value:+.1f} [{100 * metric.low:+.1f}, {100 * metric.high:+.1f}]"
+    return f"{100 * metric.value:+.1f} {bracket(metric, '+.1f')}"
 
 
 def signed_cell(metric: Metric) -> str:

@@ -27,10 +27,10 @@ from speechfuse import __version__, build
 from speechfuse.checkpoint import Run, write_text
 from speechfuse.errors import RunError, SpeechFuseError
 from speechfuse.experiments.layers import draw_layer_use, run_layer_use
-from speechfuse.metrics import full_name
+from speechfuse.metrics import bracket, full_name
 from speechfuse.recipe import Part, Recipe, code_of
 from speechfuse.resources import markdown_template
-from speechfuse.types import Progress
+from speechfuse.types import Metric, Progress
 
 KEPT = ("model.safetensors", "tasks.json", "upstreams.json", "metrics.json", "seen.json")
 PICTURE = "layers.png"
@@ -132,11 +132,12 @@ def model_card(run: Run, recipe: Recipe, license: str | None, name: str, *, draw
         ],
         metrics=metrics,
         rows=[
-            (task, split, full_name(metric), m)
+            (task, split, full_name(metric), Metric(**m))
             for split in ("dev", "test")
             for task, scores in metrics[split].items()
             for metric, m in scores.items()
         ],
+        bracket=bracket,
         decisions=run.decisions(),
         data=data,
         apart={text: ", ".join(tasks) for text, tasks in apart.items()},

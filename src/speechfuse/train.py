@@ -81,8 +81,8 @@ def _trained(
         tasks = load_tasks(recipe, progress=progress)
     marks = {name: data.marks() for name, data in tasks.items()}
     run.check_data(marks)
-    if rank.number == 0:
-        _warn_of_known_speakers(tasks)
+    if rank.number == 0 and start is None:  # of a trial, the run that it starts from has said it
+        _warn_of_speakers(recipe, tasks)
     model = build.build_model(
         recipe, build.stack_specs(recipe), {name: data.task for name, data in tasks.items()}
     )
@@ -125,11 +125,12 @@ def _trained(
     return model, tasks, inputs, about
 
 
-def _warn_of_known_speakers(tasks: Mapping[str, TaskData]) -> None:
-    """One line for tasks that share a finding."""
+def _warn_of_speakers(recipe: Recipe, tasks: Mapping[str, TaskData]) -> None:
+    """One line for tasks that share a finding; few who are named are no finding."""
     found: dict[str, list[str]] = {}
     for name, data in tasks.items():
-        for line in data.about.warnings():
+        named = recipe.tasks[name].split.dev_speakers
+        for line in [*data.about.warnings(), *([] if named else data.about.few())]:
             found.setdefault(line, []).append(name)
     for line, names in found.items():
         logging.getLogger(__name__).warning("warning: %s: %s", " and ".join(names), line)

@@ -192,16 +192,41 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A number with its 95 % interval from resampled speakers, and seeds if there are several."""
+    """A number with its 95 % interval from resampled speakers, and seeds if there are several.
+
+    One speaker, drawn again and again, says nothing of others: low and high are None then.
+    """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     speakers: int
+
+    def __post_init__(self) -> None:
+        if self.speakers < 2:  # runs from before that was so kept the value twice
+            object.__setattr__(self, "low", None)
+            object.__setattr__(self, "high", None)
 
     def __neg__(self) -> Metric:
         """Of a difference: by how much the other is more; from 0.0, so that none is -0.0."""
-        return Metric(0.0 - self.value, 0.0 - self.high, 0.0 - self.low, self.speakers)
+        low, high = (None if end is None else 0.0 - end for end in (self.high, self.low))
+        return Metric(0.0 - self.value, low, high, self.speakers)
+
+    def above(self, bound: float) -> bool:
+        """Whether the whole interval is; without one it is not shown."""
+        return self.low is not None and self.low > bound
+
+    def below(self, bound: float) -> bool:
+        """The same of the other side."""
+        return self.high is not None and self.high < bound
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Of the interval, as a picture shows it: the value twice where there is none."""
+        return (
+            self.value if self.low is None else self.low,
+            self.value if self.high is None else self.high,
+        )
 
 
 @dataclass(frozen=True, slots=True)

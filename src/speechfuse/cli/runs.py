@@ -204,8 +204,9 @@ def run_and_report(
 
 def print_metrics(metrics: dict[str, Any]) -> None:
     """A run's scores, thresholds and what was left out."""
-    from speechfuse.metrics import full_name
+    from speechfuse.metrics import bracket, full_name
     from speechfuse.text import NORMALISER
+    from speechfuse.types import Metric
 
     rows = [
         [
@@ -213,7 +214,7 @@ def print_metrics(metrics: dict[str, Any]) -> None:
             split,
             full_name(metric),
             f"{100 * m['value']:.1f}",
-            f"[{100 * m['low']:.1f}, {100 * m['high']:.1f}]",
+            bracket(Metric(**m)),
             str(m["speakers"]),
         ]
         for split in ("dev", "test")

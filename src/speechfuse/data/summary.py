@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from speechfuse.data.splits import Splits
+from speechfuse.metrics import LEAST
 
 _EARLIER = {"train": (), "dev": ("train",), "test": ("train", "dev")}
 _LONG = {"train": "training", "dev": "development", "test": "test"}
@@ -85,6 +86,17 @@ class DataSummary:
                 "were learned; name split.dev_speakers, or mend the corpus's split column"
             )
         return found
+
+    def few(self) -> list[str]:
+        """What is found on the development set, where that has few speakers."""
+        count = self.splits["dev"].speakers if "dev" in self.splits else 0
+        if self.names_speakers or self.drawn_within_speakers or not 0 < count < LEAST:
+            return []
+        return [
+            f"development has {count} speaker{'s' * (count > 1)}, so the best step and thresholds "
+            f"are found on few voices, and its scores have {'too narrow' if count > 1 else 'no'} "
+            "intervals; name more in split.dev_speakers"
+        ]
 
 
 NOTHING = DataSummary((), {})  # of data that nobody trains on

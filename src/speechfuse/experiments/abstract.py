@@ -98,7 +98,7 @@ def _best_of(
     line += _listed(f"'{row}' in {count}" for row, count in wins)
     if not gains:
         return line  # it is compared with none
-    real = sum(gain.low > 0 for gain in gains)
+    real = sum(gain.above(0) for gain in gains)
     return f"{line}, in {real} of {len(gains)} told apart from the row that it is compared with"
 
 
@@ -117,7 +117,7 @@ def _first_of(sweep: SweepFile, task: Task, ranked: Sequence[Result]) -> str:
         line += f"; '{second.row}' comes next, {_told(-gain, 'worse')}"
     else:
         return line  # it is compared with none
-    real = gain.low > 0 or gain.high < 0
+    real = gain.above(0) or gain.below(0)
     line += f", {'' if real else 'not '}told apart from zero by the paired interval"
     if real and len(ranked) > 2:
         line += f" (which does not count that it was chosen among {len(ranked)} rows)"

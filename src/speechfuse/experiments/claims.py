@@ -79,11 +79,11 @@ def verdict(gains: Sequence[Compared], margin: float) -> str:
     by_task: dict[str, list[Metric]] = {}
     for one in gains:
         by_task.setdefault(one.task, []).append(one.gain)
-    worse = [task for task, found in by_task.items() if any(g.high < -margin for g in found)]
+    worse = [task for task, found in by_task.items() if any(g.below(-margin) for g in found)]
     if worse:
         return f"{FAILS}: {' and '.join(worse)} worse by more than {100 * margin:g}"
-    better = _all(by_task, lambda g: g.low > 0)
-    kept = _all(by_task, lambda g: g.low >= -margin)
+    better = _all(by_task, lambda g: g.above(0))
+    kept = _all(by_task, lambda g: g.above(-margin - 1e-9))
     if better and len(kept) == len(by_task):
         return f"{HOLDS}: {' and '.join(better)} better"
     if not better:

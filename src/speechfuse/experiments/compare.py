@@ -17,6 +17,7 @@ from speechfuse.contracts import Row
 from speechfuse.errors import RunError
 from speechfuse.experiments.sweep import Split
 from speechfuse.metrics import (
+    LEAST,
     Evidence,
     full_name,
     paired_difference,
@@ -31,7 +32,6 @@ from speechfuse.types import Metric, Table
 # Columns that a system writes, and what it scores apart; others are the test set.
 FOUND = {"prediction", "score", "cut", "set"}
 UNDECIDED, TOO_FEW = "not told apart", "too few speakers"
-LEAST = 5  # speakers; an interval from fewer is far too narrow
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Difference:
         """better or worse where the interval is without zero."""
         if self.difference.speakers < LEAST:
             return TOO_FEW
-        if self.difference.low <= 0 <= self.difference.high:
+        if not (self.difference.above(0) or self.difference.below(0)):
             return UNDECIDED
         return "better" if (self.difference.value > 0) is self.higher_is_better else "worse"
 

@@ -176,7 +176,7 @@ def _worse(sweep: SweepFile, done: Sequence[Cell], split: Split) -> Iterator[Fai
                 if [*ours[0].speakers] != [*theirs[0].speakers]:
                     continue
                 loss = paired_difference(ours, theirs)
-                if (loss.high if sign > 0 else -loss.low) < 0:
+                if loss.below(0) if sign > 0 else loss.above(0):
                     place = f"{row}, {condition}" if condition else row
                     yield Failure(
                         "fusion worse than one of its encoders",

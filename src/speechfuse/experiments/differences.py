@@ -37,15 +37,15 @@ def _figure(sweep: SweepFile, tasks: Mapping[str, Task], shown: Sequence[Result]
         figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True
     ):
         task = tasks[name]
-        sign = 100 if task.higher_is_better else -100
         for result in (r for r in shown if r.task == name):
             assert result.difference is not None
-            place, found = rows.index(result.row), result.difference
-            ends = sorted([sign * found.low, sign * found.high])
-            colour = "C0" if ends[0] > 0 else "C3" if ends[1] < 0 else "0.45"
+            place = rows.index(result.row)
+            better = result.difference if task.higher_is_better else -result.difference
+            colour = "C0" if better.above(0) else "C3" if better.below(0) else "0.45"
+            ends = [100 * end for end in better.ends]
             axis.plot(ends, [place, place], color=colour, linewidth=1.4)
             filled = colour if colour.startswith("C") else "white"
-            axis.plot([sign * found.value], [place], "o", color=colour, mfc=filled, ms=5)
+            axis.plot([100 * better.value], [place], "o", color=colour, mfc=filled, ms=5)
         axis.axvline(0, color="0.3", linewidth=0.8)
         dress(axis, f"{name}: {full_name(task.primary)}", "points better")
         axis.set_yticks(range(len(rows)), [_label(sweep, row) for row in rows])

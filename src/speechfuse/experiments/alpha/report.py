@@ -14,7 +14,15 @@ from speechfuse.checkpoint import write_text
 from speechfuse.experiments.alpha.run import PROMPT, READ, Alphas
 from speechfuse.experiments.alpha.shares import FACTORS
 from speechfuse.experiments.panels import legend_below
-from speechfuse.metrics import Evidence, full_name, paired_difference, percent, with_interval
+from speechfuse.metrics import (
+    Evidence,
+    bracket,
+    full_name,
+    paired_difference,
+    percent,
+    signed_cell,
+    with_interval,
+)
 from speechfuse.types import Metric, Table
 
 
@@ -67,7 +75,7 @@ def _swaps(runs: Sequence[Alphas]) -> Table:
                 f"{swap.task} with the {_named(swap.what)} of {swap.other}",
                 _bits(with_interval([s.divergence for s in several])),
                 f"{metric} {100 * with_interval(other).value:.1f}",
-                _points(change),
+                signed_cell(change),
             ]
         )
     title = (
@@ -132,7 +140,7 @@ def _words(runs: Sequence[Alphas]) -> Iterator[Table]:
                 f"{task}: {full_name(runs[0].run.tasks[task].task.primary)}",
                 percent(with_interval(trained)),
                 percent(with_interval(unseen)),
-                _points(paired_difference(unseen, trained)),
+                signed_cell(paired_difference(unseen, trained)),
             ]
         )
     columns = ["", "prompts trained on, %", "not trained on, %", "change, points"]
@@ -140,11 +148,7 @@ def _words(runs: Sequence[Alphas]) -> Iterator[Table]:
 
 
 def _bits(value: Metric) -> str:
-    return f"{value.value:.3f}\n[{value.low:.3f}, {value.high:.3f}]"
-
-
-def _points(value: Metric) -> str:
-    return f"{100 * value.value:+.1f}\n[{100 * value.low:+.1f}, {100 * value.high:+.1f}]"
+    return f"{value.value:.3f}\n{bracket(value, '.3f', 1)}"
 
 
 def alpha_figure(runs: Sequence[Alphas]) -> Any:

@@ -54,8 +54,8 @@ class Curve:
     def as_good(self) -> list[int]:
         """Layers whose paired difference to the best one has zero in its interval."""
         top = self.evidence[self.best]
-        lows = [paired_difference(top, other).low for other in self.evidence]
-        return [layer for layer, low in enumerate(lows) if low <= 0]
+        gains = [paired_difference(top, other) for other in self.evidence]
+        return [layer for layer, gain in enumerate(gains) if not gain.above(0)]
 
 
 def curves(results: Sequence[Result]) -> dict[str, list[Curve]]:
@@ -174,7 +174,7 @@ def probe_figure(probe: ProbeFile, clips: Clips, results: Sequence[Result]) -> A
                 linewidth=1.3,
                 label=curve.encoder,
             )
-            lows, highs = ([100 * getattr(v, end) for v in shown] for end in ("low", "high"))
+            lows, highs = zip(*([100 * end for end in v.ends] for v in shown), strict=True)
             axis.fill_between(layers, lows, highs, color=colour, alpha=0.13, linewidth=0)
         axis.axhline(100 * chance_of(name, clips), color="#888888", linestyle=":", linewidth=1)
         dress(axis, f"{name}: {full_name(metric_of(name))}, %")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from speechfuse.experiments.compare import LEAST
-from speechfuse.metrics import full_name, percent, signed, signed_cell
+from speechfuse.metrics import LEAST, full_name, percent, signed, signed_cell
 from speechfuse.types import Metric, Table
 
 

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -35,8 +36,13 @@ class Rule:
         return self.worst(losses) <= self.tolerance + 1e-9
 
     def worst(self, losses: Mapping[str, Metric]) -> float:
-        """Of the task that has lost most."""
-        return max(loss.high if self.sure else loss.value for loss in losses.values())
+        """Of the task that has lost most; without end where there should be an interval."""
+        return max(map(self._lost, losses.values()))
+
+    def _lost(self, loss: Metric) -> float:
+        if not self.sure:
+            return loss.value
+        return inf if loss.high is None else loss.high
 
 
 @dataclass(frozen=True)

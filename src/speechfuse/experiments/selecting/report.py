@@ -81,7 +81,7 @@ def advice(selected: Selected) -> str:
         text += f" and {len(equals) - 4} more" if len(equals) > 4 else ""
     if selected.pairs:
         pair = selected.pairs[0]
-        if pair.gain.low > 0:
+        if pair.gain.above(0):
             text += f"; the pair {named(pair.both.layers)} is better by {signed(pair.gain)}"
         else:
             text += f"; no pair is shown to be better, the best by {signed(pair.gain)}"
@@ -121,7 +121,7 @@ def _draw(axis: Any, encoder: str, colour: str, mine: Sequence[Candidate], wides
     style = {"linestyle": "--"} if flat else {"linestyle": "-", "marker": "o", "markersize": 3}
     shown = [100 * v.value for v in values]
     axis.plot(layers, shown, color=colour, linewidth=1.3, label=encoder, **style)
-    lows, highs = ([100 * getattr(v, end) for v in values] for end in ("low", "high"))
+    lows, highs = zip(*([100 * end for end in v.ends] for v in values), strict=True)
     axis.fill_between(layers, lows, highs, color=colour, alpha=0.13, linewidth=0)
 
 

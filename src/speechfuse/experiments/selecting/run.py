@@ -98,7 +98,7 @@ class Selected:
     def as_good(self, other: Candidate) -> bool:
         """Whether the best layer is not shown to be better."""
         best = self.singles[0]
-        return other is best or gain(best, other, self.sign).low <= 0
+        return other is best or not gain(best, other, self.sign).above(0)
 
     def best_of(self, encoder: str) -> Candidate:
         return next(c for c in self.singles if c.layers[0][0] == encoder)
