@@ -98,6 +98,25 @@ def test_deaf_encoder_and_blocks_above_the_last_one_that_counts_go(run, about, p
     ]
 
 
+def test_what_chance_may_have_chosen_is_said_first_and_last(run, about, place, caplog, capfd):
+    said = "emotion: development has 2 speakers and 16 answers, of which one is worth 6.2 points"
+    assert about["cautions"][0].startswith(said)
+    told = []
+
+    def stop(what, done, total):
+        told.extend(caplog.messages)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune_run(run, place / "cautious", repeats=1, tolerance=0.1, progress=stop)
+    assert told[0].startswith("warning: emotion: development has 2 speakers, so chance may choose")
+    done = CliRunner().invoke(cli.app, ["prune", "run", "--trust-code"], catch_exceptions=False)
+    *_, last, where = done.stdout.splitlines()
+    assert last.startswith(f"warning: {said}")
+    assert where.startswith("run: ")
+    assert "verdict on it" in done.stdout
+
+
 def test_pruned_run_predicts(about, place, tiny_corpus):
     model = speechfuse.load(place / about["out"])
     assert model(tiny_corpus.with_name("s7-1.wav"))["emotion"].label == "loud"

@@ -102,6 +102,8 @@ def prune(
     for table in report.prune_tables(about):
         print_table(*table)
     typer.echo(report.summary(about))
+    for line in about.get("cautions", ()):  # none of a run that was pruned before there were any
+        typer.echo(f"warning: {line}")
     if about["removed"]:
         typer.echo(f"run: {about['out']}")
 

@@ -67,7 +67,7 @@ def test_table(about: Mapping[str, Any]) -> Table:
     ]
     title = "Test split\n% with 95 % interval from resampled speakers; the difference is paired"
     if "trained_as_long" in about:
-        columns += ["of the cut alone", ""]
+        columns += ["of the cut alone", "verdict on it"]
         for row, one in zip(rows, about["trained_as_long"], strict=True):
             row += [signed_cell(Metric(**one["difference"])), one["verdict"]]
         title += "\nof the cut alone: minus the whole run trained as many steps more"

@@ -6,6 +6,7 @@ RUN-pruned.tried   runs of what was tried, until something is chosen
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -83,6 +84,9 @@ def prune_run(
 
     def attempt(cut: Cut) -> Trial:
         if not tried:  # what the training alone changes
+            about["cautions"] = bench.cautions(tolerance)
+            for line in about["cautions"]:
+                logging.getLogger(__name__).warning("warning: %s", line)
             tried.append((bench.tried(whole(encoders), encoders, _named(progress, "all")), None))
         shown = _named(progress, cut.text(encoders))
         trials = [bench.tried(cut, encoders, shown, steps=steps) for steps in (None, 0)]

@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 
 from speechfuse import build
 from speechfuse.checkpoint import Run
+from speechfuse.evaluate import evidence_of
 from speechfuse.experiments.compare import System, compare
 from speechfuse.experiments.pruning.cuts import Cut, Encoder, cut_recipe
 from speechfuse.experiments.pruning.inherit import Inheritance
+from speechfuse.metrics import LEAST
 from speechfuse.model import FusionModel
 from speechfuse.ops import file_hash
 from speechfuse.recipe import Recipe
@@ -95,6 +97,23 @@ class Bench:
         train_run(recipe, folder, progress, start=start, splits=["dev"])
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # as large as what is kept
         return self.trial(cut, folder)
+
+    def cautions(self, tolerance: float) -> list[str]:
+        """Tasks with so little development data that chance may choose a cut."""
+        found = []
+        for name, scores in evidence_of(self.run, "dev").items():
+            primary = build.build_task(name, self.recipe.tasks[name]).primary
+            speakers = len(scores[primary].speakers)
+            answers = len(self.run.table("dev", name))
+            few = [f"{speakers} speaker{'s' * (speakers > 1)}"] if speakers < LEAST else []
+            if 0 < tolerance < round(1 / answers, 3):  # as exact as it is told
+                few.append(f"{answers} answers, of which one is worth {100 / answers:.1f} points")
+            if few:
+                found.append(
+                    f"{name}: development has {' and '.join(few)}, so chance may choose what is "
+                    "removed; add --sure, or prune a run with more development speakers"
+                )
+        return found
 
     def place(self, recipe: Recipe) -> Path:
         """A folder for a recipe that begins with these weights."""
