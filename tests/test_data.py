@@ -84,7 +84,7 @@ class TestManifests:
             ("audio,start\na.wav,soon\n", "start and duration are seconds"),
             ("audio,split\na.wav,tset\n", "unknown split 'tset'; .* Did you mean 'test'"),
             ("audio,text\na.wav,yes, please\n", "line 2: more fields than columns"),
-            ("audio\na.wav\na.wav\n", "'a' stands for two utterances"),
+            ("audio\na.wav\na.wav\n", "'a' stands for 2 utterances"),
             ("audio\n", "has no utterances"),
             ("id,audio\nx,\ny,a.wav\n", "utterance 1: the audio column is empty"),
         ],
@@ -95,6 +95,32 @@ class TestManifests:
         with pytest.raises(DataError, match=message):
             prepare(manifest(audio, body), tmp_path / "out" / "corpus")
         assert not (tmp_path / "out").exists()
+
+    def test_all_bad_rows_are_named_at_once(self, audio, tmp_path):
+        (audio / "broken.wav").write_text("no sound")
+        rows = ["a.wav,1.5,", "missing.wav,,", "broken.wav,,", "a.wav,,tset", "b.wav,,", "b.wav,,"]
+        body = "\n".join(["audio,start,split", *rows, ""])
+        with pytest.raises(DataError) as caught:
+            prepare(manifest(audio, body), tmp_path / "corpus")
+        one, two, three, four, five = str(caught.value).splitlines()
+        assert "utterance 1: starts at 1.5 s" in one
+        assert f"utterance 2: no audio file at {audio / 'missing.wav'}" in two
+        assert three.startswith(f"cannot decode {audio / 'broken.wav'} of {audio / 'manifest.csv'}")
+        assert "utterance 4: unknown split 'tset'" in four
+        assert five.endswith("the id 'b' stands for 2 utterances")
+        with pytest.raises(DataError, match=r"(?s)line 1: found .*line 3: found"):
+            prepare(manifest(audio, '{x\n{"audio": "a.wav"}\n3\n', "m.jsonl"), tmp_path / "c")
+        with pytest.raises(DataError, match=r"(?s)line 2: more fields.*line 4: more fields"):
+            prepare(manifest(audio, "audio\na.wav,1\na.wav\nb.wav,2\n"), tmp_path / "c")
+
+    def test_of_many_bad_rows_the_first_are_named(self, audio, tmp_path):
+        body = "\n".join(["audio", *(f"{number}.wav" for number in range(1020)), ""])
+        with pytest.raises(DataError) as caught:
+            prepare(manifest(audio, body), tmp_path / "corpus")
+        *named, last = str(caught.value).splitlines()
+        assert len(named) == 20
+        assert "utterance 20: no audio file at" in named[-1]
+        assert last.endswith("manifest.csv: 1,000 more like these")
 
     def test_a_lone_quote_in_a_tsv_is_a_letter(self, audio, tmp_path):
         body = 'audio\ttext\na.wav\t"hello\nb.wav\t5" wide\nc.wav\tso "called"\n'

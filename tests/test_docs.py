@@ -11,7 +11,10 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+import yaml
 
 from snippets import ROOT, Block, Page, blocks, commands, forget, parse
 from speechfuse.build import read_recipe
@@ -92,6 +95,22 @@ def test_every_snippet_runs(page, furnished):
     at_work = Page(furnished)
     for block in blocks(page):
         at_work.run(block)
+
+
+def test_the_manifest_of_own_data_fits_the_recipes_below_it(workspace):
+    """Its audio is silence here; the page's commands run on other clips."""
+    every = blocks(ROOT / "docs" / "how-to" / "own_data.md")
+    (table,) = (one.text for one in every if one.language == "tsv")
+    Path("calls").mkdir()
+    for name in ("one.wav", "two.flac"):
+        soundfile.write(Path("calls") / name, np.zeros(6 * 16000), 16000)
+    Path("manifest.tsv").write_text(table)
+    corpus = prepare(Path("manifest.tsv"), Path("corpora/mine"))
+    assert [u.duration for u in corpus.utterances] == [2.5, 3.1, 6.0]
+    read = [yaml.safe_load(one.text) for one in every if one.language == "yaml"]
+    for task in (task for one in read for task in one["tasks"].values()):
+        if task["corpus"] == "corpora/mine" and "labels" in task:
+            assert {u.emotion for u in corpus.utterances} <= {*task["labels"]}
 
 
 @pytest.mark.parametrize("page", [*RAN, *PARSED], ids=name_of)

@@ -158,7 +158,7 @@ class TestIntervals:
         gain = paired_difference([good], [bad])
         assert signed(gain) == "+50.0 [-]"
         assert signed(-gain) == "-50.0 [-]"
-        assert not (gain.above(0) or gain.below(0) or gain.above(-1) or gain.below(1))
+        assert not any([gain.above(0), gain.below(0), gain.above(-1), gain.below(1)])
         assert gain.ends == (0.5, 0.5)
         kept = asdict(replace(gain, low=0.5, high=0.5))  # as older runs kept it
         assert Metric(**kept) == gain

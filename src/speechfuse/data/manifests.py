@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ COLUMNS = (
     "language",
     "split",
 )
+NAMED = 20  # of what is wrong in one file; of the rest it is said how many there are
 _ENCODING = "utf-8-sig"  # Excel puts a byte order mark before the first column's name
 _SAME_AS = {"path": "audio", "file": "audio"}
 SPLITS = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "test": "test"}
@@ -74,8 +76,8 @@ def prepare(
     leads into a tar file, like a.tar/b.mp3, is unpacked into the corpus folder.
 
     Raises:
-        DataError: unreadable rows, missing or empty audio, spans outside their file; or the
-            folder holds something that is no corpus of ours.
+        DataError: unreadable rows, or all rows with missing or empty audio, spans outside their
+            file and the like; or the folder holds something that is no corpus of ours.
     """
     check_replaceable(folder)
     if filters and not (reader and set(filters) <= set(reader.filters)):
@@ -132,14 +134,18 @@ def _filled(
     """The corpus with its utterances and trials, and sample rate and size of each audio file."""
     base = source if source.is_dir() else source.parent
     rates: dict[Path, tuple[int, int, int]] = {}
-    utterances = []
+    utterances, wrong = [], []
     for number, row in enumerate(rows):
-        utterances.append(_utterance(row, base, f"{source}, utterance {number + 1}", rates))
+        try:
+            utterances.append(_utterance(row, base, f"{source}, utterance {number + 1}", rates))
+        except DataError as error:
+            wrong.append(str(error))
         if progress:
             progress("audio files checked", number + 1, len(rows))
-    twice = _first_twice([u.id for u in utterances])
-    if twice:
-        raise DataError(f"{source}: the id '{twice}' stands for two utterances")
+    for name, count in Counter(u.id for u in utterances).items():
+        if count > 1:
+            wrong.append(f"{source}: the id '{name}' stands for {count} utterances")
+    _refuse(wrong, source)
     inside = next((path for path in rates if path.is_relative_to(corpus.folder.resolve())), None)
     if inside:
         raise DataError(
@@ -147,6 +153,14 @@ def _filled(
         )
     pairs = read_trials(trials, utterances) if trials else ()
     return replace(corpus, utterances=tuple(utterances), trials=pairs), rates
+
+
+def _refuse(wrong: Sequence[str], source: Path) -> None:
+    """Raises DataError if anything is wrong: a line for each, the first ones of many."""
+    if len(wrong) > NAMED:
+        wrong = [*wrong[:NAMED], f"{source}: {len(wrong) - NAMED:,} more like these"]
+    if wrong:
+        raise DataError("\n".join(wrong))
 
 
 def rearranged(
@@ -195,8 +209,7 @@ def _chosen(
 
 def _manifest_rows(path: Path) -> list[dict[str, str]]:
     if path.suffix == ".jsonl":
-        lines = enumerate(read_lines(path), start=1)
-        rows = [_json_row(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+        rows = _json_rows(path)
     elif path.suffix in (".csv", ".tsv"):
         rows = _table_rows(path, _TSV if path.suffix == ".tsv" else csv.excel)
     else:
@@ -207,6 +220,17 @@ def _manifest_rows(path: Path) -> list[dict[str, str]]:
             f"{path} has no column 'audio' (or 'path'), found {sorted(rows[0])}; give that name to "
             "the column of files"
         )
+    return rows
+
+
+def _json_rows(path: Path) -> list[dict[str, str]]:
+    rows, wrong = [], []
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            rows += [_json_row(line, f"{path}, line {number}")] if line.strip() else []
+        except DataError as error:
+            wrong.append(str(error))
+    _refuse(wrong, path)
     return rows
 
 
@@ -221,19 +245,20 @@ def _json_row(line: str, where: str) -> dict[str, str]:
 
 
 def _table_rows(path: Path, dialect: type[csv.Dialect]) -> list[dict[str, str]]:
-    rows = []
+    rows, wrong = [], []
     try:
         with path.open(newline="", encoding=_ENCODING) as file:
             reader = csv.DictReader(file, dialect=dialect)
             for row in reader:
                 if None in row:  # else a text would be cut off at its first comma
-                    raise DataError(
+                    wrong.append(
                         f"{path}, line {reader.line_num}: more fields than columns; in a .csv put "
                         "quotes around a text with a comma"
                     )
                 rows.append({k: v for k, v in row.items() if k and v})
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
+    _refuse(wrong, path)
     return rows
 
 
@@ -339,17 +364,8 @@ def _about(path: Path, where: str) -> tuple[int, int, int]:
     """Sample rate, samples and channels from a file's header."""
     if not path.is_file():
         raise DataError(f"{where}: no audio file at {path}")
-    with open_sound(path, f"{where}: {path}") as sound:
+    with open_sound(path, f"{path} of {where}") as sound:
         found = sound.samplerate, sound.frames, sound.channels
     if not found[1]:
         raise DataError(f"{where}: {path} holds no samples; remove it from the manifest")
     return found
-
-
-def _first_twice(names: Sequence[str]) -> str | None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            return name
-        seen.add(name)
-    return None
