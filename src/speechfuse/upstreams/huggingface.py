@@ -103,7 +103,7 @@ class HuggingFace(Upstream):
         all if None; nothing above the last of them is loaded or computed. compute: of the large
         products of a frozen encoder; bfloat16 takes about half the time where the processor has
         it, norms and sums between blocks stay in float32. compile: by torch.compile what follows
-        attention in the blocks of a frozen encoder, for a GPU; a CPU gains nothing.
+        attention in the blocks of a frozen encoder, for a GPU; a CPU gains little.
 
         Raises:
             UpstreamError: no such folder or repository, no safetensors, an unknown architecture,
