@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -389,7 +390,16 @@ def test_eight_bits_are_smaller_and_their_cost_is_measured(answering, tmp_path, 
                 whole = report["scores"]["onnx"][split][task][name]
                 assert whole["value"] == pytest.approx(metric["value"], abs=1e-6)
                 assert 0 <= report["scores"]["int8"][split][task][name]["value"] <= 2
-    assert "What 8 bits cost" in (folder / "README.md").read_text()
+    text = (folder / "README.md").read_text()
+    assert "What 8 bits cost" in text
+    assert "depend on its batch" in text
+    assert "samples alone" not in text
+    monkeypatch.setattr("speechfuse.export.package.export_run", lambda *_, **__: report)
+    printed = CliRunner().invoke(app, ["export", str(answering), "--int8"]).stdout
+    cost = printed.partition("What 8 bits cost")[2]
+    for task in metrics["test"]:
+        assert task in cost
+    assert re.search(r"s of audio: speechfuse \d\.\d+, float32 \d\.\d+, 8 bits \d\.\d+", printed)
     assert Package(folder)(np.zeros(8000, np.float32), ["emotion"])["emotion"]["label"]
 
 

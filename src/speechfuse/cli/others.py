@@ -59,6 +59,8 @@ def export(
 ) -> None:
     """Write encoders, fusion and heads as graphs that run without speechfuse, and compare them."""
     from speechfuse.export.package import default_folder, export_run
+    from speechfuse.export.report import scored
+    from speechfuse.metrics import percent
 
     folder = out or default_folder(run, format, int8=int8)
     with shown_progress() as progress:
@@ -67,6 +69,20 @@ def export(
     for task, one in report["parity"]["tasks"].items():
         equal = f"{one['equal']} of {one['decisions']}" if one["decisions"] else "numbers only"
         rows.append([task, f"{one['largest']:.1e}", equal])
-    print_table("Package against run", ["task", "largest difference", "equal answers"], rows)
+    title = "Package in float32 against run" if int8 else "Package against run"
+    print_table(title, ["task", "largest difference", "equal answers"], rows)
+    if int8:
+        columns = ["task", "split", "metric", "float32", "8 bits"]
+        costs = [
+            [task, split, metric, percent(whole), percent(rounded)]
+            for task, split, metric, whole, rounded in scored(report)
+        ]
+        if costs:
+            print_table("What 8 bits cost\n% with 95 % interval", columns, costs)
+        else:
+            typer.echo("the run's corpora are not here: what 8 bits cost was not measured")
+    names = {"library": "speechfuse", "onnx": "float32", "torch": "package", "int8": "8 bits"}
+    times = [f"{names[k]} {t:.2f}" for k, t in report["seconds"].items() if k in names]
+    typer.echo(f"seconds for {report['seconds']['audio']} s of audio: {', '.join(times)}")
     total = sum(report["bytes"].values()) / 1e6
     typer.echo(f"{total:,.1f} MB in {folder}; python {folder / 'run.py'} clip.wav, see README.md")
