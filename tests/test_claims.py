@@ -2,9 +2,13 @@ import json
 import os
 import subprocess
 import time
+from pathlib import Path
+
+import pytest
 
 from speechfuse.cache import claims
 from speechfuse.cache.shards import HOST
+from speechfuse.errors import DataError
 
 
 def test_one_at_a_time_has_a_shard(tmp_path):
@@ -50,6 +54,33 @@ def test_a_claim_shows_signs_of_life(tmp_path, monkeypatch):
         while path.stat().st_mtime == 0 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert path.stat().st_mtime > 0
+
+
+def test_a_full_disk_leaves_no_claim(tmp_path, monkeypatch):
+    opened = Path.open
+
+    def full(path, *mode):
+        file = opened(path, *mode)
+        file.write = lambda _: os.truncate("/dev/full/none", 0)  # any OSError
+        return file
+
+    monkeypatch.setattr(Path, "open", full)
+    with (
+        pytest.raises(DataError, match=r"cannot write .*a\.claim.*make room"),
+        claims.claimed(tmp_path / "a.safetensors"),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_in_which_nothing_was_written_holds_for_seconds(tmp_path):
+    path = tmp_path / "a.claim"
+    path.touch()
+    with claims.claimed(tmp_path / "a.safetensors") as mine:
+        assert not mine
+    os.utime(path, (time.time() - claims.UNWRITTEN - 1,) * 2)
+    with claims.claimed(tmp_path / "a.safetensors") as mine:
+        assert mine
 
 
 def test_of_two_who_saw_no_claim_one_has_it(tmp_path):

@@ -54,8 +54,10 @@ def with_encoder(data, folder, **options):
 
 
 def contents(folder):
-    """Every file of the stores by its place, but for what is remembered of other files."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".jsonl")
+    """Every file of the stores by its place, but for what is remembered of other files, and what
+    stores that a test still has are said to use."""
+    others = {".jsonl", ".use"}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix not in others)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -110,7 +112,10 @@ def test_what_the_killed_left_goes_even_if_nothing_is_missing(one_task):
     folder = jobs[0].store.folder
     (folder / f"plan.{HOST}.{gone.pid}.part").touch()
     (folder / "0.claim").write_text(json.dumps([HOST, gone.pid]))
+    use = folder / f"{HOST}.{gone.pid}.0.use"
+    use.write_text(json.dumps([HOST, gone.pid, []]))
     extract(*jobs_of(one_task))
+    assert not use.exists()
     assert contents(jobs[0].store.root) == before
 
 
@@ -171,8 +176,10 @@ def test_a_full_disk_keeps_what_is_finished(one_task, monkeypatch):
     monkeypatch.setattr(shards, "save_file", filling)
     with pytest.raises(DataError, match="No space left on device"):
         extract(recipe, jobs)
-    names = [path.suffix for path in jobs[0].store.folder.iterdir()]
-    assert Counter(names) == {".json": 2, ".safetensors": 2}
+    assert Counter(Path(name).suffix for name in contents(jobs[0].store.folder)) == {
+        ".json": 2,
+        ".safetensors": 2,
+    }
     extract(*jobs_of(one_task))
     assert len({path.name for path in jobs[0].store.folder.glob("*.safetensors")}) == len(calls) - 1
 
@@ -375,11 +382,37 @@ def test_the_budget_evicts_the_oldest_and_refuses_what_cannot_fit(one_task, capl
     (old,) = jobs[0].store.folder.glob("*.safetensors")
     size = old.stat().st_size / 1e9
     other = {"upstreams": {"mel": {"num_mels": 23}}, "store": {"budget_gb": 1.5 * size}}
+    with pytest.raises(DataError, match=r"runs at work read 0\.0 GB.*wait until they have ended"):
+        extract(*jobs_of(one_task, other))
+    utterance = next(iter(jobs[0].wanted.values()))
+    assert jobs[0].store.read(utterance).any()
+    del jobs  # that run has ended
     extract(*jobs_of(one_task, other))
     assert "to stay within store.budget_gb" in caplog.text
     assert not old.exists()
     with pytest.raises(DataError, match=r"need 0\.0 GB, store\.budget_gb is .*store\.dtype=int8"):
         extract(*jobs_of(one_task, {"store": {"budget_gb": 0.5 * size}}))
+
+
+@pytest.mark.recipe
+def test_layers_that_another_process_trains_on_are_not_deleted(one_task, tmp_path):
+    """Until it has ended; a budget that has no room beside them is refused."""
+    one_task["training"]["steps"] = 200
+    steps = tmp_path / "steps"
+    training = killing.begin_training(one_task, tmp_path / "run", steps)
+    while not steps.exists() and training.is_alive():
+        time.sleep(0.02)
+    (shard,) = Path("stores").glob("*/*.safetensors")
+    tight = {"store": {"budget_gb": 1.5 * shard.stat().st_size / 1e9}}
+    other = merged(tight, {"upstreams": {"mel": {"num_mels": 23}}})
+    with pytest.raises(DataError, match="runs at work read"):
+        extract(*jobs_of(one_task, other))
+    assert training.is_alive()
+    training.join()
+    assert training.exitcode == 0
+    assert shard.exists()
+    extract(*jobs_of(one_task, other))
+    assert not shard.exists()
 
 
 @pytest.mark.recipe

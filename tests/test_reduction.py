@@ -203,7 +203,8 @@ def test_two_processes_write_what_one_does(base):
 
 def contents(folder):
     """Every file by its place, but for what is remembered of other files."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".jsonl")
+    others = {".jsonl", ".use"}  # of other files, and of stores that a test still has
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix not in others)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 

@@ -1,6 +1,7 @@
 import errno
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,10 +58,37 @@ def test_half_written_files_of_the_dead_are_swept(tmp_path):
     killed = tmp_path / f"e.{shards.HOST}.{gone.pid}.part"
     killed.mkdir()
     (killed / ".tmp1234").touch()
+    (tmp_path / "foo.part").touch()  # not one of ours
     os.utime(tmp_path / names["old"], (0, 0))
     shards.sweep_parts(tmp_path)
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {names["alive"], names["elsewhere"]}
+    assert left == {names["alive"], names["elsewhere"], "foo.part"}
+
+
+def test_containers_of_one_name_are_told_apart(monkeypatch):
+    """Each numbers its processes by itself, so that the number of another one says nothing."""
+    assert shards._host() == shards.HOST
+    assert "." not in shards.HOST
+    monkeypatch.setattr(Path, "readlink", lambda path: "pid:[1]")
+    assert shards._host() != shards.HOST
+
+    def missing(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "readlink", missing)
+    assert shards._host()  # elsewhere than on Linux
+
+
+def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    shards.write_text(tmp_path / "a.json", "old")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match=r"cannot write in .*No space left"):
+        shards.write_text(tmp_path / "a.json", "new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
 def test_a_shard_that_is_gone_is_named(tmp_path):

@@ -1,15 +1,21 @@
+import gc
+import json
 import os
 import pickle
+import subprocess
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+from speechfuse.cache.claims import claimed
 from speechfuse.cache.plans import Shard, save_plan
-from speechfuse.cache.shards import stored, write_shard
+from speechfuse.cache.shards import HOST, stored, write_shard
 from speechfuse.cache.store import Store, evict
-from speechfuse.errors import DataError
+from speechfuse.errors import DataError, RunError
 from speechfuse.types import StackSpec, Utterance
 
 SPEC = StackSpec(3, 4, 50.0)
@@ -142,6 +148,37 @@ def test_renamed_and_moved_audio_is_known_and_other_audio_of_its_name_is_not(tmp
         store.missing([first])
 
 
+@pytest.mark.parametrize("how", ["changed", "gone"])
+def test_what_becomes_of_audio_while_its_layers_are_read_is_no_matter(tmp_path, utterances, how):
+    """A run knows its layers by what the audio was when it looked for them; the next one looks."""
+    put(opened(tmp_path), utterances)
+    store = opened(tmp_path)
+    store.keys(utterances)
+    first = utterances[0]
+    if how == "gone":
+        first.audio.unlink()
+    else:
+        soundfile.write(first.audio, np.full(16000, 0.7), 16000)
+    same = replace(first, text="of another task")
+    for one in (store, pickle.loads(pickle.dumps(store))):  # another process reads as well
+        assert torch.equal(one.read(same), stacks(0))
+        assert torch.equal(one.layer(first, 1), stacks(0)[1])
+        assert one.batch(utterances[:2]).lengths.tolist() == [one.frames(first), 6]
+    with pytest.raises(DataError if how == "gone" else RunError, match=str(first.audio)):
+        opened(tmp_path).read(first)
+
+
+def test_layers_that_are_gone_are_named(tmp_path, utterances):
+    path = put(opened(tmp_path), utterances)
+    store = opened(tmp_path)
+    path.unlink()
+    with pytest.raises(RunError, match="damaged or gone"):
+        store.read(utterances[0])
+    store.look()
+    with pytest.raises(RunError, match=rf"{utterances[0].audio}.* not in .*run it again"):
+        store.read(utterances[0])
+
+
 def test_hashes_of_audio_are_kept_for_the_next_process(tmp_path, utterances, monkeypatch):
     put(opened(tmp_path), utterances)
     opened(tmp_path).missing(utterances)
@@ -171,6 +208,67 @@ def test_a_damaged_shard_is_named_and_missing(tmp_path, utterances, fault, caplo
     assert store.check(store.keys(utterances), again=True) == []
 
 
+@pytest.mark.parametrize("fault", ["cut", "empty"])
+def test_a_damaged_shard_that_no_plan_names_goes_too(tmp_path, utterances, fault, caplog):
+    """What was in it is not known, so it goes whatever is wanted."""
+    whole = put(opened(tmp_path), utterances[:2])
+    path = put(opened(tmp_path), utterances[2:], planned=False)
+    other = path.with_name("model.safetensors")  # is no shard
+    other.touch()
+    path.write_bytes({"cut": path.read_bytes()[:-3], "empty": b""}[fault])
+    store = opened(tmp_path)
+    assert store.missing(utterances) == utterances[2:]
+    assert path.exists()
+    assert store.check(store.keys(utterances)) == [path]
+    assert f"{path} is damaged" in caplog.text
+    assert not path.exists()
+    assert other.exists()
+    assert whole.exists()
+    put(store, utterances[2:])
+    assert opened(tmp_path).missing(utterances) == []
+
+
+@pytest.mark.parametrize("when", ["at work", "just made"])
+def test_a_damaged_shard_that_another_one_makes_anew_is_left_to_it(
+    tmp_path, utterances, when, monkeypatch
+):
+    path = put(opened(tmp_path), utterances)
+    data = path.read_bytes()
+    path.write_bytes(data[:-3])
+    store = opened(tmp_path)
+    if when == "at work":
+        with claimed(path):
+            store.check(store.keys(utterances))
+    else:
+        from speechfuse.cache import shards
+
+        is_whole = shards.is_whole
+
+        def slow(path):
+            found = is_whole(path)
+            path.write_bytes(data)
+            return found
+
+        monkeypatch.setattr(shards, "is_whole", slow)
+        store.check(store.keys(utterances))
+        assert path.read_bytes() == data
+        assert torch.equal(store.read(utterances[0]), stacks(0))
+    assert path.exists()
+
+
+def test_a_shard_that_cannot_be_opened_now_is_not_damaged(tmp_path, utterances, monkeypatch):
+    path = put(opened(tmp_path), utterances, planned=False)
+    from speechfuse.cache import shards
+
+    def many(*_):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(shards, "safe_open", many)
+    store = opened(tmp_path)
+    store.check(store.keys(utterances))
+    assert path.exists()
+
+
 def test_checked_shards_are_not_read_again(tmp_path, utterances, monkeypatch):
     put(opened(tmp_path), utterances)
     store = opened(tmp_path)
@@ -181,6 +279,18 @@ def test_checked_shards_are_not_read_again(tmp_path, utterances, monkeypatch):
     store = opened(tmp_path)
     store.batch(utterances)  # marks it as used
     assert opened(tmp_path).check(store.keys(utterances)) == []
+
+
+def test_what_is_known_of_shards_is_written_once(tmp_path, utterances):
+    """And whoever waits for the first time sees how far it is."""
+    for u in utterances:
+        put(opened(tmp_path), [u])
+    told = []
+    for _ in range(3):
+        store = opened(tmp_path)
+        store.check(store.keys(utterances), progress=lambda *how_far: told.append(how_far))
+    assert len((tmp_path / "s" / "checked.jsonl").read_text().splitlines()) == 4
+    assert told == [("shards checked", n, 4) for n in range(1, 5)]
 
 
 def test_what_was_not_used_for_longest_goes_first(tmp_path, utterances):
@@ -197,6 +307,88 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path, utterances):
     assert evict(store.root, 9 * total, total, {kept}) == [new]
 
 
+def test_only_shards_are_evicted(tmp_path, utterances):
+    """A folder of stores may be one in which other things lie, even the current one."""
+    store = opened(tmp_path)
+    path = put(store, utterances)
+    root, shard = store.root, path.name
+    others = [
+        root / "a" / "model.safetensors",
+        root / "a" / shard,
+        root / "0123456789abcdef" / shard,
+        store.folder / "model.safetensors",
+    ]
+    for other in others:
+        other.parent.mkdir(exist_ok=True)
+        other.write_bytes(bytes(99))
+    for folder in (root / "a", root / "0123456789abcdef"):
+        (folder / "about.json").write_text("{}")
+    size = path.stat().st_size
+    assert evict(root, 0, size, set()) == []
+    assert evict(root, 1, size, set()) == [path]
+    assert all(other.exists() for other in others)
+
+
+def test_what_a_run_reads_is_not_evicted_by_another(tmp_path, utterances):
+    old = put(opened(tmp_path), utterances[:1])
+    store = opened(tmp_path)
+    read = put(store, utterances[1:2])
+    os.utime(read, (0, read.stat().st_mtime))
+    size = old.stat().st_size + read.stat().st_size
+    store.hold([read])
+    (mark,) = store.folder.glob("*.use")
+    text, marks = mark.read_text(), [mark]
+    copy = pickle.loads(pickle.dumps(store))  # another process's, which ends first
+    del copy
+    gc.collect()
+    assert mark.exists()
+    assert evict(store.root, 1, size, set()) == [old]
+    before = {path: path.stat().st_size for path in store.folder.iterdir()}
+    with pytest.raises(DataError, match=r"runs at work.*budget_gb"):
+        evict(store.root, 1, read.stat().st_size, set())
+    assert before == {path: path.stat().st_size for path in store.folder.iterdir()}
+    assert evict(store.root, 1, 1, {read}) == []  # its own
+    host, pid, names = json.loads(text)
+    assert (host, pid) == (HOST, os.getpid())
+    del store  # the run has ended
+    gc.collect()
+    assert not mark.exists()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    mark.write_text(json.dumps([HOST, gone.pid, names]))
+    assert evict(read.parent.parent, 1, 1, set()) == [read]
+    assert marks == [*read.parent.glob("*.use")]
+    from speechfuse.cache.claims import sweep_claims
+
+    sweep_claims(read.parent)
+    assert not mark.exists()
+
+
+def test_what_is_held_is_added_to_and_shows_signs_of_life(tmp_path, utterances, monkeypatch):
+    from speechfuse.cache import claims, uses
+
+    monkeypatch.setattr(claims, "HEARTBEAT", 0.02)
+    store = opened(tmp_path)
+    paths = [put(store, [u]) for u in utterances[:2]]
+    for path in paths:
+        store.hold([path])
+    (mark,) = store.folder.glob("*.use")
+    assert uses.in_use(store.root) == {*paths}
+    os.utime(mark, (0, 0))
+    deadline = time.monotonic() + 5
+    while mark.stat().st_mtime == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert mark.stat().st_mtime > 0
+
+
+def test_shards_that_went_before_they_were_held_are_missing(tmp_path, utterances):
+    first, _ = (put(opened(tmp_path), [u]) for u in utterances[:2])
+    store = opened(tmp_path)
+    first.unlink()
+    store.check(store.keys(utterances))
+    assert store.missing(utterances[:2]) == utterances[:1]
+
+
 def test_colleagues_may_read_what_the_umask_lets_them(tmp_path, utterances):
     before = os.umask(0o027)
     try:
@@ -210,5 +402,16 @@ def test_colleagues_may_read_what_the_umask_lets_them(tmp_path, utterances):
 @pytest.mark.parametrize(("dtype", "width"), [("float16", 2), ("float32", 4), ("int8", 1)])
 def test_bytes_are_known_before_anything_is_written(tmp_path, dtype, width):
     store = Store(tmp_path, {}, StackSpec(13, 768, 50.0), dtype)
-    assert store.bytes_for(3600) == 3600 * 50 * 13 * 768 * width
-    assert store.bytes_for(3600, 2) == 3600 * 50 * 2 * 768 * width
+    scale = 768 * 4 if dtype == "int8" else 0  # of each layer of an utterance
+    assert store.bytes_for(3600) == 13 * (3600 * 50 * 768 * width + scale)
+    assert store.bytes_for(3600, 2, 9) == 2 * (3600 * 50 * 768 * width + 9 * scale)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_bytes_are_those_of_the_file_but_for_its_header(tmp_path, utterances, dtype):
+    store = opened(tmp_path, dtype)
+    path = put(store, utterances)
+    header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    seconds = sum(store.frames(u) for u in utterances) / SPEC.frame_rate
+    size = path.stat().st_size - header
+    assert size == pytest.approx(store.bytes_for(seconds, utterances=len(utterances)))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from speechfuse import build
 from speechfuse.analyse import LayerUse
-from speechfuse.errors import RecipeError, RunError
+from speechfuse.errors import DataError, RecipeError, RunError
 from speechfuse.experiments import report
 from speechfuse.experiments import sweep as sweeping
 from speechfuse.experiments.averages import averages
@@ -223,6 +223,29 @@ def test_jobs_give_the_same_runs(sweep, workspace):
     assert len((workspace / "together" / "results.jsonl").read_text().splitlines()) == 4
     assert ("runs", 4, 4) in said
     assert any(what == "fine" for what, _, _ in said)
+
+
+@pytest.mark.recipe
+def test_rows_at_once_share_a_budget_and_rows_in_turn_each_have_it(sweep, workspace):
+    """Or one row's layers would be deleted for another's while they are read."""
+    quick = ["conditions={all: {}}", "seeds=[1]", "folds=null", "baseline=fine"]
+    quick += ["recipe.training.steps=1", "rows.other={use: [coarse]}"]
+    read = read_sweep(sweep, quick)
+    run_sweep(read, workspace / "out", rows=["fine", "other"])
+    sizes = [path.stat().st_size / 1e9 for path in workspace.glob("stores/*/*.safetensors")]
+    assert len(sizes) == 2
+    tight = read_sweep(
+        sweep, [*quick, f"recipe.store={{folder: tight, budget_gb: {0.9 * sum(sizes)}}}"]
+    )
+    with pytest.raises(DataError, match=r"rows at once: .*budget_gb.*; or --jobs 1"):
+        run_sweep(tight, workspace / "tight-out", rows=["fine", "other"], jobs=2)
+    assert not [*workspace.glob("tight/*/*.safetensors")]
+    assert len(run_sweep(tight, workspace / "tight-out", rows=["fine", "other"])) == 2
+    assert len([*workspace.glob("tight/*/*.safetensors")]) == 1
+    enough = read_sweep(
+        sweep, [*quick, f"recipe.store={{folder: enough, budget_gb: {1.1 * sum(sizes)}}}"]
+    )
+    assert len(run_sweep(enough, workspace / "enough-out", rows=["fine", "other"], jobs=2)) == 2
 
 
 @pytest.mark.parametrize(

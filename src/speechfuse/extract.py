@@ -103,7 +103,7 @@ def fill_stores(
         jobs = extraction_jobs(recipe, tasks, splits)
         if before and leads:
             before(recipe, jobs)
-        work = _planned(recipe, jobs, leads=leads)
+        work = _planned(recipe, jobs, progress, leads=leads)
     shards = sum(len(planned) for _, planned in work)
     gpus = min(recipe.training.devices or 1, torch.cuda.device_count(), shards)
     _make(recipe, work, progress, gpus if rank.count == 1 else 1, rank)
@@ -130,21 +130,29 @@ def extract(
         DataError: too little room for all the stacks, unreadable audio, too short a clip.
         UpstreamError: an upstream whose weights cannot be read.
     """
-    _make(recipe, _planned(recipe, jobs, verify=verify), progress, processes, Rank())
+    work = _planned(recipe, jobs, progress, verify=verify)
+    _make(recipe, work, progress, processes, Rank())
 
 
 def _planned(
-    recipe: Recipe, jobs: Sequence[Job], *, verify: bool = False, leads: bool = True
+    recipe: Recipe,
+    jobs: Sequence[Job],
+    progress: Progress | None,
+    *,
+    verify: bool = False,
+    leads: bool = True,
 ) -> list[Work]:
     """The shards that are to be made of each job that lacks some.
 
     leads: another one has looked at what is there and made room, if not.
     """
+    for job in jobs:
+        job.store.hold(job.store.shards_of(job.wanted))
     if leads:
         for job in jobs:
             sweep_parts(job.store.folder)  # what the killed have left
             sweep_claims(job.store.folder)
-            job.store.check(job.wanted, again=verify)
+            job.store.check(job.wanted, again=verify, progress=progress)
         _make_room(recipe, jobs)
     work = []
     for job in jobs:  # all of them before an hour is spent on one
@@ -154,7 +162,9 @@ def _planned(
             job.store.describe()
             if leads and recipe.length_policy == "padded":
                 _report_drift(job.name, job.upstream, missing)
-            work.append((job, _plan(job, equal=recipe.length_policy == "equal")))
+            planned = _plan(job, equal=recipe.length_policy == "equal")
+            job.store.hold(map(job.store.path, planned))
+            work.append((job, planned))
     return work
 
 
@@ -279,21 +289,31 @@ def _report_drift(name: str, upstream: Upstream, utterances: Sequence[Utterance]
     )
 
 
-def _make_room(recipe: Recipe, jobs: Sequence[Job]) -> None:
-    """Evict what was not used for longest, or refuse before anything is computed."""
-    folder, budget = Path(recipe.store.folder), recipe.store.budget_gb * 1e9
+def check_budget(recipe: Recipe, jobs: Sequence[Job]) -> None:
+    """Raises DataError if something is missing, and all could not be there together."""
+    wants, whole = _wants(jobs)
+    if whole > recipe.store.budget_gb * 1e9 and any(job.missing for job in jobs):
+        raise DataError(
+            f"{wants}, store.budget_gb is {recipe.store.budget_gb:g}; raise it, or use fewer "
+            "utterances or layers, or store.dtype=int8"
+        )
+
+
+def _wants(jobs: Sequence[Job]) -> tuple[str, float]:
+    """What all layers take, in words and in bytes."""
     seconds = [sum(u.duration or 0.0 for u in job.wanted.values()) for job in jobs]
     whole = sum(
         job.store.bytes_for(s, utterances=len(job.wanted))
         for job, s in zip(jobs, seconds, strict=True)
     )
+    return f"the layers of {sum(seconds) / 3600:.2f} h need {whole / 1e9:.1f} GB", whole
+
+
+def _make_room(recipe: Recipe, jobs: Sequence[Job]) -> None:
+    """Evict what was not used for longest, or refuse before anything is computed."""
+    check_budget(recipe, jobs)
+    folder, budget = Path(recipe.store.folder), recipe.store.budget_gb * 1e9
     needed = sum(job.missing_bytes for job in jobs)
-    wants = f"the layers of {sum(seconds) / 3600:.2f} h need {whole / 1e9:.1f} GB"
-    if needed and whole > budget:
-        raise DataError(
-            f"{wants}, store.budget_gb is {recipe.store.budget_gb:g}; raise it, or use fewer "
-            "utterances or layers, or store.dtype=int8"
-        )
     used = set().union(*(job.store.shards_of(job.wanted) for job in jobs))
     if gone := evict(folder, needed, budget, used) if needed else []:
         logging.getLogger(__name__).warning(
@@ -305,6 +325,7 @@ def _make_room(recipe: Recipe, jobs: Sequence[Job]) -> None:
         )
     free = free_bytes(folder)
     if needed > free:
+        wants, _ = _wants(jobs)
         raise DataError(
             f"{wants}, {needed / 1e9:.1f} of them are missing and the disk of {folder} has "
             f"{free / 1e9:.1f}; free some, or set store.folder elsewhere"

@@ -15,20 +15,26 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from speechfuse.cache.shards import HOST, is_running
+from speechfuse.errors import DataError
 
 HEARTBEAT = 10.0  # seconds between two signs of life
 STALE = 120.0  # seconds without one, after which a claim of another machine counts for nothing
+UNWRITTEN = 5.0  # seconds after which one that says nothing does: its writer was killed
 
 
 @contextmanager
 def claimed(shard: Path) -> Iterator[bool]:
-    """Whether this process has the shard while the block runs; False if another one has it."""
+    """Whether this process has the shard while the block runs; False if another one has it.
+
+    Raises:
+        DataError: nothing can be written there.
+    """
     path = shard.with_suffix(".claim")
     if not _take(path):
         yield False
         return
     over = threading.Event()
-    beating = threading.Thread(target=_beat, args=(path, over), daemon=True)
+    beating = threading.Thread(target=beat, args=(path, over), daemon=True)
     beating.start()
     try:
         yield True
@@ -40,9 +46,9 @@ def claimed(shard: Path) -> Iterator[bool]:
 
 
 def sweep_claims(folder: Path) -> None:
-    """Delete claims whose process is no more."""
-    for path in folder.glob("*.claim"):
-        if not _is_held(path):
+    """Delete claims, and what runs said of what they use, whose process is no more."""
+    for path in [*folder.glob("*.claim"), *folder.glob("*.use")]:
+        if not is_held(path):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 
@@ -51,34 +57,52 @@ def _take(path: Path) -> bool:
     """Only a claim that counts for nothing is deleted, so that no fresh one is."""
     for _ in range(2):
         try:
-            with path.open("x") as file:
-                file.write(json.dumps([HOST, os.getpid()]))
+            _write(path)
         except FileExistsError:
-            if _is_held(path):
+            if is_held(path):
                 return False
             with suppress(OSError):
                 path.unlink(missing_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"cannot write {path} ({error}); make room or choose another folder, and run it "
+                "again"
+            ) from error
         else:
             return True
     return False
 
 
-def _is_held(path: Path) -> bool:
+def _write(path: Path) -> None:
+    """None is left where the disk is full."""
+    file = path.open("x")
+    try:
+        with file:
+            file.write(json.dumps([HOST, os.getpid()]))
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def is_held(path: Path) -> bool:
     """Whether whoever took it lives: on this machine there is the process, elsewhere it beats."""
     age = 0.0
     try:
         age = time.time() - path.stat().st_mtime
-        host, pid = json.loads(path.read_text())
+        host, pid, *_ = json.loads(path.read_text())
     except FileNotFoundError:
         return False
-    except (OSError, ValueError, TypeError):
-        return age < STALE  # being written, or broken off
+    except OSError:
+        return age < STALE
+    except (ValueError, TypeError):
+        return age < UNWRITTEN  # being written, or broken off
     if host == HOST and not is_running(int(pid)):
         return False
     return age < STALE
 
 
-def _beat(path: Path, over: threading.Event) -> None:
+def beat(path: Path, over: threading.Event) -> None:
+    """Show signs of life until it is over."""
     while not over.wait(HEARTBEAT):
         with suppress(OSError):
             os.utime(path)

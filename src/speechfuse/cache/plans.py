@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechfuse.cache.shards import HOST
-from speechfuse.errors import DataError, RunError
+from speechfuse.cache.shards import write_text
+from speechfuse.errors import RunError
 
 SHARD_BYTES = 128 << 20
 SHARD_SECONDS = 1200.0  # of audio, so that a narrow encoder's shard is not hours of work
@@ -87,12 +86,4 @@ def save_plan(folder: Path, shards: Sequence[Shard]) -> None:
     """
     text = json.dumps([{"layers": s.layers, "batches": s.batches} for s in shards], indent=0)
     name = f"plan-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    part = folder / f"{name}.{HOST}.{os.getpid()}.part"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        part.write_text(text + "\n")
-        part.replace(folder / f"{name}.json")
-    except OSError as error:
-        raise DataError(
-            f"cannot write in {folder} ({error}); choose another folder with store.folder"
-        ) from error
+    write_text(folder / f"{name}.json", text + "\n")

@@ -6,6 +6,7 @@ KEY.scale (L, D) float32: the largest size of each channel in each layer, over 1
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -32,8 +33,21 @@ DTYPES = {
 }
 SCALE = ".scale"
 FACTS = "speechfuse"  # the entry in a shard's header
-HOST = socket.gethostname().replace(".", "-")
+SHARDS = "[0-9a-f]" * 16 + ".safetensors"  # what they are called, as a pattern
 _ABANDONED = 24 * 3600.0  # seconds after which a half-written file of another machine is no one's
+
+
+def _host() -> str:
+    """The machine within which a process is told by its number: since it began, this container."""
+    told = ""
+    with suppress(OSError):  # where the system says so
+        told = Path("/proc/sys/kernel/random/boot_id").read_text()
+        told += str(Path("/proc/self/ns/pid").readlink())
+    name = socket.gethostname().replace(".", "-")
+    return f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+
+
+HOST = _host()
 
 
 def stored(layers: Tensor, dtype: str) -> dict[str, Tensor]:
@@ -89,6 +103,28 @@ def write_tensors(
         shutil.rmtree(part, ignore_errors=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all, and with it the folder that it lies in.
+
+    Raises:
+        DataError: nothing can be written there.
+    """
+    part = path.with_name(f"{path.stem}.{HOST}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise DataError(
+            f"cannot write in {path.parent} ({error}); choose another folder with store.folder"
+        ) from error
+
+
 def open_shard(path: Path) -> Any:
     """A memory-mapped file; tensors are read when they are asked for.
 
@@ -113,13 +149,17 @@ def _facts(handle: Any) -> dict[str, Any]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether all of it is as it was written, by its checksum."""
+    """Whether all of it is as it was written, by its checksum.
+
+    Raises:
+        OSError: it is gone, or cannot be read now.
+    """
     try:
         handle = safe_open(path, "pt")
         names = handle.keys()
         tensors = {name: handle.get_tensor(name) for name in names}
         return _facts(handle).get("xxh3_128") == _checksum(tensors, shard_layers(handle))
-    except (SafetensorError, OSError):
+    except SafetensorError:
         return False
 
 
@@ -137,8 +177,8 @@ def _checksum(tensors: Mapping[str, Tensor], layers: Sequence[int]) -> str:
 def sweep_parts(folder: Path) -> None:
     """Delete half-written files whose writer is no more."""
     for part in folder.glob("*.part"):
-        host, pid = part.name.split(".")[-3:-1]
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # another one's, of another name
+            host, pid = part.name.split(".")[-3:-1]
             dead = host == HOST and pid.isdigit() and not is_running(int(pid))
             if dead or time.time() - part.stat().st_mtime > _ABANDONED:
                 shutil.rmtree(part) if part.is_dir() else part.unlink()

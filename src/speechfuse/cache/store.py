@@ -6,6 +6,7 @@
         about.json                     the same in words
         plan-*.json                    which utterances are in which shard: the index
         *.safetensors                  shards, see shards.py
+        *.claim, *.use                 who makes a shard, who reads which: claims.py, uses.py
 
 An utterance is known by its audio's bytes and its span, so that files may be renamed and moved.
 Nothing that is there is ever changed: a shard is there whole or not at all, and several processes
@@ -14,13 +15,14 @@ may read and write at once.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,13 @@ import torch
 from torch import Tensor
 
 from speechfuse.cache import shards
+from speechfuse.cache.claims import claimed
 from speechfuse.cache.memo import Memo, absolute, audio_hashes, file_sha256
 from speechfuse.cache.plans import Shard, read_plans
-from speechfuse.errors import DataError
+from speechfuse.cache.uses import Use, in_use
+from speechfuse.errors import DataError, RunError
 from speechfuse.memory import BATCHES
-from speechfuse.types import LayerStack, StackSpec, Utterance
+from speechfuse.types import LayerStack, Progress, StackSpec, Utterance
 
 log = logging.getLogger(__name__)
 
@@ -61,26 +65,33 @@ class Store:
         self.error: float | None = None  # of what was stored by this one as int8, relative
         self.layers = tuple(range(spec.num_layers) if layers is None else layers)
         self._about = json.dumps(about | {"dtype": dtype}, sort_keys=True, indent=1)
-        self.folder = root / hashlib.sha256(self._about.encode()).hexdigest()[:16]
+        self.folder = root / _name(self._about)
         self._where: dict[str, list[Path]] = {}
         self._layers: dict[Path, tuple[int, ...]] = {}
         self._keys: dict[Path, tuple[str, ...]] = {}
         self._handles: dict[Path, Any] = {}
+        self._damaged: list[Path] = []  # of which nobody knows what they hold
+        self._asked: dict[tuple[Any, ...], str] = {}  # keys of utterances
+        self._use: Use | None = None
         self.look()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without open files: another process opens its own."""
-        return self.__dict__ | {"_handles": {}}
+        """Without open files: another process opens its own. What is held is the first one's."""
+        return self.__dict__ | {"_handles": {}, "_use": None}
 
     def look(self) -> None:
         """See which shards are here now."""
-        self._where, self._layers, self._keys = {}, {}, {}
-        found = {path.stem: path for path in sorted(self.folder.glob("*.safetensors"))}
+        self._where, self._layers, self._keys, self._damaged = {}, {}, {}, []
+        found = {path.stem: path for path in sorted(self.folder.glob(shards.SHARDS))}
         for shard in read_plans(self.folder):
             if path := found.pop(shard.name, None):
                 self._enter(path, shard.layers, shard.keys)
         for path in found.values():  # without a plan: its own header tells
-            handle = shards.open_shard(path)
+            try:
+                handle = shards.open_shard(path)
+            except RunError:
+                self._damaged.append(path)
+                continue
             names = handle.keys()
             keys = tuple(name for name in names if not name.endswith(shards.SCALE))
             self._enter(path, shards.shard_layers(handle), keys)
@@ -111,15 +122,26 @@ class Store:
     def keys(self, utterances: Iterable[Utterance]) -> dict[str, Utterance]:
         """Utterances by their keys, each once; hashes that are new are kept for next time.
 
+        By these keys they are read from now on, whatever becomes of their audio.
+
         Raises:
             DataError: an audio file is gone.
         """
+        found = {}
         try:
-            return {self.key(u): u for u in utterances}
+            for u in utterances:
+                key = self._asked[_what(u)] = self.key(u)
+                found[key] = u
+            return found
         except OSError as error:
             raise DataError(f"cannot read audio: {error}; prepare the corpus again") from error
         finally:
             audio_hashes(self.root).save()
+
+    def _key(self, utterance: Utterance) -> str:
+        """As it was when the utterance was asked for."""
+        known = self._asked.get(_what(utterance))
+        return known or next(iter(self.keys([utterance])))
 
     def lacks(self, key: str) -> tuple[int, ...]:
         """The wanted layers of an utterance that are not here."""
@@ -145,33 +167,61 @@ class Store:
     def bytes_for(self, seconds: float, layers: int | None = None, utterances: float = 1) -> float:
         """Size of so many layers of so much audio; of all that are wanted if left out.
 
-        utterances: in that audio; they count where there is one vector for each.
+        utterances: in that audio; int8 has scales for each, and where it is pooled there is one
+        vector for each.
         """
         count = len(self.layers) if layers is None else layers
         width = shards.DTYPES[self.dtype].itemsize
         frames = utterances if self._pooled else seconds * self.spec.frame_rate
-        return frames * count * self.spec.dim * width
+        scales = 4 * utterances if self.dtype == "int8" else 0
+        return (frames * width + scales) * count * self.spec.dim
 
-    def check(self, keys: Iterable[str], *, again: bool = False) -> list[Path]:
+    def hold(self, paths: Iterable[Path]) -> None:
+        """Keep these shards from being evicted, there already or not, while this store is used."""
+        self._use = self._use or Use(self.folder)
+        self._use.add(paths)
+
+    def check(
+        self, keys: Iterable[str], *, again: bool = False, progress: Progress | None = None
+    ) -> list[Path]:
         """Delete the shards of these utterances that are not as they were written; returns them.
 
-        again: also those that were found whole before and have not changed since.
+        Those go with them of which nobody can say what they hold. again: look also at those that
+        were found whole before and have not changed since.
         """
         memo = Memo(self.root / "checked.jsonl", changes=False)
-        damaged = []
-        for path in sorted(self.shards_of(keys)):
-            with suppress(OSError):
-                if (again or memo.get(path) is None) and not shards.is_whole(path):
-                    log.warning("%s is damaged; it is deleted and made again", path)
-                    path.unlink(missing_ok=True)
-                    damaged.append(path)
-                    continue
-                memo.put(path, "whole")
+        paths, damaged, gone = sorted(self.shards_of(keys)), [*self._damaged], False
+        unknown = []
+        for path in paths:
+            try:
+                if again or memo.get(path) is None:
+                    unknown.append(path)
                 self._used(path)
-        memo.save()
-        if damaged:
+            except FileNotFoundError:
+                gone = True
+        try:
+            for number, path in enumerate(unknown, start=1):
+                with suppress(OSError):
+                    if not shards.is_whole(path):
+                        damaged.append(path)
+                    elif memo.get(path) is None:
+                        memo.put(path, "whole")
+                if progress:
+                    progress("shards checked", number, len(unknown))
+        finally:
+            memo.save()
+        for path in damaged:
+            self._delete(path)
+        if damaged or gone:
             self.look()
         return damaged
+
+    def _delete(self, path: Path) -> None:
+        """One that is damaged, unless another process has it in hand or has just made it anew."""
+        with suppress(OSError, DataError), claimed(path) as mine:
+            if mine and not shards.is_whole(path):
+                log.warning("%s is damaged; it is deleted and made again", path)
+                path.unlink(missing_ok=True)
 
     def describe(self) -> None:
         """Write what all of this is of beside it.
@@ -179,31 +229,30 @@ class Store:
         Raises:
             DataError: nothing can be written there.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "about.json").write_text(self._about + "\n")
-        except OSError as error:
-            raise DataError(
-                f"cannot write in {self.folder} ({error}); choose another folder with store.folder"
-            ) from error
+        shards.write_text(self.folder / "about.json", self._about + "\n")
 
     def read(self, utterance: Utterance, span: slice = slice(None)) -> Tensor:
-        """The wanted layers of one utterance, or of a span of its frames: (L, T, D) float32."""
-        key = self.key(utterance)
+        """The wanted layers of one utterance, or of a span of its frames: (L, T, D) float32.
+
+        Raises:
+            DataError: it was not asked for before, and its audio is gone.
+            RunError: it is not there, or no more.
+        """
+        key = self._key(utterance)
         out = BATCHES.empty(len(self.layers), self._size(key, span), self.spec.dim)
         self._read(key, self.layers, span, out)
         return out
 
     def layer(self, utterance: Utterance, index: int) -> Tensor:
         """The index-th wanted layer of one utterance, no other is read: (T, D) float32."""
-        key = self.key(utterance)
+        key = self._key(utterance)
         out = BATCHES.empty(1, self._size(key, slice(None)), self.spec.dim)
         self._read(key, (self.layers[index],), slice(None), out)
         return out[0]
 
     def frames(self, utterance: Utterance) -> int:
         """Number of frames of one utterance, from the shard's header."""
-        return self._size(self.key(utterance), slice(None))
+        return self._size(self._key(utterance), slice(None))
 
     def batch(
         self, utterances: Sequence[Utterance], spans: Sequence[slice] | None = None
@@ -212,7 +261,7 @@ class Store:
 
         spans: the frames of each that are wanted, only they are read.
         """
-        keys = [self.key(u) for u in utterances]
+        keys = [self._key(u) for u in utterances]
         wanted = spans or [slice(None)] * len(keys)
         sizes = [self._size(key, span) for key, span in zip(keys, wanted, strict=True)]
         padded = BATCHES.empty(len(self.layers), len(keys), max(sizes), self.spec.dim)
@@ -247,7 +296,12 @@ class Store:
 
     def _found(self, key: str, layer: int) -> Path:
         path = self._holder(key, layer)
-        assert path is not None, "read before it was filled"
+        if path is None:
+            audio = next(what[0] for what, known in self._asked.items() if known == key)
+            raise RunError(
+                f"layer {layer} of {audio} is not in {self.folder}: it was deleted, or the audio "
+                "changed, since the run began; run it again"
+            )
         return path
 
     def _handle(self, path: Path) -> Any:
@@ -262,18 +316,51 @@ class Store:
             os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
 
+def _what(utterance: Utterance) -> tuple[Any, ...]:
+    """What of an utterance its key depends on, but for the bytes of its audio."""
+    return utterance.audio, utterance.start, utterance.duration, utterance.alteration
+
+
+def _name(about: str) -> str:
+    """Of a store's folder."""
+    return hashlib.sha256(about.encode()).hexdigest()[:16]
+
+
+def _stores(root: Path) -> Iterator[Path]:
+    """The folders that are stores; others may lie beside them."""
+    for path in root.glob("*/about.json"):
+        with suppress(OSError, ValueError):
+            if _name(path.read_text().removesuffix("\n")) == path.parent.name:
+                yield path.parent
+
+
 def evict(root: Path, needed: float, budget: float, keep: set[Path]) -> list[Path]:
     """Delete what was not used for the longest time, until what is needed fits; returns it.
 
-    budget: bytes of all shards in all stores. keep: shards that are not to be deleted.
+    budget: bytes of all shards in all stores. keep: shards that are not to be deleted; neither are
+    those that runs at work read.
+
+    Raises:
+        DataError: these leave too little room, and nothing was deleted.
     """
+    if used := in_use(root) - keep:
+        gc.collect()  # what a run of this process held that has ended
+        used = in_use(root) - keep
     sizes = {}
-    for path in root.glob("*/*.safetensors"):
+    for path in (path for folder in _stores(root) for path in folder.glob(shards.SHARDS)):
         with suppress(OSError):
             sizes[path] = (path.stat().st_atime_ns, path.stat().st_size)
     excess = sum(size for _, size in sizes.values()) + needed - budget
+    held = sum(sizes[path][1] for path in used & sizes.keys())
+    free = sorted(sizes.keys() - keep - used, key=lambda p: (sizes[p][0], str(p)))
+    if held and excess > sum(sizes[path][1] for path in free):
+        raise DataError(
+            f"{needed / 1e9:.1f} GB of layers are to come into {root}, runs at work read "
+            f"{held / 1e9:.1f} GB that are there, and store.budget_gb is {budget / 1e9:g}; raise "
+            "it, or wait until they have ended"
+        )
     gone = []
-    for path in sorted(sizes.keys() - keep, key=lambda p: (sizes[p][0], str(p))):
+    for path in free:
         if excess <= 0:
             break
         with suppress(OSError):

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from typing import Any
 import torch
 
 from speechfuse import build
+from speechfuse.cache.store import Store
 from speechfuse.checkpoint import Run
+from speechfuse.errors import DataError
 from speechfuse.experiments.sweep import Cell, SweepFile, cells
-from speechfuse.extract import fill_stores
+from speechfuse.extract import check_budget, extract, extraction_jobs, fill_stores
+from speechfuse.filling import Job
 from speechfuse.recipe import Part, Recipe
 from speechfuse.taskdata import load_tasks
 from speechfuse.train import train_run
@@ -101,11 +105,7 @@ def _together(
 
     What takes longest begins first, so that no core waits for it at the end.
     """
-    widened = _widened(todo)
-    for cell in todo:
-        if not Run(cell.folder).finished:
-            wide = widened(cell.recipe)
-            fill_stores(wide, load_tasks(wide, progress=progress), progress)
+    held = _extracted(todo, progress)  # until all cells have ended
     context = get_context("spawn")  # a fork would inherit torch's threads
     said = context.SimpleQueue()
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -124,6 +124,41 @@ def _together(
                     yield left.pop(future), future.result()
         finally:
             pool.shutdown(cancel_futures=True)
+            held.clear()
+
+
+def _extracted(todo: Sequence[Cell], progress: Progress | None) -> list[Store]:
+    """The stores of all cells, filled; none is evicted for another one as long as they are held.
+
+    Raises:
+        DataError: they are too large for the budget together, and nothing was extracted.
+    """
+    widened = _widened(todo)
+    groups: dict[tuple[Any, ...], tuple[Recipe, dict[tuple[Any, ...], Job]]] = {}
+    for cell in todo:
+        if Run(cell.folder).finished:
+            continue
+        wide = widened(cell.recipe)
+        alike = wide.store.folder, wide.store.budget_gb, wide.length_policy
+        _, jobs = groups.setdefault(alike, (wide, {}))
+        for job in extraction_jobs(wide, load_tasks(wide, progress=progress)):
+            place = job.store.folder, job.store.layers
+            known = jobs.get(place, job)
+            jobs[place] = replace(known, wanted={**known.wanted, **job.wanted})
+    for recipe, jobs in groups.values():
+        try:
+            check_budget(recipe, [*jobs.values()])
+        except DataError as error:
+            raise DataError(f"rows at once: {error}; or --jobs 1, one row after another") from error
+    stores = []
+    for recipe, jobs in groups.values():
+        for job in jobs.values():
+            job.store.hold(job.store.shards_of(job.wanted))
+        while jobs:  # one encoder in memory at a time
+            _, job = jobs.popitem()
+            extract(recipe, [job], progress)
+            stores.append(job.store)
+    return stores
 
 
 def _work(cell: Cell) -> int:
