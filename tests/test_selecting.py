@@ -242,6 +242,38 @@ def test_a_wrong_file_is_refused_at_once(selection, change, message):
         read_selection(selection, [change])
 
 
+def test_a_task_that_cannot_be_probed_spares_the_others(selection, workspace, tiny_corpus):
+    """All speakers say the same text, so that none could be held out."""
+    rows = [json.loads(line) for line in tiny_corpus.read_text().splitlines()]
+    for row in rows:
+        row["audio"] = str(tiny_corpus.parent / row["audio"])
+        row["text"] = "low mid"
+    (workspace / "said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    also = ["tasks.asr={corpus: said.jsonl}", "tasks.emotion.label=mood"]
+    done = CliRunner().invoke(
+        cli.app, ["select", str(selection), "--out", "out", *also], catch_exceptions=False
+    )
+    assert done.exit_code == 0
+    assert "verification: take " in done.stdout
+    said = "asr is left out: 1 texts in 48 utterances"
+    lines = {
+        "emotion is left out: no utterance of tones0 has mood",
+        f"{said}, so that 0 are left to train on without the texts of other speakers, and a probe "
+        "could not tell characters from whole texts; raise limits.utterances, or take another "
+        "corpus",
+    }
+    assert lines <= {line.removeprefix("warning: ") for line in done.stdout.splitlines()}
+    assert said in (workspace / "out" / "report.html").read_text()
+    again = ["select", str(selection), "--out", "out", "--json", *also]
+    data = json.loads(CliRunner().invoke(cli.app, again).stdout)
+    assert [*data["tasks"]] == ["verification"]
+    assert {*data["left_out"]} == {"emotion", "asr"}
+    with pytest.raises(DataError, match=r"(?s)tasks\.emotion: .*tasks\.asr: "):  # nobody is told
+        select(read_selection(selection, also), workspace / "out")
+    with pytest.raises(DataError, match=r"(?s)tasks\.emotion: .*tasks\.veri"):  # none is left
+        select(read_selection(selection, ["folds=7"]), workspace / "out", left_out={})
+
+
 def test_a_sample_that_cannot_hold_out_is_refused(selection, workspace):
     with pytest.raises(DataError, match="folds: 7 folds need as many speakers, there are 6"):
         select(read_selection(selection, ["folds=7"]), workspace / "out")

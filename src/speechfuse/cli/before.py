@@ -78,16 +78,20 @@ def select(
 
     folder = out or Path("runs") / read.name
     known = results.read_trained(read, trained) if trained else []
+    left_out: dict[str, str] = {}
     with shown_progress() as progress:
-        found = select_encoders(read, folder, results.pairs_of(known), progress)
-    path = report.write_select_report(read, found, folder, known)
+        wanted = results.pairs_of(known)
+        found = select_encoders(read, folder, wanted, progress, left_out=left_out)
+    path = report.write_select_report(read, found, folder, known, left_out)
     if as_json:
-        typer.echo(json.dumps(report.select_json(read, found, known), indent=2))
+        typer.echo(json.dumps(report.select_json(read, found, known, left_out), indent=2))
         return
     for table in report.select_tables(read, found, known):
         print_table(*table)
     for selected in found:
         typer.echo(report.advice(selected))
+    for line in report.omissions(left_out):
+        typer.echo(f"warning: {line}")
     typer.echo(f"report: {path}")
 
 

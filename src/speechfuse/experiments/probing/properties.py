@@ -87,14 +87,23 @@ def check_property(name: str, clips: Clips, folds: int) -> None:
     if name == "speaker":
         group_folds(clips.texts(), folds, 0, "different texts")
         return
+    if found := unfit(name, clips, folds):
+        raise DataError(f"property '{name}': {'; '.join(found)}")
+
+
+def unfit(name: str, clips: Clips, folds: int) -> tuple[str, str] | None:
+    """Why clips that all have it cannot hold out what they have to, and what to probe instead.
+
+    Raises:
+        DataError: fewer speakers than folds.
+    """
     group_folds(clips.speakers, folds, 0)
-    if name == "characters":
-        _check_texts(clips, folds)
-    elif name not in OF_FRAMES:
-        _check_classes(name, clips)
+    if name in OF_FRAMES:
+        return None
+    return _unfit_texts(clips, folds) if name == "characters" else _unfit_classes(name, clips)
 
 
-def _check_texts(clips: Clips, folds: int) -> None:
+def _unfit_texts(clips: Clips, folds: int) -> tuple[str, str] | None:
     """Texts that all speakers say can be told apart without knowing a character."""
     of = group_folds(clips.speakers, folds, 0)
     texts = clips.texts()
@@ -102,27 +111,29 @@ def _check_texts(clips: Clips, folds: int) -> None:
         held = {text for text, f in zip(texts, of, strict=True) if f == fold}
         left = sum(text not in held for text in texts)
         if left < len(texts) / 2:
-            raise DataError(
-                f"property 'characters': {len(set(texts))} texts in {len(texts)} utterances, so "
-                f"that {left} are left to train on without the texts of other speakers; a probe "
-                "could not tell characters from whole texts; use text, which tells those apart"
+            return (
+                f"{len(set(texts))} texts in {len(texts)} utterances, so that {left} are left to "
+                "train on without the texts of other speakers, and a probe could not tell "
+                "characters from whole texts",
+                "use text, which tells those apart",
             )
+    return None
 
 
-def _check_classes(name: str, clips: Clips) -> None:
+def _unfit_classes(name: str, clips: Clips) -> tuple[str, str] | None:
     by_class: dict[str, set[str]] = defaultdict(set)
     for label, speaker in zip(clips.labels(name), clips.speakers, strict=True):
         by_class[label].add(speaker)
     if len(by_class) < 2:
-        raise DataError(
-            f"property '{name}': all utterances are '{next(iter(by_class))}'; leave it out"
-        )
+        return f"all utterances are '{next(iter(by_class))}'", "leave it out"
     for label, speakers in sorted(by_class.items()):
         if len(speakers) < 2:
-            raise DataError(
-                f"property '{name}': only speaker '{min(speakers)}' has '{label}', so that it "
-                "cannot be tested on a speaker held out; leave it out with only"
+            return (
+                f"only speaker '{min(speakers)}' has '{label}', so that it cannot be tested on a "
+                "speaker held out",
+                "leave it out with only",
             )
+    return None
 
 
 def probe_frames(

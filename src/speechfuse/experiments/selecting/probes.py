@@ -21,10 +21,10 @@ from speechfuse.errors import DataError
 from speechfuse.experiments.probing.folds import group_folds
 from speechfuse.experiments.probing.properties import (
     Clips,
-    check_property,
     metric_of,
     probe_characters,
     probe_classes,
+    unfit,
 )
 from speechfuse.experiments.probing.ridge import rows_held_out
 from speechfuse.metrics import Evidence, SpeakerTrials, eer
@@ -44,13 +44,14 @@ def metric_of_probe(what: str) -> str:
 def check_probe(what: str, clips: Clips, folds: int) -> None:
     """Raises DataError if the sample does not have it, or cannot hold out what it has to."""
     if what != "verification":
-        check_property(what, clips, folds)
+        if found := unfit(what, clips, folds):
+            raise DataError(f"{found[0]}; raise limits.utterances, or take another corpus")
         return
     for fold in members_of(clips, folds, 0):
         speakers = [clips.speakers[place] for place in fold]
         if len(set(speakers)) < 2 or len(speakers) == len(set(speakers)):
             raise DataError(
-                f"verification: {len(set(clips.speakers))} speakers in {folds} folds, of which one "
+                f"{len(set(clips.speakers))} speakers in {folds} folds, of which one "
                 f"has {len(set(speakers))} with {len(speakers)} clips; it needs two speakers and a "
                 "speaker with two clips in each: lower folds, or raise limits.utterances"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,11 @@ def advice(selected: Selected) -> str:
     return text + "."
 
 
+def omissions(left_out: Mapping[str, str] | None) -> list[str]:
+    """Tasks that cannot be probed, in words."""
+    return [f"{task} is left out: {why}" for task, why in (left_out or {}).items()]
+
+
 def _measure(selected: Selected) -> str:
     return full_name(selected.metric)
 
@@ -139,6 +144,7 @@ def write_select_report(
     found: Sequence[Selected],
     out: Path,
     trained: Sequence[Trained] = (),
+    left_out: Mapping[str, str] | None = None,
 ) -> Path:
     """Write OUT/report.html."""
     meanings = {s.task: MEANINGS.get(s.what, OF_CLASSES) for s in found}
@@ -148,7 +154,7 @@ def write_select_report(
         out,
         title=selection.title or selection.name,
         curves=svg(select_figure(selection, found)),
-        advice=[advice(selected) for selected in found],
+        advice=[*(advice(selected) for selected in found), *omissions(left_out)],
         tables=select_tables(selection, found, trained),
         meanings=list(meanings.items()),
         protocol=protocol(selection),
@@ -168,7 +174,10 @@ def protocol(selection: SelectFile) -> str:
 
 
 def select_json(
-    selection: SelectFile, found: Sequence[Selected], trained: Sequence[Trained] = ()
+    selection: SelectFile,
+    found: Sequence[Selected],
+    trained: Sequence[Trained] = (),
+    left_out: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The same as data; fractions, not percent."""
 
@@ -196,6 +205,7 @@ def select_json(
             }
             for s in found
         },
+        "left_out": dict(left_out or {}),
     }
     if trained:
         data["agreement"] = [asdict(one) for one in agreements(found, trained)]

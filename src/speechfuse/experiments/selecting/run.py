@@ -17,6 +17,7 @@ from speechfuse import build
 from speechfuse.cache.store import Store
 from speechfuse.data.corpus import Corpus
 from speechfuse.data.splits import split_utterances
+from speechfuse.errors import DataError
 from speechfuse.experiments.probing.properties import Clips
 from speechfuse.experiments.probing.run import read_layer, stored
 from speechfuse.experiments.selecting.file import SelectFile, candidates, probed_by
@@ -115,21 +116,33 @@ def select(
     out: Path,
     wanted: Mapping[str, Sequence[tuple[Layer, ...]]] | None = None,
     progress: Progress | None = None,
+    *,
+    left_out: dict[str, str] | None = None,
 ) -> list[Selected]:
     """Every task, from development data alone; what is done is kept in OUT/probes.jsonl.
 
-    wanted: by task, pairs that are probed beside those of the best layers.
+    wanted: by task, pairs that are probed beside those of the best layers. left_out: is told why
+    a task cannot be probed, and the others are; without it that is an error.
 
     Raises:
-        SpeechFuseError: a corpus that cannot be probed, or an encoder that cannot be built, before
-            the first probe.
+        SpeechFuseError: no corpus, tasks that cannot be probed, or an encoder that cannot be
+            built, before the first probe.
     """
     corpora = {
         name: find_corpus(selection.entry(name).corpus, progress) for name in selection.tasks
     }
-    samples = {name: _sample(selection, name, corpora[name]) for name in selection.tasks}
-    for what, clips in samples.values():
-        check_probe(what, clips, selection.folds)
+    samples, wrong = {}, {}
+    for name, corpus in corpora.items():
+        try:
+            what, clips = _sample(selection, name, corpus)
+            check_probe(what, clips, selection.folds)
+            samples[name] = what, clips
+        except DataError as error:
+            wrong[name] = str(error)
+    if wrong and (left_out is None or not samples):
+        raise DataError("\n".join(f"tasks.{name}: {why}" for name, why in wrong.items()))
+    if left_out is not None:
+        left_out.update(wrong)
     found = []
     kept = Kept(out)
     read: dict[tuple[str, ...], Features] = {}
@@ -149,6 +162,8 @@ def _sample(selection: SelectFile, name: str, corpus: Corpus) -> tuple[str, Clip
     what = probed_by(task)
     assert what is not None, "refused when the file was read"
     usable = [u for u in corpus.utterances if all(u.label(need) for need in task.needs)]
+    if not usable:
+        raise DataError(f"no utterance of {corpus.name} has {' and '.join(task.needs)}")
     splits = split_utterances(usable, entry.split, f"task '{name}' on {corpus.name}")
     return what, Clips(drawn([*splits["train"], *splits["dev"]], selection.limits.utterances))
 
