@@ -217,7 +217,9 @@ def test_what_cannot_be_pruned_is_refused(run, place):
         prune_run(run, run)
     copy = shutil.copytree(run, place / "copy")
     (copy / "metrics.json").rename(copy / "kept.json")
-    with pytest.raises(RunError, match="copy is not finished; train it first"):
+    with pytest.raises(
+        RunError, match=r"train it first: speechfuse train \S*copy/recipe\.yaml --out \S*copy$"
+    ):
         prune_run(copy)
     (copy / "kept.json").rename(copy / "metrics.json")
     data = yaml.safe_load((copy / "recipe.yaml").read_text())

@@ -164,6 +164,31 @@ def test_an_unknown_setting_is_compared_with_its_neighbours():
     assert all(any(hint in line for line in lines) for hint in hints)
 
 
+@pytest.mark.parametrize(
+    ("change", "where", "meant"),
+    [
+        ("steps=3", "steps: unknown setting", "'training.steps'"),
+        (
+            "tasks.asr.head.units=characters",
+            "tasks.asr.head: units: ctc has no",
+            "'tasks.asr.units'",
+        ),
+        ("tasks.asr.lstm_layers=2", "tasks.asr: lstm_layers: asr has no", "'tasks.asr.head.lstm_l"),
+        ("fusion.kernel_size=3", "fusion.kernel_size: unknown", "'fusion.interface.kernel_size'"),
+        ("training.corpus=x", "training.corpus: unknown", "'tasks.asr.corpus'"),
+        (
+            "batch_seconds=9",
+            "batch_seconds: unknown",
+            "'training.batch_seconds' or 'tasks.asr.batch_seconds'?",
+        ),
+    ],
+)
+def test_a_setting_in_the_wrong_section_is_told_where_it_belongs(change, where, meant):
+    (line,) = wrong([change])
+    assert where in line
+    assert f"Did you mean {meant}" in line
+
+
 @pytest.mark.parametrize("name", ["asr/en", "a,b", "a|b", "a b", "2nd", ""])
 def test_a_task_that_cannot_name_a_file_is_refused(name):
     recipe = {**RECIPE, "tasks": {name: {**RECIPE["tasks"]["asr"], "kind": "asr"}}}

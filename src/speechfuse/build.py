@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,15 @@ from speechfuse.fusion import LayersFirst, MergeFirst
 from speechfuse.model import SHARED, FusionModel
 from speechfuse.ops import seeded
 from speechfuse.prompting import build_reader, read_at
-from speechfuse.recipe import ContextRecipe, FusionRecipe, Part, Recipe, TaskRecipe, load_recipe
+from speechfuse.recipe import (
+    SECTIONS,
+    ContextRecipe,
+    FusionRecipe,
+    Part,
+    Recipe,
+    TaskRecipe,
+    load_recipe,
+)
 from speechfuse.reduction import Reduced, reduction, refuse_crops, refuse_inexact
 from speechfuse.tuning import tune
 from speechfuse.types import StackSpec
@@ -43,7 +53,9 @@ def read_recipe(
     Raises:
         RecipeError: all that is wrong with it, one line each, or an encoder that is there twice.
     """
-    recipe = _resolved(load_recipe(source, overrides, check=_wrong_parts, expand=expand))
+    recipe = _resolved(
+        load_recipe(source, overrides, check=_wrong_parts, expand=expand, elsewhere=_settings_named)
+    )
     for name, part in recipe.upstreams.items():
         if recipe.fusion.drop_state_0 and part.options.get("layers") is not None:
             raise RecipeError(
@@ -140,44 +152,63 @@ def _resolved(recipe: Recipe) -> Recipe:
 
 def _wrong_parts(data: Mapping[str, Any]) -> list[str]:
     """Unknown parts and options of a recipe as it was read, well-formed or not."""
-    wrong: list[str] = []
-
-    def look(where: str, role: str, entry: Any, kind: str | None = None, skip: Any = ()) -> None:
-        if not isinstance(entry, Mapping):
-            return
-        kind = entry.get("kind", kind)
-        if not isinstance(kind, str):
-            return  # the recipe's own check tells that
-        options = {k: v for k, v in entry.items() if k != "kind" and k not in skip}
+    wrong = [
+        f"tasks.{name}: the name is taken; choose another and give its kind"
+        for name in _section(data, "tasks")
+        if name == SHARED or hasattr(torch.nn.ModuleDict, str(name))
+    ]
+    for where, (role, kind, own, entry) in _parts(data).items():
+        options = {k: v for k, v in entry.items() if k != "kind" and k not in own}
         try:
-            catalog.checked_options(role, kind, options)
+            catalog.checked_options(role, kind, options, partial(_settings_named, data))
         except RecipeError as error:
             wrong.extend(f"{where}: {line}" for line in str(error).splitlines())
-
-    def section(of: Any, name: str) -> Mapping[str, Any]:
-        found = of.get(name) if isinstance(of, Mapping) else None
-        return found if isinstance(found, Mapping) else {}
-
-    for name, part in section(data, "upstreams").items():
-        look(f"upstreams.{name}", "upstream", part)
-    fusion = section(data, "fusion")
-    look("fusion.merge", "merge", fusion.get("merge"))
-    look("fusion.interface", "interface", fusion.get("interface"))
-    context = data.get("context")
-    kind = ContextRecipe.model_fields["kind"].default
-    look("context", "context", context, kind=kind, skip=ContextRecipe.model_fields)
-    look("context.interface", "interface", section(data, "context").get("interface"))
-    for name, task in section(data, "tasks").items():
-        if name == SHARED or hasattr(torch.nn.ModuleDict, str(name)):
-            wrong.append(f"tasks.{name}: the name is taken; choose another and give its kind")
-        look(f"tasks.{name}", "task", task, kind=name, skip=TaskRecipe.model_fields)
-        look(f"tasks.{name}.head", "head", section(section(data, "tasks"), name).get("head"))
     return wrong or [
         f"tasks.{name}.head: {line}"
-        for name, task in section(data, "tasks").items()
+        for name, task in _section(data, "tasks").items()
         if isinstance(task, Mapping)
         and (line := _mismatch(task.get("kind") or name, task.get("head")))
     ]
+
+
+_Entry = tuple[str, str, Iterable[str], Mapping[str, Any]]  # role, kind, fields, as it was read
+
+
+def _parts(data: Mapping[str, Any]) -> dict[str, _Entry]:
+    """By place; what has no kind that could be looked for, the recipe's own check tells."""
+    found: dict[str, _Entry] = {}
+
+    def add(where: str, role: str, entry: Any, kind: Any = None, own: Iterable[str] = ()) -> None:
+        if isinstance(entry, Mapping) and isinstance(kind := entry.get("kind", kind), str):
+            found[where] = role, kind, own, entry
+
+    for name, part in _section(data, "upstreams").items():
+        add(f"upstreams.{name}", "upstream", part)
+    for name in ("merge", "interface"):
+        add(f"fusion.{name}", name, _section(data, "fusion").get(name))
+    context, fields = _section(data, "context"), ContextRecipe.model_fields
+    add("context", "context", data.get("context"), fields["kind"].default, fields)
+    add("context.interface", "interface", context.get("interface"))
+    for name, task in _section(data, "tasks").items():
+        add(f"tasks.{name}", "task", task, name, TaskRecipe.model_fields)
+        add(f"tasks.{name}.head", "head", _section(_section(data, "tasks"), name).get("head"))
+    return found
+
+
+def _section(of: Any, name: str) -> Mapping[str, Any]:
+    found = of.get(name) if isinstance(of, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
+def _settings_named(data: Mapping[str, Any], name: str) -> list[str]:
+    """Where in this recipe a setting of that name may stand."""
+    known: dict[str, Iterable[str]] = {
+        section: form.model_fields for section, form in SECTIONS.items()
+    }
+    for where, (role, kind, own, _) in _parts(data).items():
+        with suppress(RecipeError):  # of an unknown kind
+            known[where] = [*own, *catalog.option_names(role, kind)]
+    return [f"{where}.{name}" if where else name for where, names in known.items() if name in names]
 
 
 def _mismatch(task: Any, head: Any) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -188,8 +188,15 @@ def _full(cls: type[Any]) -> str:
     return f"{cls.__module__}.{cls.__name__}"
 
 
-def checked_options(role: str, kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def checked_options(
+    role: str,
+    kind: str,
+    options: Mapping[str, Any],
+    elsewhere: Callable[[str], Sequence[str]] = lambda name: (),
+) -> dict[str, Any]:
     """The options as the part's constructor wants them, numbers as numbers.
+
+    elsewhere: settings of a name in other places, for one that this part does not have.
 
     Raises:
         RecipeError: every option that the constructor does not take or cannot read.
@@ -198,9 +205,14 @@ def checked_options(role: str, kind: str, options: Mapping[str, Any]) -> dict[st
     try:
         read = model.model_validate(dict(options))
     except ValidationError as error:
-        lines = explain(error, model, unknown=f"{kind} has no such option")
+        lines = explain(error, model, unknown=f"{kind} has no such option", elsewhere=elsewhere)
         raise RecipeError("\n".join(lines)) from error
     return {name: getattr(read, name) for name in model.model_fields}
+
+
+def option_names(role: str, kind: str) -> list[str]:
+    """Raises RecipeError if there is no such part."""
+    return [*_options_model(find(role, kind)).model_fields]
 
 
 def option_lines(cls: type[Any]) -> list[str]:

@@ -38,7 +38,7 @@ from speechfuse.errors import RunError, damage
 from speechfuse.model import FusionModel
 from speechfuse.ops import file_hash
 from speechfuse.recipe import Recipe, code_of, read_yaml
-from speechfuse.runs import check_run
+from speechfuse.runs import check_run, training_of
 from speechfuse.types import Metric
 
 _LIBRARIES = (
@@ -250,7 +250,9 @@ class Run:
         """Raises RunError if the run is not trained yet or its weights do not fit."""
         path = self.folder / "model.safetensors"
         if not path.is_file():
-            raise RunError(f"{self.folder} is not trained yet; run speechfuse train on it first")
+            raise RunError(
+                f"{self.folder} is not trained yet; train it: {training_of(self.folder)}"
+            )
         try:
             model.load_state_dict(load_file(path))
         except Exception as error:

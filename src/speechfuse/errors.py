@@ -1,7 +1,7 @@
 """The errors a user can cause, each saying what was found, what was expected and what to do."""
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -51,19 +51,23 @@ def damage(what: object, kind: type[SpeechFuseError], remedy: str) -> Iterator[N
 _SHOWN = 60  # names in a hint: all parts of a kind, and not all speakers of a corpus
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str], elsewhere: Sequence[str] = ()) -> str:
     """A hint that lists the known names and suggests the nearest one.
+
+    elsewhere: things of this very name in other places, which are nearer than any other name.
 
     >>> did_you_mean("hcnov", ["hconv", "weighted_sum"])
     "known: hconv, weighted_sum. Did you mean 'hconv'?"
+    >>> did_you_mean("steps", ["seed", "store"], ["training.steps"])
+    "known: seed, store. Did you mean 'training.steps'?"
     >>> did_you_mean("one", ["both, HConv", "two"])
     "known: 'both, HConv', two."
     >>> did_you_mean("x", map(str, range(100_000)))[-28:]
     '10049, 1005 and 99,940 more.'
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
+    near = [f"'{one}'" for one in elsewhere[:3] or difflib.get_close_matches(name, names, n=1)]
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
     shown = [f"'{one}'" if "," in one else one for one in names[:_SHOWN]]
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     return f"known: {', '.join(shown) or 'none'}{more}.{hint}"

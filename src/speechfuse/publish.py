@@ -30,6 +30,7 @@ from speechfuse.experiments.layers import draw_layer_use, run_layer_use
 from speechfuse.metrics import bracket, full_name
 from speechfuse.recipe import Part, Recipe, code_of
 from speechfuse.resources import markdown_template
+from speechfuse.runs import training_of
 from speechfuse.types import Metric, Progress
 
 KEPT = ("model.safetensors", "tasks.json", "upstreams.json", "metrics.json", "seen.json")
@@ -61,7 +62,7 @@ def save_pretrained(
     kept = Run(run)
     recipe = kept.recipe()
     if not kept.finished:
-        raise RunError(f"{run} is not trained to its end; run speechfuse train on it first")
+        raise RunError(f"{run} is not trained to its end; go on: {training_of(run)}")
     if folder.exists():
         raise RunError(f"{folder} is there already; choose another folder")
     public = _public(recipe, sources or {})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from types import NoneType, UnionType
@@ -349,17 +350,27 @@ class Recipe(_Strict):
         return {**data, "training": {"layer_rate": 10.0, **training}}
 
 
+SECTIONS: Mapping[str, type[BaseModel]] = {  # of a recipe, and its top
+    "": Recipe,
+    "fusion": FusionRecipe,
+    "training": TrainingRecipe,
+    "store": StoreRecipe,
+}
+
+
 def load_recipe(
     source: Path | Mapping[str, Any],
     overrides: Sequence[str] = (),
     check: Callable[[Mapping[str, Any]], list[str]] | None = None,
     *,
     expand: bool = True,
+    elsewhere: Callable[[Mapping[str, Any], str], Sequence[str]] = lambda data, name: (),
 ) -> Recipe:
     """Read a recipe from a file or a mapping and apply overrides like `training.steps=100`.
 
     `${NAME}` in a text stands for an environment variable, unless `expand` is false: another
     person's recipe could send what is in them to the hub. check: finds what else is wrong.
+    elsewhere: settings of a name, for one that stands where it is unknown.
 
     Raises:
         RecipeError: all that is wrong with it, one line each.
@@ -375,7 +386,7 @@ def load_recipe(
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        wrong += explain(error)
+        wrong += explain(error, elsewhere=partial(elsewhere, data))
     else:
         if isinstance(recipe.training.interleave, dict):
             wrong += _wrong_shares(recipe.training.interleave, recipe.tasks)
@@ -523,11 +534,15 @@ def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
 
 
 def explain(
-    error: ValidationError, top: type[BaseModel] = Recipe, unknown: str = "unknown setting"
+    error: ValidationError,
+    top: type[BaseModel] = Recipe,
+    unknown: str = "unknown setting",
+    elsewhere: Callable[[str], Sequence[str]] = lambda name: (),
 ) -> list[str]:
     """One line for each thing pydantic found wrong, with the nearest known name.
 
     top: the model that was validated. unknown: what to call a name that it does not have.
+    elsewhere: settings of that name in other places.
     """
     lines = []
     for path, found in groupby(error.errors(), lambda item: _setting(item["loc"], top)):
@@ -535,7 +550,8 @@ def explain(
         where = ".".join(str(step) for step in path if step != "[key]")
         if item["type"] == "extra_forbidden":
             known = getattr(_type_at(path[:-1], top), "model_fields", ())
-            lines.append(f"{where}: {unknown}; {did_you_mean(str(path[-1]), known)}")
+            name = str(path[-1])
+            lines.append(f"{where}: {unknown}; {did_you_mean(name, known, elsewhere(name))}")
         elif item["type"] == "missing":
             lines.append(f"{where}: is missing")
         elif item["type"] in ("model_type", "dict_type"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from speechfuse.errors import RunError
@@ -29,6 +30,12 @@ def check_run(folder: Path) -> Path:
             else "make one with: speechfuse train RECIPE --out FOLDER"
         )
     )
+
+
+def training_of(folder: Path) -> str:
+    """The command that trains a run to its end, from where it stopped."""
+    recipe, out = (shlex.quote(str(path)) for path in (folder / RECIPE, folder))
+    return f"speechfuse train {recipe} --out {out}"
 
 
 def runs_below(folder: Path) -> list[Path]:

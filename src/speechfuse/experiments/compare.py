@@ -26,7 +26,7 @@ from speechfuse.metrics import (
     with_interval,
 )
 from speechfuse.recipe import Recipe, SplitRecipe
-from speechfuse.runs import runs_below
+from speechfuse.runs import runs_below, training_of
 from speechfuse.types import Metric, Table
 
 # Columns that a system writes, and what it scores apart; others are the test set.
@@ -107,7 +107,9 @@ def find_systems(folders: Sequence[Path]) -> list[System]:
     for folder in folders:
         for path in runs_below(folder):
             if not Run(path).finished:
-                raise RunError(f"{path} is not finished; train it first, or leave it out")
+                raise RunError(
+                    f"{path} is not finished; leave it out, or train it first: {training_of(path)}"
+                )
             runs.setdefault(path.resolve(), Run(path))
     groups: list[tuple[Recipe, list[Run]]] = []
     for run in runs.values():

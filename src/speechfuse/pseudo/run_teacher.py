@@ -19,6 +19,7 @@ from speechfuse.evaluate import load_model
 from speechfuse.measure import best_device
 from speechfuse.ops import file_hash, moved
 from speechfuse.pseudo.teacher import Teacher
+from speechfuse.runs import training_of
 from speechfuse.tasks.classification import Classification
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class RunTeacher(Teacher):
         self._run = Run(folder)
         recipe = self._recipe = self._run.recipe()
         if not self._run.finished:
-            raise RunError(f"{folder} is not trained to its end; run speechfuse train on it first")
+            raise RunError(f"{folder} is not trained to its end; go on: {training_of(folder)}")
         self._tasks = {name: build.build_task(name, entry) for name, entry in recipe.tasks.items()}
         for name, state in self._run.tasks().items():
             self._tasks[name].load_state(state)

@@ -30,6 +30,7 @@ from speechfuse.experiments.pruning.search import search
 from speechfuse.experiments.pruning.speed import encoder_speeds
 from speechfuse.experiments.pruning.trial import Bench, Rule, Trial
 from speechfuse.recipe import Recipe
+from speechfuse.runs import training_of
 from speechfuse.taskdata import load_tasks
 from speechfuse.types import Progress, Utterance
 
@@ -63,7 +64,7 @@ def prune_run(
     run = Run(folder)
     recipe = run.recipe()
     if not run.finished:
-        raise RunError(f"{folder} is not finished; train it first, the same command goes on")
+        raise RunError(f"{folder} is not finished; train it first: {training_of(folder)}")
     named = folder if folder.name not in ("", "..") else folder.resolve()
     out = out or named.with_name(f"{named.name}-pruned")
     work = out.with_name(f"{out.name}.tried")
