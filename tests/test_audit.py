@@ -13,7 +13,7 @@ from speechfuse import cli
 from speechfuse.audit.duplicates import SAME_BITS, overlapping
 from speechfuse.audit.fingerprint import bit_errors, fingerprint, sketch
 from speechfuse.audit.listening import listen
-from speechfuse.audit.run import audit_corpus
+from speechfuse.audit.run import audit_corpus, audit_json, audit_tables
 from speechfuse.errors import DataError
 from speechfuse.taskdata import find_corpus
 from speechfuse.types import Utterance
@@ -198,6 +198,31 @@ def test_labels_are_compared_between_splits(corpus):
     lost = texts["of test have another emotion than any training utterance"]
     assert (lost.level, lost.count, list(lost.examples)) == ("serious", 6, ["sad"])
     assert texts["% of test would need another emotion to be shared out as in train"].count == 50
+
+
+def test_a_dev_split_that_is_drawn_is_said_to_be(corpus):
+    """Every speaker of train has a clip in test, so that whoever is drawn is blamed, too."""
+    rows = {f"s{s}_{i}": {"split": "train" if i else "test"} for s in range(4) for i in range(6)}
+    path = corpus(**rows)
+    audit = audit_corpus(find_corpus(path))
+    assert "no dev: drawn from train, as training does" in audit_tables(audit)[0][0].splitlines()
+    blamed = checks(audit)["speakers, test in dev"]
+    assert blamed.text.startswith("speakers of test are in dev, drawn from train, too: ")
+    assert audit_json(audit)["dev_drawn"]
+    whole = audit_corpus(find_corpus(corpus(s0_0={"split": "test"})))
+    assert not audit_json(whole)["dev_drawn"]
+    assert "\n" not in audit_tables(whole)[0][0]
+
+
+def test_a_label_that_is_written_in_two_ways_is_found(corpus):
+    rows = {
+        "s0_0": {"emotion": "Calm"},
+        "s1_0": {"emotion": "calm "},
+        "s2_1": {"emotion": "calmer"},
+    }
+    found = checks(audit_corpus(find_corpus(corpus(**rows)), ["emotion"]))["emotion spelling"]
+    assert (found.level, found.count, found.of) == ("warning", 18, 36)
+    assert list(found.examples) == ["'Calm' = 'calm' = 'calm '"]
 
 
 def test_overlapping_spans_of_one_recording_are_pairs(tmp_path):

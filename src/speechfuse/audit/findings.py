@@ -47,9 +47,14 @@ class Members:
     heard: Sequence[Heard]
     labels: Sequence[str]  # columns that are classes
     texts: bool  # whether what is said is asked for
+    dev_drawn: bool = False  # from train, as the corpus has a split without it
 
     def named(self, place: int) -> str:
-        return f"{self.utterances[place].id} ({self.splits[place]})"
+        return f"{self.utterances[place].id} ({self.told(self.splits[place])})"
+
+    def told(self, split: str) -> str:
+        """A split, and where it is from if the corpus does not have it."""
+        return f"{split}, drawn from train" if self.dev_drawn and split == "dev" else split
 
 
 def across(splits: set[str]) -> Level | None:
@@ -90,13 +95,14 @@ def _shared(m: Members, check: str, noun: str, values: Sequence[str | None]) -> 
         level = across({one, other})
         if both and level:
             share = sum(c[one] for c in both.values()) / max(1, m.splits.count(one))
-            text = f"{noun} of {one} are in {other}, too: {100 * share:.0f} % of its utterances"
+            told = f"{m.told(one)} are in {m.told(other)}"
+            text = f"{noun} of {told}, too: {100 * share:.0f} % of its utterances"
             worst = sorted(both, key=lambda v: -min(both[v][one], both[v][other]))
             yield Finding(f"{check}, {one} in {other}", level, len(both), of, text, worst[:SHOWN])
 
 
 def balance_findings(m: Members) -> Iterator[Finding]:
-    """Classes that a split lacks, or has in another share."""
+    """Classes that a split lacks, or has in another share, or that are written in two ways."""
     for label in m.labels:
         counts = label_counts(m, label)
         for split in ("dev", "test"):
@@ -121,6 +127,14 @@ def balance_findings(m: Members) -> Iterator[Finding]:
                 text = f"% of {split} would need another {label} to be shared out as in train"
                 yield Finding(f"{label} balance", "warning", round(50 * apart), 100, text)
         every = sum(counts.values(), Counter())
+        alike: dict[str, list[str]] = {}
+        for name in sorted(every):
+            alike.setdefault(" ".join(name.casefold().split()), []).append(name)
+        if several := [names for names in alike.values() if len(names) > 1]:
+            number = sum(every[name] for names in several for name in names)
+            text = f"have a {label} that differs from another in case or spaces alone: likely one"
+            shown = [" = ".join(map(repr, names)) for names in several[:SHOWN]]
+            yield Finding(f"{label} spelling", "warning", number, every.total(), text, shown)
         top, count = every.most_common(1)[0]
         if len(every) > 1 and count > 0.8 * every.total():
             text = f"have the {label} '{top}': who always says so seems right"

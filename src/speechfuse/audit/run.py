@@ -78,7 +78,9 @@ def audit_corpus(
     utterances, splits = _split(usable, corpus.name)
     places: list[Place] = [(u.audio, u.start, u.duration) for u in utterances]
     heard = list(_heard(places, jobs, progress))
-    members = Members(utterances, splits, heard, labels, texts)
+    own = any(u.split for u in usable)
+    drawn = own and "dev" in splits and not any(u.split == "dev" for u in usable)
+    members = Members(utterances, splits, heard, labels, texts, drawn)
     found = [
         *split_findings(members),
         *_same(members, places, progress),
@@ -90,7 +92,6 @@ def audit_corpus(
         found.append(Finding("unused", "note", left, len(corpus.utterances), text))
     found = [_allowed(one, allow) for one in found]
     found.sort(key=lambda one: LEVELS.index(one.level))
-    own = any(u.split for u in usable)
     return Audit(corpus.name, members, found, own)
 
 
@@ -257,6 +258,8 @@ def audit_tables(audit: Audit) -> list[Table]:
     title += ", ".join(f"{count:,} {split}" for split, count in splits.items())
     if not audit.own_split:
         title += "\nthe corpus has no split; this one a recipe without a split would draw"
+    elif m.dev_drawn:
+        title += "\nno dev: drawn from train, as training does"
     rows = [
         [f"{one.level}\n{one.check}", f"{one.count:,} of {one.of:,}", _words(one)]
         for one in audit.findings
@@ -285,6 +288,7 @@ def audit_json(audit: Audit) -> dict[str, Any]:
         "utterances": len(m.utterances),
         "hours": round(sum(h.seconds for h in m.heard) / 3600, 4),
         "own_split": audit.own_split,
+        "dev_drawn": m.dev_drawn,
         "serious": audit.serious,
         "findings": [asdict(one) for one in audit.findings],
         "labels": {
