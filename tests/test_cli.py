@@ -11,6 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+import speechfuse
 from speechfuse import cli
 from speechfuse.errors import SpeechFuseError
 
@@ -239,6 +240,15 @@ def test_help_says_where_to_begin_and_what_each_command_does():
     assert "..." not in shown.partition("Options:")[2]
     for name in ("pseudo-label", "alpha", "bench", "publish"):
         assert f"\n  {name} " in shown
+
+
+def test_the_version_is_that_of_the_package(run):
+    assert run("--version")[:2] == (0, f"speechfuse {speechfuse.__version__}\n")
+
+
+def test_the_package_has_the_class_that_load_returns():
+    assert speechfuse.SpeechModel.__name__ == "SpeechModel"
+    assert {*speechfuse.__all__} == {"SpeechModel", "__version__", "load"}
 
 
 def test_a_folder_of_a_sweep_names_its_runs(run, workspace):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -132,6 +133,11 @@ class TestLibraries:
         one = only(libraries.extras())
         assert one.status == "ok"
         assert "not lora, probe (pip install 'speechfuse[lora,probe]')" in one.found
+
+    def test_all_extras_of_a_user_are_looked_for(self):
+        project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+        ours = {"dev", "docs", "pretrain"}
+        assert {*project["project"]["optional-dependencies"]} - ours == {*libraries.EXTRAS}
 
     def test_offline_is_said(self, monkeypatch):
         from huggingface_hub import constants

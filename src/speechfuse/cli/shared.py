@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from speechfuse import __version__
 from speechfuse.cli.terminal import tables_as_markdown
 from speechfuse.errors import SpeechFuseError
 from speechfuse.runs import check_run
@@ -58,10 +59,20 @@ app = typer.Typer(
 )
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"speechfuse {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def every_command(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print tables as Markdown, to be pasted.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="Print it, and end."),
     ] = False,
 ) -> None:
     """What stands before the command's name."""

@@ -21,6 +21,7 @@ NEEDED = {
 OTHERS = ("torchaudio", "torchcodec")  # looked at if they are there
 EXTRAS = {  # modules, by the name of the extra that brings them
     "corpus": "espeakng_loader",
+    "demo": "gradio",
     "export": "onnxruntime",
     "lm": "flashlight",
     "lora": "peft",
