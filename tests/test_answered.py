@@ -1,5 +1,11 @@
+import base64
+import io
+import re
+
 import numpy as np
 import pytest
+from matplotlib import colormaps
+from matplotlib.image import imread
 
 from speechfuse.decision import COSTS, Decision
 from speechfuse.pipeline.answers import (
@@ -40,7 +46,7 @@ def test_nothing_that_a_model_or_client_says_is_markup():
     )
     page = answer_html(answer, noise)
     assert "<script" not in page
-    assert page.count('class="picture"') == 3
+    assert page.count('class="picture') == 3
     assert "<script" not in refusal_html(Refusal(422, EVIL, EVIL, EVIL))
 
 
@@ -51,9 +57,26 @@ def test_two_voices_are_told_apart_at_the_threshold_of_the_run():
     for other, verdict in (([0.8, 0.6], "One speaker"), ([0.6, 0.8], "Two speakers")):
         pair = Voice(unit, decision), Voice(np.array(other, np.float32), decision)
         page = comparison_html({"who": pair})
-        assert f"{verdict} at threshold 0.700; on test trials 12.5 % false accepts" in page
+        assert f'<p class="said">{verdict} <span class="beside">cosine {other[0]:.3f}<' in page
+        assert '<div class="gauge" style="--at: 70.0%">' in page
+        assert '<p class="mark">threshold 0.700</p>' in page
+        assert "On test trials 12.5 % false accepts" in page
     page = comparison_html({"who": (Voice(unit), Voice(unit))})
+    assert '<p class="said">cosine 1.000</p>' in page
     assert "No threshold yet: speechfuse evaluate finds one" in page
+    assert "mark" not in page
+
+
+def test_times_of_words_are_read_without_a_mouse():
+    words = [Word("one", 0.125, 0.5, 0.9), Word("two", 0.75, 1.0, 0.9)]
+    noise = np.random.default_rng(0).standard_normal(16000).astype(np.float32)
+    page = answer_html(Answer("x.wav", 1.0, {"asr": Transcript("one two", words)}), noise)
+    shown = re.sub(r"<[^>]*>", " ", page)
+    assert "one 0.12" in shown
+    assert "two 0.75" in shown
+    page = answer_html(Answer("x.wav", 1.0, {"asr": Transcript("one two", None)}), noise)
+    assert "one two</p>" in page
+    assert "<small>" not in page
 
 
 def test_pictures_take_the_colour_of_the_page():
@@ -88,6 +111,24 @@ def test_weights_that_never_change_are_bars_and_others_a_map():
     drawn = layer_picture(other, None, "t")
     assert "seconds" in drawn
     assert "<image" in drawn
+
+
+def test_a_map_has_the_colours_of_what_is_in_it_and_its_scale_is_never_scrolled_away():
+    weights = np.random.default_rng(0).uniform(0.2, 0.3, (4, 41))
+    weights[2, 5], weights[1, 7] = 0.31, 0.19
+    given = Layers(0.0, 9.0, "t", [0, 1, 2, 3], weights, ["so"] * 40 + ["end"])
+    drawn = layer_picture([given], "so " * 40, "t")
+    scale, map_ = drawn.split('<div class="scrolled">')
+    assert "0.190" in scale
+    assert "0.310" in scale
+    assert "linear-gradient" in scale
+    (image,) = re.findall(r'xlink:href="data:image/png;base64,([^"]+)"', map_)
+    pixels = imread(io.BytesIO(base64.b64decode(image)))[..., :3]
+    ends = colormaps["viridis"]([0.0, 1.0])[:, :3]
+    for end in ends:
+        assert np.abs(pixels - end).max(-1).min() < 0.01
+    same = Layers(0.0, 9.0, "t", [0, 1], np.full((2, 4), 0.5) + 1e-6, ["so"] * 3 + ["end"])
+    assert "0.495" in layer_picture([same], "so so so", "t")  # rounding is no difference
 
 
 def test_tokens_are_shown_as_the_words_they_make_up():

@@ -187,7 +187,7 @@ def test_upload_answer_wrong_file_and_two_tabs(browser, address, model, tiny_cor
                 assert label.label in shown
                 assert share in shown.replace("\u00a0", " ")
                 assert "spectrogram, 0.40 s" in shown
-                assert await tab.js("document.querySelectorAll('#shown svg').length") >= 2
+                assert await tab.js("document.querySelectorAll('#shown .picture').length") >= 2
                 wide = await tab.js("document.documentElement.scrollWidth - window.innerWidth")
                 assert wide <= 0
                 assert tab.complaints == []
@@ -221,7 +221,14 @@ def test_two_voices_are_compared(browser, address, model, tiny_corpus):  # noqa:
             await tab.until(f"{seen}.length == 0")
             await tab.js("document.querySelector('#compare').click()")
             shown = await tab.until("document.querySelector('#compared .said')?.innerText")
-            assert shown == f"cosine {one.similarity(other):.3f}"
+            verdict = "One speaker" if one.compare(other).same else "Two speakers"
+            assert shown == f"{verdict} cosine {one.similarity(other):.3f}"
+            place = "(e => e.getBoundingClientRect().{})(document.querySelector('#compared {}'))"
+            left, width = [await tab.js(place.format(at, "meter")) for at in ("left", "width")]
+            find = "parseFloat(getComputedStyle(document.querySelector('.gauge'), '::before').left)"
+            assert await tab.js(find) / width == pytest.approx(one.decision.threshold, abs=0.01)
+            middle = [await tab.js(place.format(at, ".mark")) for at in ("left", "right")]
+            assert sum(middle) / 2 - left == pytest.approx(one.decision.threshold * width, abs=2)
             assert tab.complaints == []
 
     asyncio.run(look())
@@ -294,6 +301,9 @@ CELLS = """(svg => [...svg.querySelectorAll('image')]
   .map(i => [i.getBoundingClientRect(), svg.getBoundingClientRect()])
   .map(([r, s]) => [r.x - s.x, r.y - s.y, r.width, r.height]))({})"""
 
+ROOM = """(s => s.closest('.card').getBoundingClientRect().bottom - s.getBoundingClientRect().bottom
+  )(document.querySelector('#shown .sound'))"""
+
 
 async def bars_are(tab, label):
     """On the screen, emotions over time are as high and coloured as the model's answer has them."""
@@ -330,7 +340,8 @@ async def words_are(tab, transcript, given):
         shown = pixels[round(place[0]), round(place[1])]
         distance = np.abs(shades - shown).max(1)
         assert distance.min() < 0.02, "no colour of the map"
-        assert distance.argmin() / 255 * alpha.max() == pytest.approx(value, abs=0.03)
+        low, span = float(alpha.min()), float(np.ptp(alpha))
+        assert low + distance.argmin() / 255 * span == pytest.approx(value, abs=0.01 + span / 50)
 
 
 @in_browser
@@ -353,6 +364,8 @@ def test_classes_over_time_and_alpha_of_words_are_drawn(browser, worded, tiny_co
             for tab in tabs:
                 await bars_are(tab, answer["emotion"])
                 await words_are(tab, answer["asr"], alpha)
+                room = await tab.js(ROOM)
+                assert room < 20, "padding alone below the spectrogram"
                 wide = await tab.js("document.documentElement.scrollWidth - window.innerWidth")
                 assert wide <= 0
                 assert tab.complaints == []

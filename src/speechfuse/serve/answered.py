@@ -18,30 +18,6 @@ from speechfuse.pipeline.recordings import Samples
 from speechfuse.serve.pictures import bars_over_time, class_bars, layer_picture, spectrogram
 from speechfuse.serve.refusals import Refusal
 
-CSS = """
-.answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr));
-  grid-auto-flow: dense; gap: 1rem; color: var(--body-text-color); }
-body.dark { color-scheme: dark; }
-.html-container:has(> * > .answers) { padding: 0; }
-.answers .card { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 1rem;
-  background: var(--block-background-fill); min-width: 0; overflow-wrap: anywhere; }
-.answers .wide, .answers .card:has(.scrolled) { grid-column: 1 / -1; }
-.answers h3 { margin: 0 0 .4rem; font-size: .9rem; font-weight: 600;
-  color: var(--body-text-color); opacity: .75; }
-.answers .said { font-size: 1.3rem; line-height: 1.5; margin: 0; }
-.answers .note { font-size: .85rem; opacity: .75; margin: .4rem 0 0; }
-.answers .error { border-color: #d0453c; border-left-width: 5px; }
-.answers svg.picture { width: 100%; max-width: 32rem; height: auto; display: block; margin: auto; }
-.answers .scrolled { overflow-x: auto; }
-.answers .scrolled svg.picture { min-width: calc(22rem * var(--times));
-  max-width: calc(32rem * var(--times)); }
-.answers svg.picture text { font-family: inherit; }
-.answers table { width: 100%; border-collapse: collapse; }
-.answers td { padding: .15rem .5rem .15rem 0; }
-.answers meter { width: 100%; height: 1.2rem; }
-@media (max-width: 500px) { .answers .card { padding: .6rem; } }
-.answers .waiting { opacity: .75; }
-"""
 MOST_BARS = 100  # over time; of longer recordings, stretches are shown
 EMPTY = '<div class="answers"><div class="card wide waiting">The answer comes here.</div></div>'
 
@@ -69,13 +45,20 @@ def comparison_html(found: Mapping[str, tuple[Voice, Voice]]) -> str:
     cards = []
     for task, (one, other) in found.items():
         compared = one.compare(other)
-        cosine, verdict = f"{compared.similarity:.3f}", _sentence(compared.text())
+        cosine, decision = f"{compared.similarity:.3f}", compared.decision
+        said, low, mark, note = f"cosine {cosine}", 0.0, "", compared.text()
+        if decision is not None:
+            verdict = "One speaker" if compared.same else "Two speakers"
+            said = f'{verdict} <span class="beside">{said}</span>'
+            low, note = min(max(decision.threshold, 0), 1), decision.expected()
+            mark = f'<p class="mark">threshold {decision.threshold:.3f}</p>'
         cards.append(
             _card(
                 task,
-                f'<p class="said">cosine {cosine}</p>'
-                f'<meter min="0" max="1" value="{cosine}">{cosine}</meter>'
-                f'<p class="verdict">{escape(verdict)}</p>'
+                f'<p class="said">{said}</p>'
+                f'<div class="gauge" style="--at: {100 * low:.1f}%"><meter min="0" max="1" '
+                f'low="{low}" optimum="1" value="{cosine}">{cosine}</meter>{mark}</div>'
+                f"<p>{escape(_sentence(note))}</p>"
                 '<p class="note">1: the same voice to the model; 0: nothing in common. Where the '
                 "line between same and different lies depends on the recordings: compare some "
                 "that you know.</p>",
@@ -119,13 +102,17 @@ def _classes(task: str, result: Label) -> str:
 def _transcript(result: Transcript) -> str:
     if not result.text:
         return '<p class="said waiting">no words</p>'
-    text = escape(result.text)
+    text, notes = escape(result.text), []
     if result.words:
         text = " ".join(
-            f'<span title="{word.start:.2f} to {word.end:.2f} s">{escape(word.text)}</span>'
+            f'<span class="word" title="{word.start:.2f} to {word.end:.2f} s">'
+            f"{escape(word.text)}<small>{word.start:.2f}</small></span>"
             for word in result.words
         )
-    note = '<p class="note">Cut at the longest text that is written.</p>' if result.cut else ""
+        notes.append("Below each word: the second at which it begins.")
+    if result.cut:
+        notes.append("Cut at the longest text that is written.")
+    note = f'<p class="note">{" ".join(notes)}</p>' if notes else ""
     return f'<p class="said">{text}</p>{note}'
 
 

@@ -15,7 +15,6 @@ from speechfuse.errors import SpeechFuseError
 from speechfuse.pipeline.answers import Answer, Voice
 from speechfuse.pipeline.recordings import Samples
 from speechfuse.serve.answered import (
-    CSS,
     EMPTY,
     answer_html,
     comparison_html,
@@ -32,6 +31,7 @@ KEPT = (60, 600)  # seconds: how often old uploads of the page are deleted, and 
 FONT = [gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")]  # of the reader's own machine
 FONT_MONO = [gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")]
 WINDOW = 2.0  # seconds of each bar of classes over time
+CSS = Path(__file__).with_name("answers.css")
 AT_ONCE = 16  # answers of the page that are waited for
 
 
@@ -69,7 +69,7 @@ def mount_page(app: FastAPI, service: Service, folder: TemporaryDirectory[str]) 
         ssr_mode=False,
         mcp_server=False,
         enable_monitoring=False,
-        css=CSS,
+        css_paths=[CSS],
         theme=gr.themes.Base(primary_hue="blue", font=FONT, font_mono=FONT_MONO),
         app_kwargs={"exception_handlers": HANDLERS},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from threading import Lock
 from typing import Any
@@ -11,9 +12,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from matplotlib.ticker import MaxNLocator
 
 from speechfuse.audio import SAMPLE_RATE
 from speechfuse.pipeline.answers import Label, Layers, Scores
@@ -24,6 +29,7 @@ COLOURS = ("#3b82c4", "#e69f00", "#18a078", "#cc79a7", "#56b4e9", "#d55e00", "#9
 WIDTH = 4.2  # inches: small, so that letters can be read on a narrow screen
 WORD, MOST_WORDS = 0.26, 100  # inches of a word below a map, of so many at most; then of every nth
 COLUMNS = 1200  # of a spectrogram at most
+SHADES, LEAST = "viridis", 0.01  # of maps, and the difference that they show at least
 STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -40,7 +46,7 @@ _LOCK = Lock()  # styles of matplotlib are the whole process's
 
 
 def spectrogram(samples: Samples) -> str:
-    """Level in dB by time and frequency."""
+    """Level in dB by time and frequency; fills the place that the page has for it."""
     hop = max(160, len(samples) // COLUMNS)
     window = min(400, len(samples))
     taper = torch.hann_window(window)
@@ -48,19 +54,24 @@ def spectrogram(samples: Samples) -> str:
         torch.from_numpy(samples), window, hop, window=taper, center=False, return_complex=True
     )
     level = (20 * spectrum.abs().clamp_min(1e-6).log10()).numpy()
-    with _LOCK, matplotlib.rc_context(STYLE):
-        axes = _axes(1.9)
-        axes.imshow(
-            level,
-            origin="lower",
-            aspect="auto",
-            cmap="magma",
-            vmin=level.max() - 80,
-            extent=(0, len(samples) / SAMPLE_RATE, 0, SAMPLE_RATE / 2000),
-        )
-        axes.set_xlabel("seconds")
-        axes.set_ylabel("kHz")
-        return _svg(axes, "Spectrogram")
+    file = io.BytesIO()
+    imsave(file, level, vmin=level.max() - 80, cmap="magma", origin="lower", format="png")
+    data = b64encode(file.getvalue()).decode()
+    khz = _ticks(SAMPLE_RATE / 2000, "bottom")
+    seconds = _ticks(len(samples) / SAMPLE_RATE, "left")
+    return (
+        '<div class="picture sound" role="img" aria-label="Spectrogram">'
+        f'<div class="khz">{khz}</div><img alt="" src="data:image/png;base64,{data}">'
+        f'<div class="unit">kHz</div><div class="seconds">{seconds}</div>'
+        '<div class="axis">seconds</div></div>'
+    )
+
+
+def _ticks(end: float, side: str) -> str:
+    """Numbers from 0 to `end`, each at its place."""
+    found = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(0, end)
+    marks = [f'<span style="{side}: {100 * at / end:.1f}%">{at:g}</span>' for at in found]
+    return "".join(mark for mark, at in zip(marks, found, strict=True) if at <= end)
 
 
 def class_bars(label: Label, title: str) -> str:
@@ -140,13 +151,21 @@ def layer_picture(stretches: Sequence[Layers], said: str | None, title: str) -> 
             edges = np.append(np.concatenate(parts), stretches[-1].end)
             axes.set_xlabel("seconds")
         heights = np.arange(len(numbers) + 1)
-        drawn = axes.pcolormesh(edges, heights, columns, cmap="viridis", vmin=0, rasterized=True)
+        middle, half = (columns.max() + columns.min()) / 2, np.ptp(columns) / 2
+        low, high = middle - max(half, LEAST / 2), middle + max(half, LEAST / 2)
+        axes.pcolormesh(edges, heights, columns, cmap=SHADES, vmin=low, vmax=high, rasterized=True)
         every = 1 + len(numbers) // 13
         axes.set_yticks(heights[:-1:every] + 0.5, numbers[::every])
+        axes.tick_params(axis="y", labelright=bool(texts))  # also where it is scrolled to its end
         axes.set_ylabel("layer")
-        assert axes.figure is not None
-        axes.figure.colorbar(drawn, ax=axes, pad=0.02, aspect=12).outline.set_visible(False)
-        return _svg(axes, title)
+        return _scale(low, high) + _svg(axes, title)
+
+
+def _scale(low: float, high: float) -> str:
+    """Beside the picture, which may be scrolled."""
+    colours = ", ".join(to_hex(shade) for shade in colormaps[SHADES](np.linspace(0, 1, 9)))
+    ramp = f'<span class="ramp" style="background: linear-gradient(to right, {colours})"></span>'
+    return f'<p class="scale">weight {low:.3f} {ramp} {high:.3f}</p>'
 
 
 def by_word(
