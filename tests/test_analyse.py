@@ -6,7 +6,7 @@ import torch
 from speechfuse import build
 from speechfuse.analyse import SAMPLE, LayerUse, layer_use
 from speechfuse.errors import RecipeError
-from speechfuse.experiments.layers import layer_figure, run_layer_use
+from speechfuse.experiments.layers import layer_figure, layer_tables, run_layer_use
 from speechfuse.extract import fill_stores
 from speechfuse.model import FusionModel
 from speechfuse.taskdata import load_tasks
@@ -63,6 +63,22 @@ def test_weights_are_the_interface_s_and_sizes_count(trained):
     sizes = torch.stack([layer.square().mean().sqrt() for layer in stack.layers])
     scaled = expected * sizes / (expected * sizes).sum()
     torch.testing.assert_close(torch.tensor(use.scaled), scaled.detach())
+
+
+def test_a_model_has_one_table(trained):
+    fusion = {"order": "layers_first", "interface": {"kind": "weighted_sum"}}
+    tables = layer_tables(layer_use(*trained(fusion)))
+    assert [title for title, *_ in tables] == ["emotion, ssl", "emotion, other"]
+    rows = ["weight", "weight x size", "gradient", "loss without"]
+    assert [[row[0] for row in body] for *_, body in tables] == [rows, rows]
+    assert all(len(row) == len(columns) for _, columns, body in tables for row in body)
+    merged = layer_tables(layer_use(*trained({"interface": {"kind": "weighted_sum"}})))
+    assert [title for title, *_ in merged] == [
+        "emotion, ssl + other",
+        "emotion, ssl",
+        "emotion, other",
+    ]
+    assert [[row[0] for row in body] for *_, body in merged] == [rows[:3], rows[3:], rows[3:]]
 
 
 def test_keys_are_shown_beside_values(trained):

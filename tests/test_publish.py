@@ -100,6 +100,9 @@ def test_the_card_says_how_well_on_whom_and_what_it_is_not_for(here):
         assert part in body, part
     assert "asr, emotion: none of the 2 speakers of test is in training and development." in body
     assert 'speechfuse.load("out")' in body
+    assert "```sh\npip install speechfuse\n```" in body
+    assert "of whom a number above has as few as 2. One run" in body
+    assert "no licence" not in body
     assert "| emotion | tones0 | train | 32 | 0.0036 | 4 | calm 16, loud 16 |" in body
     assert "| asr | tones0 | test | 16 | 0.0018 | 2 |  |" in body
 
@@ -164,7 +167,10 @@ def test_of_one_speaker_nothing_claims_an_interval(tiny_corpus, tmp_path, caplog
         train_run(read_recipe(asked), tmp_path / "asked")
         folder = save_pretrained(tmp_path / "run", tmp_path / "pub", picture=False)
     assert not any("development has" in one for one in caplog.messages)
-    assert "| [-] | 1 |" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "| [-] | 1 |" in card
+    assert "as few as 1; of one there is no interval. One run" in card
+    assert "It names no licence" in card
 
 
 def test_a_run_that_did_not_keep_it_is_said_to_tell_nothing(here, tmp_path):

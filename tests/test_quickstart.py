@@ -19,6 +19,8 @@ def test_without_interfaces_the_rows_are_the_shipped_ones():
     assert [*quickstart_sweep().rows] == [*shipped["rows"]]
     assert [*quickstart_sweep(2, "weighted_sum").rows] == [*shipped["rows"]]
     assert quickstart_sweep(2).seeds == (7, 8)
+    fused = [row for row in shipped["rows"].values() if len(row["use"]) > 1]
+    assert (len(shipped["rows"]), len(fused)) == (7, 3)  # as its help and the tutorial say
 
 
 def test_all_adds_a_row_that_can_be_built_for_every_interface(tmp_path):

@@ -29,7 +29,9 @@ def quickstart(
     ] = "",
     jobs: Jobs = 0,
 ) -> None:
-    """Make synthetic speech, fuse two small encoders in six ways, print a table, write a report."""
+    """Make synthetic speech, train seven models, three of which fuse two small encoders, print a
+    table, write a report.
+    """
     from speechfuse.experiments.quickstart import quickstart_sweep
 
     run_and_report(quickstart_sweep(seeds, interfaces), out, None, jobs)

@@ -119,22 +119,12 @@ def weights(
         raise SpeechFuseError(
             f"cannot draw into {picture}; name an .svg or a .png in a folder that is there"
         )
-    from speechfuse.experiments.layers import draw_layer_use, run_layer_use
+    from speechfuse.experiments.layers import draw_layer_use, layer_tables, run_layer_use
 
     with shown_progress() as progress:
         uses = run_layer_use(run, progress)
-    for use in uses:
-        fields = use.gradient or []
-        named = {
-            "weight": use.weights,
-            "weight x size": use.scaled,
-            "loss without": use.ablation,
-        }
-        for index, shares in enumerate(fields):
-            named["gradient" + (f", position {index}" if len(fields) > 1 else "")] = shares
-        rows = [[name, *(f"{v:.3f}" for v in row)] for name, row in named.items() if row]
-        numbers = use.numbered(next(row for row in named.values() if row))
-        print_table(f"{use.task}, {use.model}", ["layer", *map(str, numbers)], rows)
+    for table in layer_tables(uses):
+        print_table(*table)
     if picture:
         draw_layer_use(uses, picture)
         typer.echo(f"picture: {picture}")

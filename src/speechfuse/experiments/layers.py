@@ -10,7 +10,7 @@ from speechfuse.analyse import LayerUse, layer_use
 from speechfuse.build import read_upstreams
 from speechfuse.evaluate import open_run
 from speechfuse.experiments.panels import STEADY
-from speechfuse.types import Progress
+from speechfuse.types import Progress, Table
 
 Row = tuple[str, Mapping[int, float]]  # a name, and a value for each layer by its number
 
@@ -20,6 +20,28 @@ def run_layer_use(folder: Path, progress: Progress | None = None) -> list[LayerU
     run, model, tasks, inputs = open_run(folder, progress)
     numbers = {name: one.layers for name, one in read_upstreams(run.recipe()).items()}
     return layer_use(model, tasks, inputs, numbers)
+
+
+def layer_tables(uses: Sequence[LayerUse]) -> list[Table]:
+    """One for each task and model, or merged stack, with a row for each kind of answer."""
+    found: dict[tuple[str, tuple[int, ...]], dict[str, Sequence[float]]] = {}
+    for use in uses:
+        fields = use.gradient or []
+        of_use = {"weight": use.weights, "weight x size": use.scaled}
+        for index, shares in enumerate(fields):
+            of_use["gradient" + (f", position {index}" if len(fields) > 1 else "")] = shares
+        of_use["loss without"] = use.ablation
+        named = {name: values for name, values in of_use.items() if values}
+        numbers = tuple(use.numbered(next(iter(named.values()))))
+        found.setdefault((_name(use), numbers), {}).update(named)
+    return [
+        (
+            name,
+            ["layer", *map(str, numbers)],
+            [[kind, *(f"{value:.3f}" for value in values)] for kind, values in named.items()],
+        )
+        for (name, numbers), named in found.items()
+    ]
 
 
 def draw_layer_use(uses: Sequence[LayerUse], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The quickstart: synthetic speech, two small encoders, three tasks, six ways to fuse them."""
+"""The quickstart: synthetic speech, two small encoders, three tasks, seven models."""
 
 from __future__ import annotations
 
