@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
+from urllib.request import urlopen
 
 import typer
 import yaml
@@ -33,8 +37,9 @@ MARKS = ("not run",)  # what a page may say before a block, with a reason
 RUN = {
     *("plan", "parts", "prepare", "audit", "extract", "train", "evaluate", "compare", "predict"),
     *("weights", "alpha", "publish", "cost", "doctor", "prune"),
-}  # the others take minutes, or never end: they are parsed
+}  # the others take minutes: they are parsed; serve is begun
 QUICK = ["training.steps=2", "training.batch_seconds=4"]  # what takes hours is done in seconds
+DEFAULT = "http://127.0.0.1:7860"  # where `serve` listens
 OTHERS = ("make", "pip", "curl", "git", "cd", "export", "torchrun", "srun", "source", "python3")
 
 
@@ -139,6 +144,14 @@ class Page:
     folder: Path
     names: dict[str, Any] = field(default_factory=lambda: {"__name__": "page"})
     recipe: dict[str, Any] | None = None
+    service: subprocess.Popen[str] | None = None  # the last that the page has begun
+    address: str | None = None  # of it
+
+    def close(self) -> None:
+        """End the service."""
+        if self.service is not None:
+            self.service.terminate()
+            self.service.communicate()
 
     def run(self, block: Block) -> None:
         """Run one block.
@@ -165,7 +178,11 @@ class Page:
         elif block.language in ("sh", ""):
             for words in commands(block):
                 arguments = parse(words, block.place)
-                if arguments and block.mark is None and arguments[0] in RUN:
+                if arguments and block.mark is None and arguments[0] == "serve":
+                    self._serve(arguments, block.place)
+                elif words[0] == "curl" and self.address and shutil.which("curl"):
+                    self._ask(words, block.place)
+                elif arguments and block.mark is None and arguments[0] in RUN:
                     self._command(arguments, block.place)
                 elif arguments:
                     self._files(arguments, block.place)
@@ -198,6 +215,26 @@ class Page:
         if done.exception and not isinstance(done.exception, SystemExit):
             raise AssertionError(said) from done.exception
         assert done.exit_code == 0, said
+
+    def _serve(self, arguments: list[str], place: str) -> None:
+        """On a free port, until the page ends."""
+        self.close()
+        command = [sys.executable, "-m", "speechfuse.cli", *arguments, "--port", "0"]
+        self.service = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.service.stdout is not None
+        said = self.service.stdout.readline()
+        _, _, self.address = said.strip().rpartition(" on ")
+        assert self.address.startswith("http://"), f"{place}: {' '.join(command)}: {said}"
+        with urlopen(f"{self.address}/healthz", timeout=60) as answer:
+            assert json.load(answer)["status"] == "ok", place
+
+    def _ask(self, words: list[str], place: str) -> None:
+        """Of the service, which answers in JSON."""
+        asked = [word.replace(DEFAULT, str(self.address)) for word in words]
+        limits = ["-sS", "--fail-with-body", "--max-time", "60"]
+        done = subprocess.run([*asked, *limits], capture_output=True, text=True, check=False)
+        assert not done.returncode, f"{place}: {' '.join(words)}\n{done.stdout}{done.stderr}"
+        json.loads(done.stdout)
 
     def _files(self, arguments: list[str], place: str) -> None:
         """Recipes that are named, but not run, are there."""

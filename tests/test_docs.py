@@ -1,13 +1,15 @@
 """Snippets of README and docs run on small encoders and tones, or are parsed if they take long.
 
 Parsed alone: select, probe, sweep, quickstart, export, pseudo-label and bench, which take minutes
-even here, serve, which never ends, and the pages of measurements, whose runs take hours.
+even here, and the pages of measurements, whose runs take hours. `serve` is begun on a free port,
+where curl asks it if there is one.
 """
 
 import json
 import re
 import shutil
 import sys
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 
@@ -92,9 +94,9 @@ def furnished(prepared, tmp_path, monkeypatch, imported_once):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", RAN, ids=name_of)
 def test_every_snippet_runs(page, furnished):
-    at_work = Page(furnished)
-    for block in blocks(page):
-        at_work.run(block)
+    with closing(Page(furnished)) as at_work:
+        for block in blocks(page):
+            at_work.run(block)
 
 
 def test_the_manifest_of_own_data_fits_the_recipes_below_it(workspace):
@@ -111,6 +113,13 @@ def test_the_manifest_of_own_data_fits_the_recipes_below_it(workspace):
     for task in (task for one in read for task in one["tasks"].values()):
         if task["corpus"] == "corpora/mine" and "labels" in task:
             assert {u.emotion for u in corpus.utterances} <= {*task["labels"]}
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on the PATH")
+def test_what_a_service_does_not_answer_fails(workspace):
+    block = Block("README.md", 1, "sh", None, None, "curl -s http://127.0.0.1:7860/healthz")
+    with pytest.raises(AssertionError, match=r"README.md:1: .*curl -s .*healthz"):
+        Page(workspace, address="http://127.0.0.1:9").run(block)
 
 
 @pytest.mark.parametrize("page", [*RAN, *PARSED], ids=name_of)

@@ -470,3 +470,15 @@ def test_a_port_that_is_taken_is_named(trained, monkeypatch):
         taken.listen()
         with pytest.raises(SpeechFuseError, match="choose another --port"):
             serve(trained, port=taken.getsockname()[1], page=False)
+
+
+def test_who_asks_as_soon_as_the_address_is_told_is_heard(trained, monkeypatch):
+    monkeypatch.chdir(trained.parent)
+
+    def ready(address):
+        port = int(address.rpartition(":")[2])
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        raise InterruptedError("heard")
+
+    with pytest.raises(InterruptedError, match="heard"):
+        serve(trained, port=0, page=False, ready=ready)

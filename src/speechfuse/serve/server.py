@@ -62,6 +62,7 @@ def serve(
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((host, port))
+            listening.listen()  # who comes before it answers waits
         except OSError as error:
             raise SpeechFuseError(
                 f"cannot serve on {host}:{port} ({error.strerror}); choose another --port"
