@@ -207,7 +207,7 @@ def test_a_dev_split_that_is_drawn_is_said_to_be(corpus):
     audit = audit_corpus(find_corpus(path))
     assert "no dev: drawn from train, as training does" in audit_tables(audit)[0][0].splitlines()
     blamed = checks(audit)["speakers, test in dev"]
-    assert blamed.text.startswith("speakers of test are in dev, drawn from train, too: ")
+    assert blamed.text.startswith("speakers of test are in dev drawn from train, too: ")
     assert audit_json(audit)["dev_drawn"]
     whole = audit_corpus(find_corpus(corpus(s0_0={"split": "test"})))
     assert not audit_json(whole)["dev_drawn"]

@@ -192,6 +192,11 @@ class TestKaldi:
         with pytest.raises(DataError, match="text is no text in UTF-8"):
             prepare(audio, tmp_path / "corpus")
 
+    def test_all_bad_lines_are_named_at_once(self, audio, tmp_path):
+        self.folder(audio, wav_scp="r1 a.wav\n", segments="u1 r1 0\nu2 r1 0.0 0.5\nu3 r2 0 1\n")
+        with pytest.raises(DataError, match=r"(?s)line 1: found 'u1 r1 0'.*line 3: 'r2' is not in"):
+            prepare(audio, tmp_path / "corpus")
+
     def test_a_folder_without_wav_scp(self, audio, tmp_path):
         with pytest.raises(DataError, match=r"has no wav\.scp"):
             prepare(audio, tmp_path / "corpus")

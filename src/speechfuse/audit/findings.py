@@ -54,7 +54,7 @@ class Members:
 
     def told(self, split: str) -> str:
         """A split, and where it is from if the corpus does not have it."""
-        return f"{split}, drawn from train" if self.dev_drawn and split == "dev" else split
+        return f"{split} drawn from train" if self.dev_drawn and split == "dev" else split
 
 
 def across(splits: set[str]) -> Level | None:
@@ -132,7 +132,7 @@ def balance_findings(m: Members) -> Iterator[Finding]:
             alike.setdefault(" ".join(name.casefold().split()), []).append(name)
         if several := [names for names in alike.values() if len(names) > 1]:
             number = sum(every[name] for names in several for name in names)
-            text = f"have a {label} that differs from another in case or spaces alone: likely one"
+            text = f"have a value of {label} that differs from another in case or spaces alone"
             shown = [" = ".join(map(repr, names)) for names in several[:SHOWN]]
             yield Finding(f"{label} spelling", "warning", number, every.total(), text, shown)
         top, count = every.most_common(1)[0]

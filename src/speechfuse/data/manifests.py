@@ -265,12 +265,13 @@ def _table_rows(path: Path, dialect: type[csv.Dialect]) -> list[dict[str, str]]:
 def _kaldi_rows(folder: Path) -> list[dict[str, str]]:
     """wav.scp with segments, text, utt2spk, utt2emotion, utt2lang and utt2split where they are."""
     audio = _kaldi_table(folder / "wav.scp")
-    for name, path in audio.items():
-        if path.rstrip().endswith("|"):
-            raise DataError(
-                f"{folder}/wav.scp: '{name}' is a command ({path[:40]}...); commands are not run, "
-                "write the audio to files first (wav-copy scp:wav.scp ...)"
-            )
+    wrong = [
+        f"{folder}/wav.scp: '{name}' is a command ({path[:40]}...); commands are not run, write "
+        "the audio to files first (wav-copy scp:wav.scp ...)"
+        for name, path in audio.items()
+        if path.rstrip().endswith("|")
+    ]
+    _refuse(wrong, folder / "wav.scp")
     segments = folder / "segments"
     if segments.is_file():
         rows = _kaldi_segments(segments, audio)
@@ -294,21 +295,24 @@ def _kaldi_rows(folder: Path) -> list[dict[str, str]]:
 
 def _kaldi_segments(path: Path, audio: dict[str, str]) -> dict[str, dict[str, str]]:
     """Lines `utterance recording start end`, in seconds."""
-    rows = {}
+    rows, wrong = {}, []
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         try:
             name, recording, start, end = line.split()
             duration = str(float(end) - float(start))
-        except ValueError as error:
-            raise DataError(
+        except ValueError:
+            wrong.append(
                 f"{path}, line {number}: found '{line}', expected an utterance, its recording, "
                 "start and end in seconds"
-            ) from error
-        if recording not in audio:
-            raise DataError(f"{path}, line {number}: '{recording}' is not in wav.scp")
-        rows[name] = {"audio": audio[recording], "start": start, "duration": duration}
+            )
+            continue
+        if recording in audio:
+            rows[name] = {"audio": audio[recording], "start": start, "duration": duration}
+        else:
+            wrong.append(f"{path}, line {number}: '{recording}' is not in wav.scp")
+    _refuse(wrong, path)
     return rows
 
 
