@@ -244,6 +244,16 @@ def test_subtitles_are_written_for_each_file(run, tmp_path):
     assert "tells no times of words for emotion" in str(none.exception)
 
 
+def test_a_text_that_does_not_align_is_a_caption_all_the_same(run, tmp_path, monkeypatch):
+    text = json.loads(run("clips/s6-0.wav", "--format", "json").stdout)["results"]["asr"]["text"]
+    assert text
+    monkeypatch.setattr("speechfuse.pipeline.speech_model.align", lambda *given: None)
+    out = tmp_path / "subs"
+    assert run("clips/s6-0.wav", "--format", "srt", "--out", out).exit_code == 0
+    (written,) = out.glob("*.srt")
+    assert written.read_text() == f"1\n00:00:00,000 --> 00:00:00,400\n{text}\n"
+
+
 def srt_below(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.srt"))
 

@@ -168,6 +168,42 @@ def test_long_recordings_are_cut_at_pauses_and_joined(runs, clips, monkeypatch):
     assert np.linalg.norm(answer["verification"].vector) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_stretch_that_does_not_align_is_one_word_and_the_others_keep_theirs(
+    runs, clips, monkeypatch
+):
+    """Its text has more tokens than it has frames, as a head that writes without an end gives."""
+    monkeypatch.chdir(runs)
+    model = speechfuse.load("heads", stretch=1.0)
+    pieces = [soundfile.read(clip, dtype="float32")[0] for clip in clips]
+    long = np.concatenate([part for piece in pieces for part in (piece, np.zeros(3000))])
+    whole = model((long, 16000), ["asr", "emotion"])
+    stretches = whole["emotion"].stretches
+    assert len(stretches) >= 3
+    second = iter([False, True, *[False] * 100])
+    align = speech_model.align
+    monkeypatch.setattr(
+        speech_model, "align", lambda *given: None if next(second) else align(*given)
+    )
+    answer = model((long, 16000), ["asr"])["asr"]
+    assert answer.text == whole["asr"].text == " ".join(word.text for word in answer.words)
+    (bad,) = [word for word in answer.words if word.score == 0]
+    (place,) = [one for one in stretches if one.start == pytest.approx(bad.start, abs=0.05)]
+    assert bad.end == pytest.approx(place.end, abs=0.05)
+    others = [word for word in whole["asr"].words if not bad.start <= word.start < bad.end]
+    assert [word for word in answer.words if word.score] == others
+
+
+def test_no_word_ends_after_the_recording(model, clips):
+    """A frame reaches a little further than the samples that it is computed from."""
+    samples, rate = soundfile.read(clips[0], dtype="float32")
+    for cut in range(0, 400, 25):
+        spoken = samples[: len(samples) - 800 - cut]
+        answer = model((spoken, rate), ["asr", "emotion"], window=0.15)
+        assert answer["asr"].words
+        assert answer["asr"].words[-1].end <= answer.duration
+        assert all(one.end <= answer.duration for one in answer["emotion"].windows)
+
+
 def test_classes_are_told_over_time(model, clips):
     """Calm clips, then loud ones; of a linear head, log-odds of windows are a mean."""
     calm, loud = (

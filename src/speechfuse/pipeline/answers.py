@@ -16,7 +16,11 @@ from speechfuse.turns import Turn
 
 
 class Word(NamedTuple):
-    """A word where CTC aligns it."""
+    """A word where CTC aligns it.
+
+    A stretch whose text does not align, as one of more tokens than frames, is one `Word`: all of
+    its text, from its beginning to its end, with a score of 0.
+    """
 
     text: str
     start: float  # seconds

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ FETCHED = ("*.json", "*.yaml", "model.safetensors")  # of a published run; no co
 STRETCH_SECONDS = 20.0  # of a long recording that are read at once
 BATCH_SECONDS = 60.0  # audio in one pass, padding counted
 _UNIT = "seconds of audio"
+Timed = TypeVar("Timed", Word, Scores, Turn)
 
 
 @dataclass
@@ -365,7 +366,7 @@ class SpeechModel:
     def _words(
         self, name: str, frames: Frames, found: Sequence[Any], prompts: Sequence[str] | None
     ) -> list[list[Word] | None]:
-        """Of each text, its words where CTC aligns them; None without CTC."""
+        """Of each text, its words with their times; None without CTC."""
         head, reader = self.model.head_of(name), self.model.reader
         if isinstance(head, CTCHead):
             read = self.model.read(frames, name, prompts)
@@ -381,23 +382,23 @@ class SpeechModel:
         rows = zip(log_probs, lengths.tolist(), found, strict=True)
         return [self._aligned(name, row[:size], ids_of(one), rate) for row, size, one in rows]
 
-    def _aligned(
-        self, name: str, log_probs: Tensor, ids: Sequence[int], rate: float
-    ) -> list[Word] | None:
-        """Words with their times, each from its first token to its last; None if they do not fit.
+    def _aligned(self, name: str, log_probs: Tensor, ids: Sequence[int], rate: float) -> list[Word]:
+        """Words with their times, each from its first token to its last.
 
-        Which word a token belongs to is how many words there are with it.
+        Which word a token belongs to is how many words there are with it. A text of more tokens
+        than there are frames stands nowhere in them: it is one `Word`, of all of them.
         """
         stands = align(log_probs, ids)
-        if not stands:
-            return None if stands is None else []
+        if stands is None:
+            (text,) = self._texts(self.tasks[name], [ids])
+            return [Word(text, 0.0, len(log_probs) / rate, 0.0)] if text else []
         texts = self._texts(self.tasks[name], [list(ids[: i + 1]) for i in range(len(ids))])
         placed = [
             (len(text.split()) - 1, stand)
             for text, before, stand in zip(texts, ["", *texts], stands, strict=False)
             if text != before
         ]
-        words = texts[-1].split()
+        words = texts[-1].split() if texts else []
         found = []
         for index, group in groupby(placed, key=lambda pair: pair[0]):
             members = [stand for _, stand in group]
@@ -530,19 +531,19 @@ def _join(parts: Sequence[tuple[float, float, Any]]) -> Result:
     if isinstance(first, Transcript):
         text = " ".join(result.text for _, _, result in parts if result.text)
         cut = any(result.cut for _, _, result in parts)
-        words: list[Word] = []
-        for start, _, result in parts:
-            if result.words is None:
-                return Transcript(text, None, cut)
-            words += [w._replace(start=w.start + start, end=w.end + start) for w in result.words]
+        if first.words is None:  # as all of them
+            return Transcript(text, None, cut)
+        words = [
+            _placed(word, start, size) for start, size, result in parts for word in result.words
+        ]
         return Transcript(text, words, cut)
     if isinstance(first, Speakers):
         many = len(parts) > 1
         return Speakers(
             [
-                Turn(f"{name}, stretch {i}" if many else name, begin + start, end + start)
-                for i, (start, _, result) in enumerate(parts, 1)
-                for name, begin, end in result.turns
+                _placed(turn._replace(speaker=turn.speaker + f", stretch {i}" * many), start, size)
+                for i, (start, size, result) in enumerate(parts, 1)
+                for turn in result.turns
             ]
         )
     seconds = np.array([size for _, size, _ in parts])
@@ -555,11 +556,7 @@ def _join(parts: Sequence[tuple[float, float, Any]]) -> Result:
         longest = max(parts, key=lambda part: part[1])[2]
         return Label(longest.label, None)
     stretches = [Scores(start, start + size, r.scores) for start, size, r in parts]
-    windows = [
-        one._replace(start=one.start + start, end=one.end + start)
-        for start, _, result in parts
-        for one in result.windows
-    ]
+    windows = [_placed(one, start, size) for start, size, result in parts for one in result.windows]
     if len(parts) == 1:
         return Label(first.label, first.scores, stretches, windows)
     shares = np.array([[*one.scores.values()] for one in stretches])
@@ -567,3 +564,8 @@ def _join(parts: Sequence[tuple[float, float, Any]]) -> Result:
     names = [*first.scores]
     scores = dict(zip(names, mean.tolist(), strict=True))
     return Label(names[int(mean.argmax())], scores, stretches, windows)
+
+
+def _placed(one: Timed, start: float, size: float) -> Timed:
+    """Seconds of a stretch as those of the recording; a last frame reaches past its samples."""
+    return one._replace(start=one.start + start, end=min(one.end, size) + start)
