@@ -295,9 +295,33 @@ def test_layers_of_stretches_stand_in_their_order(runs, clips, monkeypatch):
             assert starts == sorted(starts)
 
 
+def test_one_task_may_be_given_by_its_name(runs, clips, monkeypatch):
+    monkeypatch.chdir(runs)
+    answer = speechfuse.load("heads", tasks="emotion")(clips[0], tasks="emotion")
+    assert list(answer.results) == ["emotion"]
+
+
+@pytest.mark.parametrize("device", ["quantum", "cuda:99", "meta", "", "cpu:x"])
+def test_a_device_that_is_not_there_is_refused(runs, device):
+    with pytest.raises(RunError, match=rf"no device '{device}' .*; choose from: cpu"):
+        speechfuse.load(runs / "heads", device=device)
+
+
+def test_what_would_be_ignored_is_refused(runs, model, clips):
+    for window in (0, -1.0, math.nan, math.inf):
+        with pytest.raises(RunError, match=f"window of {window:g} s"):
+            model(clips[0], window=window)
+    with pytest.raises(RunError, match="errors='ignore'; choose from: raise, keep"):
+        model(clips[0], errors="ignore")
+    for stretch in (0, -1.0, math.nan):
+        with pytest.raises(RunError, match=f"stretch of {stretch:g} s"):
+            speechfuse.load("heads", stretch=stretch)
+
+
 def test_unknown_tasks_and_folders_are_named(runs, model, clips):
-    with pytest.raises(RunError, match=r"has no task 'emotio'.*emotion"):
-        model(clips[0], tasks=["emotio"])
+    for tasks in (["emotio"], "emotio"):
+        with pytest.raises(RunError, match=r"^the run has no task 'emotio'; known: .*emotion"):
+            model(clips[0], tasks=tasks)
     with pytest.raises(RunError, match="is no run folder"):
         speechfuse.load(runs)
     with pytest.raises(RunError, match="no task 'x'"):

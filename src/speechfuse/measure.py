@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from speechfuse.errors import SpeechFuseError
+from speechfuse.errors import RunError, SpeechFuseError
 
 Call = Callable[[], object]
 Clock = Callable[[], float]
@@ -35,6 +35,25 @@ def devices(asked: Device) -> list[str]:
 def best_device() -> torch.device:
     """Where upstreams are run: on the GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def asked_device(name: str | None) -> torch.device:
+    """The device of this name, tried; the best one, if none is named.
+
+    Raises:
+        RunError: torch knows none of this name, or cannot use it here.
+    """
+    if name is None:
+        return best_device()
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # each kind of device says it in its own way
+        there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise RunError(
+            f"no device '{name}' that torch can use here; choose from: {', '.join(there)}"
+        ) from error
+    return device
 
 
 def median_seconds(calls: Mapping[str, Call], repeats: int) -> dict[str, float]:

@@ -25,7 +25,7 @@ from speechfuse.evaluate import load_model
 from speechfuse.heads.ctc_align import align
 from speechfuse.heads.ctc_head import CTCHead
 from speechfuse.heads.text import Text
-from speechfuse.measure import best_device
+from speechfuse.measure import asked_device
 from speechfuse.ops import moved
 from speechfuse.pipeline.answers import (
     Answer,
@@ -116,7 +116,7 @@ class SpeechModel:
         *,
         device: str | None = None,
         stretch: float = STRETCH_SECONDS,
-        tasks: Sequence[str] | None = None,
+        tasks: str | Sequence[str] | None = None,
         trust_code: bool = False,
     ) -> None:
         """device: cpu, cuda, cuda:1; a GPU if there is one, if left out.
@@ -125,10 +125,11 @@ class SpeechModel:
         trust_code: import parts that the run's recipe names as `module:Name`.
 
         Raises:
-            RunError: no trained run, or other weights of an upstream.
+            RunError: no trained run, other weights of an upstream, or no such device or task.
             RecipeError: parts that are not trusted.
             UpstreamError: an upstream that cannot be found.
         """
+        _check_seconds("stretch", stretch)
         run = Run(folder)
         with trusted_code(trust_code):
             self.recipe = run.recipe()
@@ -140,7 +141,7 @@ class SpeechModel:
             self.tasks[name].load_state(state)
         self.checked(tasks)
         run.check(self.recipe)  # which is trusted now
-        self.device = best_device() if device is None else torch.device(device)
+        self.device = asked_device(device)
         self.model = load_model(run, self.recipe, self.tasks).to(self.device)
         tuned = build.tuned_upstreams(self.recipe)
         upstreams = {n: build.build_upstream(self.recipe, n) for n in self.recipe.upstreams}
@@ -174,22 +175,22 @@ class SpeechModel:
             self.save_pretrained(folder, **{"name": name, **options})
             return push_to_hub(folder, name, private=private)
 
-    def checked(self, tasks: Sequence[str] | None) -> list[str]:
-        """The tasks that are asked; all, if none is named.
+    def checked(self, tasks: str | Sequence[str] | None) -> list[str]:
+        """The tasks that are asked, one by its name or several; all, if none is named.
 
         Raises:
             RunError: it has no such task.
         """
-        for name in tasks or ():
+        named = [tasks] if isinstance(tasks, str) else tasks or ()
+        for name in named:
             if name not in self.tasks:
-                hint = did_you_mean(name, self.tasks)
-                raise RunError(f"{self.folder} has no task '{name}'; {hint}")
-        return list(dict.fromkeys(tasks)) if tasks else [*self.tasks]
+                raise RunError(f"the run has no task '{name}'; {did_you_mean(name, self.tasks)}")
+        return list(dict.fromkeys(named)) or [*self.tasks]
 
     def __call__(
         self,
         audio: Any,
-        tasks: Sequence[str] | None = None,
+        tasks: str | Sequence[str] | None = None,
         *,
         prompt: str | None = None,
         layers: bool = False,
@@ -208,8 +209,12 @@ class SpeechModel:
 
         Raises:
             DataError: audio that cannot be read.
-            RunError: no such task, or a prompt where none was learned.
+            RunError: no such task, a prompt where none was learned, or a window without length.
         """
+        if window is not None:
+            _check_seconds("window", window)
+        if errors not in ("raise", "keep"):
+            raise RunError(f"errors={errors!r}; choose from: raise, keep")
         one = not isinstance(audio, list) and not _is_lazy(audio)
         many: Iterable[Any] = [audio] if one else audio
         wanted = self.checked(tasks)
@@ -497,6 +502,11 @@ def _run_folder(source: str | Path, revision: str | None) -> Path:
             f"no run folder {name} here, and it cannot be fetched from the hub "
             f"({type(error).__name__}); check the name and the network"
         ) from error
+
+
+def _check_seconds(what: str, seconds: float) -> None:
+    if not 0 < seconds < math.inf:
+        raise RunError(f"a {what} of {seconds:g} s; give seconds above 0")
 
 
 def _is_lazy(audio: Any) -> bool:

@@ -36,7 +36,7 @@ def windows_of(frames: Frames, seconds: float) -> Windows | None:
     """
     rows, of, times = [], [], []
     for row, size in enumerate(frames.lengths.tolist()):
-        count = round(size / frames.frame_rate / seconds)
+        count = min(size, round(size / frames.frame_rate / seconds))
         if frames.hidden.shape[1] == 1 or count < 2:
             continue
         edges = [round(size * i / count) for i in range(count + 1)]
