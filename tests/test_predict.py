@@ -56,6 +56,28 @@ def test_a_line_for_each_file_and_task_and_pairs_at_the_end(run):
     assert "give two or more" in str(alone.exception)
 
 
+def test_tasks_may_be_named_with_a_comma(run):
+    done = run("clips/s6-0.wav", "--task", "emotion, asr", "--device", "cpu")
+    assert [line.split("\t")[1] for line in done.stdout.splitlines()] == ["emotion", "asr"]
+    wrong = run("clips/s6-0.wav", "--task", "emotion,")
+    assert "the run has no task ''" in str(wrong.exception)
+
+
+@pytest.mark.parametrize("command", ["predict run clips", "serve run --port 0"])
+def test_a_device_that_is_not_there_is_refused(trained, monkeypatch, command):
+    monkeypatch.chdir(trained)
+    done = CliRunner().invoke(app, [*command.split(), "--device", "quantum"])
+    assert isinstance(done.exception, RunError)
+    assert str(done.exception).startswith("no device 'quantum' that torch can use here; choose")
+
+
+@pytest.mark.parametrize("form", ["text", "csv", "srt"])
+def test_layers_are_refused_where_nothing_shows_them(run, form):
+    done = run("clips/s6-0.wav", "--layers", "--format", form)
+    assert isinstance(done.exception, RunError)
+    assert str(done.exception) == "--layers are written as JSON alone; add --format json"
+
+
 def test_json_holds_everything(run):
     done = run("clips/s6-0.wav", "--format", "json", "--layers")
     read = json.loads(done.stdout)
@@ -117,7 +139,7 @@ def test_what_else_was_asked_is_not_gone_on_with(run, other, form, tmp_path):
     another = CliRunner().invoke(app, ["predict", str(other), *map(str, asked)])
     for done, what in (
         (another, "run"),
-        (run(*asked, "--layers"), "layers"),
+        *([(run(*asked, "--layers"), "layers")] if form == "json" else []),
         (run(*asked, "--task", "emotion"), "tasks"),
     ):
         assert isinstance(done.exception, DataError)
@@ -206,6 +228,62 @@ def test_an_empty_folder_and_a_missing_file_spare_the_rest(run, tmp_path):
     assert empty.startswith(f"{tmp_path / 'empty'}\terror\t{tmp_path / 'empty'} holds no audio")
     assert missing.startswith(f"{gone}\terror\tno audio file at {gone}")
     assert answered.startswith("clips/s6-0.wav\tasr\t")
+
+
+@pytest.mark.parametrize("form", ["json", "csv"])
+@pytest.mark.parametrize("out", [True, False])
+def test_a_missing_file_has_an_answer_of_the_form_that_was_asked(run, form, out, tmp_path):
+    written = tmp_path / "out"
+    asked = ["clips/s6-0.wav", "gone.wav", "--task", "asr", "--format", form]
+    for _ in range(2):  # the second goes on
+        done = run(*asked, *(["--out", written] if out else []))
+        assert done.exit_code == 1, done.output
+        text = written.read_text() if out else done.stdout
+        if form == "json":
+            read = {one["audio"]: one.get("error") for one in map(json.loads, text.splitlines())}
+        else:
+            rows = list(csv.DictReader(io.StringIO(text)))
+            wrong = {row["audio"]: row["prediction"] for row in rows if row["task"] == "error"}
+            read = {row["audio"]: wrong.get(row["audio"]) for row in rows}
+        assert read["clips/s6-0.wav"] is None
+        assert read["gone.wav"].startswith("no audio file at gone.wav")
+        assert len(read) == 2
+        if out:
+            assert "holds the answers to 1 of 2 recordings" in done.stderr
+            assert done.stdout.startswith("gone.wav\terror\t")
+
+
+def test_printed_subtitles_are_of_one_file_and_nothing_else(run):
+    several = run("clips", "--format", "srt")
+    assert isinstance(several.exception, RunError)
+    assert str(several.exception) == "subtitles of 3 files are as many; add --out FOLDER"
+    one = run("clips/s6-0.wav", "gone.wav", "--format", "srt")
+    assert one.exit_code == 1
+    assert one.stderr.startswith("gone.wav\terror\tno audio file")
+    assert run("clips/s6-0.wav", "--format", "srt").stdout == one.stdout
+    wrong = run("clips/notes.txt", "--format", "srt")
+    assert (wrong.exit_code, wrong.stdout) == (1, "")
+    assert wrong.stderr.startswith("clips/notes.txt\terror\tcannot decode")
+
+
+def test_many_files_are_compared_only_if_asked(run, tmp_path):
+    many = tmp_path / "many"
+    many.mkdir()
+    for number in range(21):
+        shutil.copy("clips/s6-0.wav", many / f"{number}.wav")
+    done = run(many)
+    assert done.exit_code == 0
+    assert len(done.stdout.splitlines()) == 2 * 21
+    assert "pairs of files are not compared; --task verification does" in done.stderr
+    assert len(run(many, "--task", "verification").stdout.splitlines()) == 21 * 20 / 2
+    out = tmp_path / "out.tsv"
+    written = run("clips", "--out", out)
+    assert written.exit_code == 0, written.output
+    assert len(out.read_text().splitlines()) == 2 * 3
+    assert "pairs of files are not compared" in written.stderr
+    asked = run("clips", "--out", tmp_path / "other.tsv", "--task", "asr,verification")
+    assert isinstance(asked.exception, RunError)
+    assert "use --format json with --out" in str(asked.exception)
 
 
 def test_wrong_paths_alone_are_refused_before_the_model_is_loaded(tmp_path):

@@ -7,8 +7,9 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from speechfuse.checkpoint import write_text
 from speechfuse.errors import DataError, RunError
@@ -22,20 +23,50 @@ from speechfuse.types import Progress
 
 Format = Literal["text", "json", "csv", "srt"]
 COLUMNS = ("audio", "task", "prediction", "score", "start", "end")
+COMPARED = 20  # files at most, each with each other, unless it is asked for
 CAPTION = (42, 6.0, 0.8)  # most characters and seconds of a caption, and the pause that ends one
 
 
+def asked_tasks(
+    model: SpeechModel,
+    files: Sequence[Path],
+    named: Sequence[str] | None,
+    format: Format = "text",
+    out: Path | None = None,
+) -> list[str]:
+    """The tasks that are named; else all, without those that compare files where pairs are many.
+
+    Raises:
+        RunError: there is no such task.
+    """
+    tasks = model.checked(named)
+    if named or format != "text" or (out is None and len(files) <= COMPARED):
+        return tasks
+    return [name for name in tasks if model.tasks[name].reads != "vector"] or tasks
+
+
 def check_asked(
-    model: SpeechModel, files: Sequence[Path], tasks: Sequence[str], format: Format
+    model: SpeechModel,
+    files: Sequence[Path],
+    tasks: Sequence[str],
+    format: Format,
+    out: Path | None = None,
+    *,
+    layers: bool = False,
 ) -> None:
     """Refuse before anything is read.
 
     Raises:
-        RunError: one file alone where there is something to compare only, or subtitles without
-            times of words.
+        RunError: layers or pairs of files that would not be written, one file alone where there
+            is something to compare only, or subtitles without times of words, or of several files
+            as one.
     """
-    alone = len(files) == 1 and format == "text"
-    if alone and all(model.tasks[name].reads == "vector" for name in tasks):
+    if layers and format != "json":
+        raise RunError("--layers are written as JSON alone; add --format json")
+    compares = [name for name in tasks if model.tasks[name].reads == "vector"]
+    if compares and format == "text" and out is not None:
+        raise RunError("pairs of files are printed when all are read; use --format json with --out")
+    if len(files) == 1 and format == "text" and [*tasks] == compares:
         raise RunError(f"{' and '.join(tasks)} compares files; give two or more, found {files[0]}")
     if format != "srt":
         return
@@ -44,6 +75,8 @@ def check_asked(
             f"{model.folder} tells no times of words for {' or '.join(tasks)}: subtitles need a "
             "head with CTC, like {kind: ctc}, or {kind: text, ctc: 0.3}; use --format text"
         )
+    if len(files) > 1 and out is None:
+        raise RunError(f"subtitles of {len(files)} files are as many; add --out FOLDER")
 
 
 def predict_files(
@@ -60,7 +93,7 @@ def predict_files(
         DataError: a file that cannot be read.
     """
     model = SpeechModel(folder, tasks=only)
-    tasks = model.checked(only)
+    tasks = asked_tasks(model, files, only)
     check_asked(model, files, tasks, "text")
     answers = model(iter(files), tasks, prompt=prompt)
     yield from text_lines(model, answers)
@@ -153,25 +186,22 @@ def predict_into(
     prompt: str | None = None,
     layers: bool = False,
     progress: Progress | None = None,
-    failed: list[str] | None = None,
+    wrong: Mapping[str, str] | None = None,
+    failed: dict[str, str] | None = None,
     places: Mapping[Path, Path] | None = None,
 ) -> Iterator[str]:
     """Lines to print, or none of them if they go into `out`, which is gone on with.
 
     out: a file, or a folder of NAME.srt for subtitles; places: what they are called there, see
     `find_audio`; the file's name, if left out. A file that cannot be read has a line that
-    says why, the others have theirs; the next call tries it again. failed: gets their names.
+    says why, but among subtitles that are printed; the others have theirs, and the next call tries
+    it again. wrong: what is no file, and why. failed: gets both.
 
     Raises:
         DataError: `out` cannot be written, or holds answers of another run, to other tasks, prompt
             or format. Audio of another size or time of change is answered anew.
     """
-    check_asked(model, files, tasks, format)
-    paired = format == "text" and any(model.tasks[name].reads == "vector" for name in tasks)
-    if out is not None and paired:
-        raise DataError(
-            "pairs of files are printed when all are read; use --format json with --out"
-        )
+    check_asked(model, files, tasks, format, out, layers=layers)
     left = list(files)
     written: dict[str, Path] = {}
     made = _provenance(model, files, tasks, format, out, prompt, layers) if out else None
@@ -184,11 +214,12 @@ def predict_into(
             made.resume(out, holds=holds)
             done = _done(out, format, tasks, made) if holds else set()
             left = [path for path in files if str(path) not in done]
-    if not left:
-        return
-    told = of_all(left, progress)  # an iterator of files does not know
-    heard = model(iter(left), tasks, prompt=prompt, layers=layers, errors="keep", progress=told)
-    answers = _noted(heard, [] if failed is None else failed)
+    heard: Iterable[Answer] = [Answer(name, 0.0, error=why) for name, why in (wrong or {}).items()]
+    if left:
+        told = of_all(left, progress)  # an iterator of files does not know
+        asked: dict[str, Any] = {"prompt": prompt, "layers": layers, "progress": told}
+        heard = chain(heard, model(iter(left), tasks, **asked, errors="keep"))
+    answers = _noted(heard, {} if failed is None else failed)
     if format == "srt":
         yield from _write_subtitles(model, answers, tasks, written, made)
         return
@@ -217,10 +248,10 @@ def predict_into(
                 made.note(answer.name, answer.name)
 
 
-def _noted(answers: Iterable[Answer], failed: list[str]) -> Iterator[Answer]:
+def _noted(answers: Iterable[Answer], failed: dict[str, str]) -> Iterator[Answer]:
     for answer in answers:
         if answer.error is not None:
-            failed.append(answer.name)
+            failed[answer.name] = answer.error
         yield answer
 
 
@@ -315,7 +346,8 @@ def _write_subtitles(
     task = next(name for name in tasks if name in model.times_words)
     for answer in answers:
         if answer.error is not None:
-            yield f"{answer.name}\terror\t{answer.error}"
+            if made is not None:
+                yield f"{answer.name}\terror\t{answer.error}"
             continue
         result = answer[task]
         assert isinstance(result, Transcript)

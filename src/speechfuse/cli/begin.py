@@ -11,7 +11,16 @@ import typer
 from speechfuse.cli import terminal
 from speechfuse.cli.before import ask_first
 from speechfuse.cli.runs import print_metrics, run_and_report
-from speechfuse.cli.shared import BEGIN, Jobs, Overrides, RecipePath, RunFolder, TrustCode, app
+from speechfuse.cli.shared import (
+    BEGIN,
+    Device,
+    Jobs,
+    Overrides,
+    RecipePath,
+    RunFolder,
+    TrustCode,
+    app,
+)
 from speechfuse.cli.terminal import print_table, shown_progress
 from speechfuse.errors import SpeechFuseError
 from speechfuse.runs import runs_below
@@ -117,7 +126,9 @@ def compare(
 def predict(
     run: RunFolder,
     audio: Annotated[list[str], typer.Argument(help="Audio files, folders of them, patterns.")],
-    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Only this task; more of them with commas, or again.")
+    ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="In words, for a task that was trained with such.")
     ] = None,
@@ -129,42 +140,51 @@ def predict(
         typer.Option(help="File to write, or to go on with; for srt a folder, of files as given."),
     ] = None,
     layers: Annotated[bool, typer.Option(help="With the weights of layers (json).")] = False,
+    device: Device = None,
     trust_code: TrustCode = False,
 ) -> None:
     """Transcribe, name the emotion, compare speakers: one line for each file and task.
 
     Long recordings are read in stretches that end at pauses. A file that cannot be read has a line
-    that says why, and the exit code is 1 then; the others are answered.
+    that says why, and the exit code is 1 then; the others are answered. Pairs of more than 20 files
+    are compared only if --task names what compares them.
     """
     from speechfuse.sounds import find_audio
 
     wrong: dict[str, str] = {}
     files = find_audio(audio, wrong)
     from speechfuse.pipeline.speech_model import SpeechModel
-    from speechfuse.predict import predict_into
+    from speechfuse.predict import asked_tasks, predict_into
 
-    model = SpeechModel(run, tasks=task)
-    failed = [*wrong]
-    for name, why in wrong.items():
-        typer.echo(f"{name}\terror\t{why}")
+    named = [name.strip() for given in task or () for name in given.split(",")]
+    model = SpeechModel(run, tasks=named, device=device)
+    tasks = asked_tasks(model, [*files], named, format, out)
+    if not named and (without := [name for name in model.tasks if name not in tasks]):
+        typer.echo(f"pairs of files are not compared; --task {','.join(without)} does", err=True)
+    failed: dict[str, str] = {}
     with shown_progress() as progress:
         lines = predict_into(
             model,
             [*files],
-            model.checked(task),
+            tasks,
             format,
             out,
             prompt=prompt,
             layers=layers,
             progress=progress if out or terminal.on_screen() else None,
+            wrong=wrong,
             failed=failed,
             places=files,
         )
         for line in lines:
             typer.echo(line)
     if out:
-        answered = len(files) - len(failed) + len(wrong)
-        typer.echo(f"{out} holds the answers to {answered} of {len(files)} recordings", err=True)
+        given = len(files) + len(wrong)
+        answered = given - len(failed)
+        typer.echo(f"{out} holds the answers to {answered} of {given} recordings", err=True)
+    elif format == "srt":  # which has no place for errors
+        for name, why in failed.items():
+            typer.echo(f"{name}\terror\t{why}", err=True)
     if failed:
         raise typer.Exit(1)
 
@@ -187,7 +207,7 @@ def serve(
     stretch: Annotated[
         float, typer.Option(min=1, help="Seconds of a long recording read at once.")
     ] = 20.0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU if found.")] = None,
+    device: Device = None,
     trust_code: TrustCode = False,
 ) -> None:
     """Serve a run: a page to record or upload on, and an HTTP service.

@@ -83,6 +83,7 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes to the recipe, like training.steps=100.")
 ]
 RecipePath = Annotated[Path, typer.Argument(help="A recipe, a YAML file.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU if found.")]
 Jobs = Annotated[int, typer.Option(min=0, help="Runs at a time; 0: a core each, at most 4.")]
 LIMIT_GB, LIMIT_HOURS = 10.0, 1.0  # of an extraction that is begun without --yes
 
