@@ -81,7 +81,12 @@ def test_samples_are_taken_in_every_form():
         ((np.zeros(0), 16000), "give samples"),
         ((np.array(["a"]), 16000), "give samples"),
         ((np.full(100, np.nan), 16000), "100 NaN or infinite"),
-        ((speech(0.0001), 44100 * 1000), "too few to resample"),
+        ((speech(1)[:20], 768_000), "too few to resample"),
+        ((speech(1), 16), r"has a sample rate of 16; give it in Hz, 1000 to 768000"),
+        ((speech(1), 44100 * 1000), "sample rate of 44100000"),
+        ((speech(1), np.inf), "sample rate of inf"),
+        ((16000, speech(1)), r"is \(rate, samples\); give \(samples, rate\)"),
+        ((np.zeros((70, 65)), 16000), "has 65 channels; give at most 64"),
     ],
 )
 def test_what_holds_no_sound_is_refused(given, message):

@@ -19,6 +19,8 @@ from numpy import float32
 from numpy.typing import NDArray
 
 from speechfuse.audio import (
+    CHANNELS,
+    RATES,
     SAMPLE_RATE,
     check_samples,
     check_whole,
@@ -182,8 +184,13 @@ def _mono(samples: Any, rate: Any, name: str) -> Samples:
     import soxr
 
     array = np.asarray(samples)
-    if isinstance(rate, bool) or not isinstance(rate, int | float | np.number) or not rate > 0:
-        raise DataError(f"{name} has a sample rate of {rate!r}; give it in Hz, like 16000")
+    if not array.ndim and np.ndim(rate):
+        raise DataError(f"{name} is (rate, samples); give (samples, rate)")
+    number = isinstance(rate, int | float | np.number) and not isinstance(rate, bool)
+    if not number or not RATES[0] <= rate <= RATES[1]:
+        raise DataError(
+            f"{name} has a sample rate of {rate!r}; give it in Hz, {RATES[0]} to {RATES[1]}"
+        )
     if array.ndim not in (1, 2) or not array.size or array.dtype.kind not in "fiu":
         raise DataError(
             f"{name} is an array of {array.dtype} of shape {array.shape}; give samples (S,) or "
@@ -191,6 +198,8 @@ def _mono(samples: Any, rate: Any, name: str) -> Samples:
         )
     if array.ndim == 2 and array.shape[1] > array.shape[0]:
         raise DataError(f"{name} has shape {array.shape}; give samples first, channels second")
+    if array.ndim == 2 and array.shape[1] > CHANNELS:
+        raise DataError(f"{name} has {array.shape[1]} channels; give at most {CHANNELS}")
     if array.dtype.kind in "iu":
         full = np.iinfo(array.dtype).max + 1.0
         middle = 0.0 if array.dtype.kind == "i" else full / 2
