@@ -191,7 +191,7 @@ def test_one_bar_for_all_files(run, out, tmp_path, monkeypatch):
         yield lambda *told: seen.append(told)
 
     monkeypatch.setattr("speechfuse.cli.begin.shown_progress", shown)
-    monkeypatch.setattr("speechfuse.cli.terminal.on_screen", lambda: True)
+    monkeypatch.setattr("speechfuse.cli.begin.on_screen", lambda: True)
     where = ["--out", tmp_path / "out"] if out else []
     done = run("clips", "--task", "asr", *where)
     assert done.exit_code == 0, done.output

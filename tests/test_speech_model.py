@@ -330,6 +330,26 @@ def test_unknown_tasks_and_folders_are_named(runs, model, clips):
         model(clips[0], prompt="what")
 
 
+def test_a_bar_is_shown_if_asked_and_of_minutes_on_a_terminal(model, clips, monkeypatch, capsys):
+    def told(audio, **asked):
+        answers = model(audio, tasks="emotion", **asked)
+        if not isinstance(audio, (list, tuple)):
+            list(answers)
+        return capsys.readouterr().err.split()
+
+    long = (np.random.default_rng(0).normal(0, 0.1, 90 * 16000).astype(np.float32), 16000)
+    shown = ["seconds", "of", "audio", "...", "seconds", "of", "audio:"]
+    assert told(clips) == told(long) == []
+    assert told(clips, progress=True) == [*shown, "4"]
+    assert told(long, progress=True) == told(iter([long]), progress=True) == [*shown, "90"]
+    monkeypatch.setattr("speechfuse.bars.on_screen", lambda: True)
+    monkeypatch.setattr(speech_model, "on_screen", lambda: True)
+    assert told(clips) == told(iter([long])) == told([long], progress=False) == []
+    assert "90/90" in told(long)
+    assert "94/94" in told([*clips, long])
+    assert "4/4" in told(clips, progress=True)
+
+
 def test_progress_tells_the_seconds_of_one_recording_and_of_many(model, clips):
     seen = []
 

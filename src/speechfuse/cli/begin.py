@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from speechfuse.cli import terminal
+from speechfuse.bars import on_screen
 from speechfuse.cli.before import ask_first
 from speechfuse.cli.runs import print_metrics, run_and_report
 from speechfuse.cli.shared import (
@@ -171,7 +171,7 @@ def predict(
             out,
             prompt=prompt,
             layers=layers,
-            progress=progress if out or terminal.on_screen() else None,
+            progress=progress if out or on_screen() else None,
             wrong=wrong,
             failed=failed,
             places=files,

@@ -9,6 +9,8 @@ from typing import Any
 
 import typer
 
+from speechfuse.bars import shown_bars
+
 _markdown = False
 
 
@@ -72,52 +74,9 @@ def shown_progress(first: bool = True) -> Iterator[Callable[[str, int, int], Non
     first: of several processes, the others say nothing.
     """
     try:
-        with _shown() if first else nullcontext() as show:
+        with shown_bars() if first else nullcontext() as show:
             yield show
     except KeyboardInterrupt:
         if first:
             print("\nstopped, what is done is kept; the same command goes on", file=sys.stderr)
         raise typer.Exit(130) from None
-
-
-def on_screen() -> bool:
-    """Whether somebody sees what is written beside the results."""
-    return sys.stderr.isatty()
-
-
-@contextmanager
-def _shown() -> Iterator[Callable[[str, int, int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    if not on_screen():
-        begun: set[str] = set()
-
-        def say(what: str, done: int, total: int) -> None:
-            if what not in begun:
-                begun.add(what)
-                print(f"{what} ...", file=sys.stderr, flush=True)
-            if done == total:
-                begun.discard(what)
-                print(f"{what}: {total}", file=sys.stderr, flush=True)
-
-        yield say
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    screen = Console(stderr=True)  # lines above the bars only where both are on it
-    with Progress(*columns, console=screen, redirect_stdout=sys.stdout.isatty()) as bars:
-        known: dict[str, Any] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in known:
-                known[what] = bars.add_task(what, total=total)
-            bars.update(known[what], completed=done, total=total)
-            if done == total:
-                known.pop(what)
-
-        yield show

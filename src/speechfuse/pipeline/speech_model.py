@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from speechfuse import build
 from speechfuse.audio import SAMPLE_RATE, pad_clips
+from speechfuse.bars import on_screen, shown_bars
 from speechfuse.catalog import trusted_code
 from speechfuse.checkpoint import Run
 from speechfuse.contracts import ScoresClasses, ShowsLayers, Task, Upstream
@@ -38,7 +40,7 @@ from speechfuse.pipeline.answers import (
     Voice,
     Word,
 )
-from speechfuse.pipeline.recordings import Recording, Samples, of_all
+from speechfuse.pipeline.recordings import Recording, Samples, of_all, seconds_of
 from speechfuse.pipeline.windows import windows_of
 from speechfuse.tasks.classification import Classification
 from speechfuse.tasks.rows import ids_of, padded
@@ -99,6 +101,20 @@ class _Told:
         if self._progress:
             total = max(1, math.ceil(self._heard))
             self._progress(_UNIT, total, total)
+
+
+@contextmanager
+def _watched(progress: Progress | bool | None, many: Iterable[Any]) -> Iterator[_Told]:
+    """Whoever is given is told, or a bar is shown; see `SpeechModel.__call__`."""
+    if progress is None:  # less is heard at once, and of a generator nobody knows how much it is
+        progress = (
+            on_screen() and isinstance(many, list) and sum(map(seconds_of, many)) > BATCH_SECONDS
+        )
+    if not isinstance(progress, bool):
+        yield _Told(progress, many)
+        return
+    with shown_bars() if progress else nullcontext() as show:
+        yield _Told(show, many)
 
 
 class SpeechModel:
@@ -196,16 +212,18 @@ class SpeechModel:
         layers: bool = False,
         window: float | None = None,
         errors: Literal["raise", "keep"] = "raise",
-        progress: Progress | None = None,
+        progress: Progress | bool | None = None,
     ) -> Any:
         """An `Answer` for one recording, a list for a list, an iterator for an iterator.
 
         audio: a path, an open file, (samples, rate), what datasets gives, or several of them.
         prompt: in words, for a run that was trained with such. layers: with the weights of layers.
         window: seconds; classes also for windows of about this length, from the same frames.
-        errors: keep gives an answer with `error` for what cannot be read. progress: is told
-        ("seconds of audio", done, total) at first, after each minute at most, and when all
-        are done; of an iterator the total is not known, one more than done until then.
+        errors: keep gives an answer with `error` for what cannot be read. progress: True shows a
+        bar, False none; if left out, one is shown on a terminal where there is more than a minute
+        of audio, but of an iterator. Or what is told ("seconds of audio", done, total) at first,
+        after each minute at most, and when all are done; of an iterator the total is not known,
+        one more than done until then.
 
         Raises:
             DataError: audio that cannot be read.
@@ -220,7 +238,12 @@ class SpeechModel:
         wanted = self.checked(tasks)
         if prompt is not None:
             self._check_prompt(wanted)
-        found = self._answers(many, wanted, prompt, layers, window, errors, progress)
+
+        def watched() -> Iterator[Answer]:
+            with _watched(progress, many) as told:
+                yield from self._answers(many, wanted, prompt, layers, window, errors, told)
+
+        found = watched()
         if one:
             (answer,) = found
             return answer
@@ -244,10 +267,9 @@ class SpeechModel:
         layers: bool,
         window: float | None,
         errors: str,
-        progress: Progress | None,
+        told: _Told,
     ) -> Iterator[Answer]:
         """In the order that they came; no more is held than fills a batch."""
-        told = _Told(progress, many)
         queue: list[_Heard] = []
         waiting: list[_Stretch] = []
 
