@@ -107,6 +107,9 @@ def fill_stores(
     shards = sum(len(planned) for _, planned in work)
     gpus = min(recipe.training.devices or 1, torch.cuda.device_count(), shards)
     _make(recipe, work, progress, gpus if rank.count == 1 else 1, rank)
+    if rank.number == 0:
+        for line in int8_lines([job for job, _ in work]):
+            logging.getLogger(__name__).warning(line)
     return {
         task: [job.store for job in jobs if job.noise_snr == data.noise_snr]
         for task, data in tasks.items()
@@ -183,6 +186,16 @@ def _make(
         _fill(work, progress, rank)
     for job, _ in work:
         job.store.look()
+
+
+def int8_lines(jobs: Sequence[Job]) -> list[str]:
+    """How far what is stored as int8 is from what was computed."""
+    errors = {job.name: job.int8_error for job in jobs}
+    return [
+        f"int8 of {name}: off by {100 * error:.2f} %, relative rms"
+        for name, error in errors.items()
+        if error is not None
+    ]
 
 
 def extraction_table(recipe: Recipe, jobs: Sequence[Job]) -> tuple[Table, float, float]:

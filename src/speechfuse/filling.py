@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +49,11 @@ class Job:
             for key, u in self.missing.items()
         )
 
+    @property
+    def int8_error(self) -> float | None:
+        """Of what is stored of it, relative root mean square; None if it is not known."""
+        return self.store.int8_error(self.wanted)
+
 
 def fill(
     job: Job,
@@ -86,7 +92,6 @@ class _Maker:
         self._job, self._device = job, device
         self._reader, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._writing: tuple[Future[None], ExitStack] | None = None
-        self._wrong = self._size = 0.0  # squares of what int8 changed, and of all
 
     def __enter__(self) -> _Maker:
         return self
@@ -97,8 +102,6 @@ class _Maker:
         finally:
             self._reader.shutdown(cancel_futures=True)
             self._writer.shutdown()
-        if self._size:
-            self._job.store.error = (self._wrong / self._size) ** 0.5
 
     def make(self, shard: Shard) -> bool:
         """Compute a shard, to be written meanwhile; False if it is there or another has it.
@@ -111,9 +114,9 @@ class _Maker:
         with ExitStack() as held:
             if path.exists() or not held.enter_context(claimed(path)) or path.exists():
                 return False
-            tensors = self._compute(shard)
+            tensors, facts = self._compute(shard)
             self.finish()
-            write = self._writer.submit(shards.write_shard, path, tensors, shard.layers)
+            write = self._writer.submit(shards.write_shard, path, tensors, shard.layers, **facts)
             self._writing = (write, held.pop_all())
         return True
 
@@ -124,9 +127,10 @@ class _Maker:
             with held:
                 write.result()
 
-    def _compute(self, shard: Shard) -> dict[str, Tensor]:
-        """Tensors of a shard by name; its batches are the plan's."""
+    def _compute(self, shard: Shard) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors of a shard by name, and what its header tells; its batches are the plan's."""
         tensors: dict[str, Tensor] = {}
+        wrong = size = 0.0
         ahead = self._reader.submit(self._read, shard.batches[0])
         for keys, after in zip_longest(shard.batches, shard.batches[1:]):
             wav = ahead.result()
@@ -138,10 +142,10 @@ class _Maker:
                 if shards.SCALE in kept:
                     again = torch.empty_like(layers)
                     shards.restored(kept[""], kept[shards.SCALE], again)
-                    self._wrong += float((again - layers).square().sum(dtype=torch.float64))
-                    self._size += float(layers.square().sum(dtype=torch.float64))
+                    wrong += float((again - layers).square().sum(dtype=torch.float64))
+                    size += float(layers.square().sum(dtype=torch.float64))
                 tensors |= {f"{key}{ending}": tensor for ending, tensor in kept.items()}
-        return tensors
+        return tensors, {shards.INT8: [wrong, size]} if size else {}
 
     def _read(self, keys: Sequence[str]) -> Waveforms:
         """The audio of a batch, if it still is what the plan was made for."""

@@ -34,6 +34,7 @@ DTYPES = {
 SCALE = ".scale"
 FACTS = "speechfuse"  # the entry in a shard's header
 SHARDS = "[0-9a-f]" * 16 + ".safetensors"  # what they are called, as a pattern
+INT8 = "int8"  # in it: the sum of squares of what int8 changed, and that of what was stored
 _ABANDONED = 24 * 3600.0  # seconds after which a half-written file of another machine is no one's
 
 
@@ -67,14 +68,20 @@ def restored(values: Tensor, scale: Tensor | None, out: Tensor) -> None:
         into.copy_(layer).mul_(steps)
 
 
-def write_shard(path: Path, tensors: Mapping[str, Tensor], layers: Sequence[int]) -> None:
+def write_shard(
+    path: Path, tensors: Mapping[str, Tensor], layers: Sequence[int], **facts: Any
+) -> None:
     """Write the file whole or not at all, to be read by whom the umask lets.
+
+    facts: what else its header tells.
 
     Raises:
         DataError: the disk is full, or nothing may be written there.
     """
-    facts = json.dumps({"layers": list(layers), "xxh3_128": _checksum(tensors, layers)})
-    write_tensors(path, dict(tensors), {FACTS: facts})  # one entry, whose order cannot change
+    facts = {"layers": list(layers), "xxh3_128": _checksum(tensors, layers), **facts}
+    write_tensors(
+        path, dict(tensors), {FACTS: json.dumps(facts)}
+    )  # one entry, whose order cannot change
 
 
 def write_tensors(
@@ -140,6 +147,16 @@ def open_shard(path: Path) -> Any:
 def shard_layers(handle: Any) -> tuple[int, ...]:
     """Which layers an open shard has; none if it does not say."""
     return tuple(_facts(handle).get("layers", ()))
+
+
+def int8_sums(path: Path) -> tuple[float, float]:
+    """Squares of what int8 changed in a shard, and of what was stored; zeros if it does not say.
+
+    Raises:
+        RunError: it is gone or no safetensors file.
+    """
+    wrong, size = _facts(open_shard(path)).get(INT8, (0.0, 0.0))
+    return wrong, size
 
 
 def _facts(handle: Any) -> dict[str, Any]:

@@ -62,7 +62,6 @@ class Store:
         """
         self._pooled = pooled
         self.root, self.spec, self.dtype = root, spec, dtype
-        self.error: float | None = None  # of what was stored by this one as int8, relative
         self.layers = tuple(range(spec.num_layers) if layers is None else layers)
         self._about = json.dumps(about | {"dtype": dtype}, sort_keys=True, indent=1)
         self.folder = root / _name(self._about)
@@ -163,6 +162,12 @@ class Store:
             for layer in self.layers
             if (path := self._holder(key, layer)) is not None
         }
+
+    def int8_error(self, keys: Iterable[str]) -> float | None:
+        """Of what is stored of these utterances, relative root mean square; None if not known."""
+        sums = [shards.int8_sums(path) for path in sorted(self.shards_of(keys))]
+        wrong, size = (sum(column) for column in zip((0.0, 0.0), *sums, strict=True))
+        return (wrong / size) ** 0.5 if size else None
 
     def bytes_for(self, seconds: float, layers: int | None = None, utterances: float = 1) -> float:
         """Size of so many layers of so much audio; of all that are wanted if left out.

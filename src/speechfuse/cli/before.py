@@ -188,7 +188,7 @@ def extract(
     from speechfuse.build import read_recipe
 
     read = read_recipe(recipe, overrides or ())
-    from speechfuse.extract import extract, extraction_jobs
+    from speechfuse.extract import extract, extraction_jobs, int8_lines
     from speechfuse.taskdata import load_tasks
 
     with shown_progress() as progress:
@@ -196,9 +196,8 @@ def extract(
     ask_first(read, jobs, yes=yes, limit_gb=limit_gb, limit_hours=limit_hours)
     with shown_progress() as progress:
         extract(read, jobs, progress, processes=processes, verify=verify)
-    for job in jobs:
-        if job.store.error is not None:
-            typer.echo(f"int8 of {job.name}: off by {100 * job.store.error:.2f} %, relative rms")
+    for line in int8_lines(jobs):
+        typer.echo(line)
     for folder in dict.fromkeys(job.store.folder for job in jobs):
         typer.echo(f"stored in {folder}")
 
