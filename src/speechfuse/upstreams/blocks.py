@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from speechfuse.upstreams.products import linear
 from speechfuse.upstreams.ragged import Ragged
 
 IN_CACHE = 1 << 18  # scores at a time on a CPU, a megabyte
+AT_ONCE = 1 << 24  # scores of one head, 82 s, above which a CPU takes some queries at a time:
+QUERIES, PIECE = 64, 1 << 20  # so many at least, with about so many scores
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,9 @@ class RelativeAttention:
 
     The bias of all blocks is one table of distances. Keys in reverse order turn it from a matrix
     of differences, bias[i, j] = t[j - i], into one of sums, f[i + j'], and that is a view of the
-    table: of the scores (T, T) no bias is ever written out, and a few heads at a time stay in the
-    processor's cache.
+    table: of the scores (T, T) no bias is ever written out. On a CPU a few heads at a time stay in
+    the processor's cache, and a long utterance has some queries of one head at a time, so that
+    memory grows with its length and not with its square.
     """
 
     def __init__(self, attention: Any, frames: int) -> None:
@@ -122,17 +126,17 @@ class RelativeAttention:
             gate = gate.to(q.dtype).transpose(1, 2)[..., None]  # (B, heads, T, 1)
             hole = None if valid is None else torch.where(valid.flip(1), 0.0, -torch.inf)
             step = count if q.is_cuda else min(count, max(1, IN_CACHE // size**2))
-            parts = []
-            for begin in range(0, count, step):
-                some = slice(begin, begin + step)
-                score = gate[:, some] * bias[some]
+            fits = q.is_cuda or len(q) * step * size**2 <= AT_ONCE
+            rows = size if fits else max(QUERIES, PIECE // (len(q) * size))
+            mixed = torch.empty_like(q)
+            for begin, first in product(range(0, count, step), range(0, size, rows)):
+                heads, some = slice(begin, begin + step), slice(first, first + rows)
+                score = gate[:, heads, some] * bias[heads, some]
                 score = score if hole is None else score + hole[:, None, None].to(score.dtype)
-                parts.append(
-                    F.scaled_dot_product_attention(
-                        q[:, some], k[:, some], v[:, some], attn_mask=score
-                    )
+                mixed[:, heads, some] = F.scaled_dot_product_attention(
+                    q[:, heads, some], k[:, heads], v[:, heads], attn_mask=score
                 )
-            return joined(torch.cat(parts, dim=1))
+            return joined(mixed)
 
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         rows = (linear(one, hidden) for one in projections)
