@@ -23,11 +23,12 @@ EMPTY = '<div class="answers"><div class="card wide waiting">The answer comes he
 
 
 def answer_html(answer: Answer, samples: Samples) -> str:
-    """Cards: results of tasks, spectrogram, layers."""
-    cards = [_result(task, result) for task, result in answer.results.items()]
-    cards.append(_card(f"spectrogram, {answer.duration:.2f} s", spectrogram(samples)))
-    cards += _layer_cards(answer)
-    return f'<div class="answers">{"".join(cards)}</div>'
+    """Cards: results of tasks and a spectrogram, then layers in rows of their own."""
+    heard = [_result(task, result) for task, result in answer.results.items()]
+    heard.append(_card(f"spectrogram, {answer.duration:.2f} s", spectrogram(samples)))
+    groups = [heard, _layer_cards(answer)]
+    shown = "".join(f'<div class="cards">{"".join(cards)}</div>' for cards in groups if cards)
+    return f'<div class="answers">{shown}</div>'
 
 
 def refusal_html(refusal: Refusal) -> str:
