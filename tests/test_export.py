@@ -137,7 +137,7 @@ def test_a_package_answers_as_the_run_does_where_torch_is_not(
 
 @pytest.mark.parametrize("form", ["text", "csv", "srt"])
 def test_lines_are_those_of_predict(form, package, answering, tiny_corpus, tmp_path):
-    names = [str(tiny_corpus.parent / f"s6-{i}.wav") for i in range(3)]
+    names = [str(tiny_corpus.parent / f"s6-{i}.wav") for i in range(1 if form == "srt" else 3)]
     asked = [*names, "--task", "emotion", "--task", "asr", "--format", form]
     done = run_alone(package, tmp_path, *asked)
     assert done.returncode == 0, done.stderr
@@ -146,6 +146,9 @@ def test_lines_are_those_of_predict(form, package, answering, tiny_corpus, tmp_p
         none = run_alone(package, tmp_path, names[0], "--task", "emotion", "--format", "srt")
         assert none.returncode == 2
         assert "no times of words for emotion: subtitles need a head with CTC" in none.stderr
+        two = run_alone(package, tmp_path, *names, *names, "--format", "srt")
+        assert two.returncode == 2
+        assert "subtitles are of one recording, found 2" in two.stderr
 
 
 @pytest.mark.parametrize("name", ["torch", "scipy", "librosa", "speechfuse", "pydantic"])

@@ -183,22 +183,24 @@ class Package:
             text = entry["between"].join(known[i - 1] for i in ids if i != END)
         return " ".join(text.split())
 
-    def words(self, task: str, ids: Sequence[int], log_probs: Array) -> list[dict[str, Any]] | None:
+    def words(self, task: str, ids: Sequence[int], log_probs: Array) -> list[dict[str, Any]]:
         """Words of a text where CTC aligns them, each from its first token to its last.
 
-        Which word a token belongs to is how many words there are with it. None: they do not fit
-        into so few frames, (T, C).
+        Which word a token belongs to is how many words there are with it. A text that does not fit
+        into so few frames, (T, C), is one word from first to last, with a score of 0.
         """
-        stands = align(log_probs, ids)
+        stands, rate = align(log_probs, ids), self.tasks[task]["frame_rate"]
         if stands is None:
-            return None
+            times = {"start": 0.0, "end": len(log_probs) / rate}
+            whole = self.text(task, ids)
+            return [{"text": whole, **times, "score": 0.0}] if whole else []
         texts = [self.text(task, ids[:size]) for size in range(len(ids) + 1)]
         placed = [
             (len(text.split()) - 1, stand)
             for text, before, stand in zip(texts[1:], texts, stands, strict=False)
             if text != before
         ]
-        words, rate, found = texts[-1].split(), self.tasks[task]["frame_rate"], []
+        words, found = texts[-1].split(), []
         for index, group in groupby(placed, key=lambda pair: pair[0]):
             begins, ends, scores = zip(*(stand for _, stand in group), strict=True)
             times = {"start": begins[0] / rate, "end": ends[-1] / rate}
@@ -280,10 +282,10 @@ class Package:
         entry = self.tasks[task]
         made, seconds = [one for *_, one in parts], np.array([size for _, size, _ in parts])
         if entry["answers"] == "text":
-            words = [shifted(w, at) for at, _, one in parts for w in one["words"] or ()]
+            placed = [shifted(w, at, size) for at, size, one in parts for w in one["words"] or ()]
             return {
                 "text": " ".join(one["text"] for one in made if one["text"]),
-                "words": None if any(one["words"] is None for one in made) else words,
+                "words": placed if self.times_words(task) else None,
                 "cut": any(one["cut"] for one in made),
             }
         if entry["answers"] == "turns":
@@ -447,16 +449,16 @@ def turns(active: Array, median: int, rate: float) -> list[tuple[int, float, flo
 def named(parts: Sequence[tuple[float, float, Any]]) -> list[dict[str, Any]]:
     """Turns of stretches, which each name speakers anew, at their times in the recording."""
     made = []
-    for number, (at, _, found) in enumerate(parts, 1):
+    for number, (at, size, found) in enumerate(parts, 1):
         for speaker, start, end in found:
             name = f"speaker {speaker + 1}" + (f", stretch {number}" if len(parts) > 1 else "")
-            made.append(shifted({"speaker": name, "start": start, "end": end}, at))
+            made.append(shifted({"speaker": name, "start": start, "end": end}, at, size))
     return made
 
 
-def shifted(one: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """A word or turn of a stretch at its time in the recording."""
-    return {**one, "start": one["start"] + seconds, "end": one["end"] + seconds}
+def shifted(one: Mapping[str, Any], at: float, size: float) -> dict[str, Any]:
+    """A word or turn of a stretch at its time in the recording; its last frame reaches past it."""
+    return {**one, "start": one["start"] + at, "end": min(one["end"], size) + at}
 
 
 def chosen(array: Array, rows: Array, axis: int) -> Array:
@@ -577,6 +579,8 @@ def main() -> int:
                 f"no times of words for {' or '.join(tasks)}: subtitles need a head with CTC; "
                 "use --format text"
             )
+        if len(given.audio) > 1:
+            parser.error(f"subtitles are of one recording, found {len(given.audio)}; ask for each")
         tasks = timed[:1]
     if given.format == "csv":
         print(row(COLUMNS), flush=True)
