@@ -1,12 +1,13 @@
-"""One encoder under two names, which only its content tells."""
+"""One encoder under two names, which only its content tells; what decides its layers."""
 
 import json
 import shutil
+import sys
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from speechfuse.build import read_recipe
+from speechfuse.build import layer_facts, read_recipe, read_upstreams
 from speechfuse.checkpoint import Run
 from speechfuse.errors import RecipeError
 
@@ -72,3 +73,50 @@ def test_a_tuned_copy_is_another_encoder(workspace, encoder):
     upstreams = {"a": first, "b": first | {"source": str(workspace / "copy")}}
     tuned = {"training": {"train_upstream": {"b": "all"}}}
     Run(workspace / "run").begin(read_recipe(recipe_of(upstreams) | tuned))
+
+
+OWN = """
+from speechfuse.merging.add import Add
+from speechfuse.upstreams.filterbank import Filterbank
+
+class Level(Filterbank):
+    def forward(self, wav):
+        return super().forward(wav)
+
+class Sum(Add):
+    def forward(self, stacks):
+        return super().forward(stacks)
+"""
+EDITED = OWN.replace("super().forward(stacks)", "super().forward(stacks[:1])").replace(
+    "super().forward(wav)", "super().forward(wav[:1])"
+)
+
+
+def test_layers_of_ones_own_part_are_others_once_its_file_is_another(workspace, monkeypatch):
+    """Identity, options and versions stay; the class may be named by another file than its own."""
+    monkeypatch.syspath_prepend(str(workspace))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (workspace / "named.py").write_text("from own_parts import Level, Sum\n")
+    mel = {"kind": "filterbank", "num_mels": 24}
+    own = {"kind": "named:Level", "num_mels": 24}
+
+    def facts(text, upstreams, merge="add", reduce="none"):
+        (workspace / "own_parts.py").write_text(text)
+        for module in ("named", "own_parts"):
+            sys.modules.pop(module, None)
+        fusion = {"merge": {"kind": merge}, "interface": {"kind": "weighted_sum"}}
+        changes = {"fusion": fusion, "store": {"reduce": reduce}}
+        recipe = read_recipe(recipe_of(upstreams) | changes)
+        return [layer_facts(recipe, n, up) for n, up in read_upstreams(recipe).items()]
+
+    for given in (
+        ({"own": own},),
+        ({"mel": mel, "own": own}, "add", "merged"),
+        ({"mel": mel, "fine": mel | {"frame_rate": 50}}, "named:Sum", "merged"),
+    ):
+        before = facts(OWN, *given)
+        assert facts(OWN, *given) == before
+        assert facts(EDITED, *given) != before
+    before = facts(OWN, {"mel": mel})
+    assert facts(EDITED, {"mel": mel}) == before  # no part of ours
+    assert "code" not in before[0]

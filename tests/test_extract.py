@@ -272,9 +272,7 @@ def test_moved_encoders_hit_and_changed_settings_miss(one_task, encoder, workspa
     assert missing(with_encoder(one_task, workspace / "moved")) == every
 
 
-def test_what_else_decides_a_layer_has_a_store_of_its_own(
-    one_task, encoder, workspace, monkeypatch
-):
+def test_what_else_decides_a_layer_has_a_store_of_its_own(one_task, encoder, workspace):
     """Silence after whisper's clips, how samples are normalised, and what computes attention."""
 
     def store(source, **options):
@@ -288,10 +286,6 @@ def test_what_else_decides_a_layer_has_a_store_of_its_own(
     changed = normal | {"do_normalize": not normal["do_normalize"]}
     (source / "preprocessor_config.json").write_text(json.dumps(changed))
     assert store(source).folder != store(encoder("hubert")).folder
-    here = store(encoder("hubert"))
-    monkeypatch.setattr(extraction, "best_device", lambda: torch.device("cuda", 1))
-    elsewhere = store(encoder("hubert"))
-    assert elsewhere.folder != here.folder
     paths = {}
     for policy in ("masked", "padded"):
         one = store(encoder("hubert"), length_policy=policy)
@@ -301,6 +295,29 @@ def test_what_else_decides_a_layer_has_a_store_of_its_own(
         "masked": "fused, of rows without padding",
         "padded": "of transformers' modules",
     }
+
+
+def test_kinds_of_gpu_and_tf32_have_stores_of_their_own(one_task, monkeypatch):
+    """Convolutions and products are rounded to TF32 where flags say so and the GPU has it."""
+
+    def folder():
+        return jobs_of(one_task)[1][0].store.folder
+
+    found = [folder()]
+    monkeypatch.setattr(extraction, "best_device", lambda: torch.device("cuda", 1))
+    capability = (9, 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    found.append(folder())
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        found.append(folder())
+        torch.set_float32_matmul_precision("high")
+        found.append(folder())
+        torch.set_float32_matmul_precision("highest")
+    capability = (7, 0)
+    found.append(folder())
+    assert len({*found}) == 5
+    monkeypatch.setattr(extraction, "best_device", lambda: torch.device("cuda", 0))
+    assert folder() == found[-1]
 
 
 def test_only_what_is_missing_is_computed(one_task, monkeypatch):

@@ -233,17 +233,25 @@ def upstream_options(recipe: Recipe, name: str) -> dict[str, Any]:
 
 
 def layer_facts(recipe: Recipe, name: str, upstream: Upstream) -> dict[str, Any]:
-    """All that decides an upstream's layers beside the audio, wherever it lies."""
+    """All that decides an upstream's layers beside the audio, wherever it lies.
+
+    Raises:
+        RecipeError: a part of the user's own stands in no file.
+    """
     if isinstance(upstream, Reduced):
         members = zip(recipe.upstreams, upstream.members(), strict=True)
         of = [layer_facts(recipe, one, member) for one, member in members]
-        merge = recipe.fusion.merge.model_dump() if len(of) > 1 else None
-        return {"of": of, "merge": merge, **upstream.manner()}
+        if len(of) == 1:
+            return {"of": of, "merge": None, **upstream.manner()}
+        merge = recipe.fusion.merge
+        code = catalog.own_code("merge", merge.kind)
+        return {"of": of, "merge": merge.model_dump(), **code, **upstream.manner()}
     identity = upstream.identity()
     where = {*identity} - {*content(identity)}
-    options = upstream_options(recipe, name)
+    options, kind = upstream_options(recipe, name), recipe.upstreams[name].kind
     return {
-        "kind": recipe.upstreams[name].kind,
+        "kind": kind,
+        **catalog.own_code("upstream", kind),
         "identity": content(identity),
         "manner": dict(upstream.manner()),
         "options": {k: v for k, v in options.items() if k not in {*where, "layers"}},

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -47,6 +48,7 @@ from speechfuse.merging.add import Add
 from speechfuse.merging.concat import Concat
 from speechfuse.merging.gated import Gated
 from speechfuse.merging.interleave import Interleave
+from speechfuse.ops import file_hash
 from speechfuse.recipe import explain
 from speechfuse.tasks.classification import Classification
 from speechfuse.tasks.diarization import Diarization
@@ -182,6 +184,31 @@ def find(role: str, kind: str) -> type[Any]:
         lacks = ", ".join(sorted(found.__abstractmethods__))
         raise RecipeError(f"{role} kind '{kind}' lacks {lacks}; see {_full(contract)}")
     return found
+
+
+def own_code(role: str, kind: str) -> dict[str, str]:
+    """The hash of the file that defines a part of the user's own; of ours nothing.
+
+    Of that file alone, and not of what it imports.
+
+    Raises:
+        RecipeError: as `find`, or the class stands in no file.
+    """
+    if kind in ROLES[role]:
+        return {}
+    return {"code": _file_hash(find(role, kind))}  # type: ignore[arg-type]  # a class can be hashed
+
+
+@cache
+def _file_hash(cls: type[Any]) -> str:
+    """As it is when this is first asked: an edit after that has not been imported."""
+    try:
+        return file_hash([Path(inspect.getfile(cls))])
+    except (TypeError, OSError) as error:
+        raise RecipeError(
+            f"{_full(cls)} stands in no file that can be read ({error}), so that a store could not "
+            "tell when it changes; put it in a file of its own"
+        ) from error
 
 
 def _full(cls: type[Any]) -> str:

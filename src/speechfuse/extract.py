@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,13 +44,13 @@ def open_store(
 
     What decides the layers is in its name: our version and transformers'; resampling; the kind of
     device that computes them here, whose kernels are others; the upstream's weights, configuration
-    and manner, which names its path of attention.
+    and manner, which names its path of attention; the code of parts of the user's own.
     """
     about = {
         "version": VERSION,
         "transformers": version("transformers"),
         "resampling": f"soxr HQ to {SAMPLE_RATE} Hz",
-        "device": best_device().type,
+        "device": _kernels(best_device()),
         "noise_snr": noise_snr,
         **build.layer_facts(recipe, name, upstream),
     }
@@ -226,6 +227,22 @@ def extraction_table(recipe: Recipe, jobs: Sequence[Job]) -> tuple[Table, float,
     store = recipe.store
     title = f"Layers in {store.folder} ({store.dtype}, budget {store.budget_gb:g} GB; times {how})"
     return (title, [*columns, "GB", "about"], rows), size, seconds
+
+
+def _kernels(device: torch.device) -> str:
+    """What computes here, and what it rounds to TF32 as it is set to."""
+    if device.type != "cuda":
+        return device.type
+    major, minor = torch.cuda.get_device_capability(device)
+    convolutions: Any = torch.backends.cudnn
+    products: Any = torch.backends.cuda.matmul
+    if hasattr(convolutions, "conv"):  # torch 2.9: the older names fail once these are set
+        rounded = [one.fp32_precision == "tf32" for one in (convolutions.conv, products)]
+    else:
+        rounded = [convolutions.allow_tf32, products.allow_tf32]
+    both = zip(("convolutions", "products"), rounded, strict=True)
+    named = [f"{name} in {'TF32' if tf32 else 'float32'}" for name, tf32 in both]
+    return ", ".join([f"cuda {major}.{minor}", *named])
 
 
 def _plan(job: Job, *, equal: bool) -> list[Shard]:
