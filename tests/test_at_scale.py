@@ -91,6 +91,51 @@ def test_altered_copies_count_for_the_task_that_has_the_most(base):
     assert storage[2][0][1] == f"{500 * 3600 * 998_400 / 1e12:,.1f}"
 
 
+def reduced(base, kind):
+    """Two encoders of one shape under Add, for emotions: all of their layers, or less."""
+    del base["upstreams"]["mel"]
+    base["upstreams"]["random"] = base["upstreams"]["hubert"] | {"weights": "random"}
+    base["fusion"]["merge"] = {"kind": "add"}
+    base["tasks"] = {"emotion": {"corpus": "nothing-yet", "head": {"kind": "classifier"}}}
+    return read_recipe(base | {"store": {"reduce": kind}})
+
+
+@pytest.mark.parametrize("kind", ["none", "merged", "mean"])
+def test_shards_and_reading_are_of_what_the_recipe_stores(base, kind):
+    """By hand: of all layers, of half of them, or of 19,968 bytes for each of 72 million."""
+    rates = {"": 100.0}
+    extraction, storage, epoch = scale_tables(reduced(base, kind), 1e5, 64, rates)
+    hubert, random, last = extraction[2]
+    assert hubert[3:] == random[3:] == ["1,000", "15.6"]
+    assert last[3:] == ["2,000", "31.2"]
+    whole, mean = 3.6e8 * 998_400, 3.6e8 / 5 * 13 * 768 * 2
+    name, shards, size = {
+        "none": ("all", "", 2 * whole),
+        "merged": ("hubert + random, merged", f"{whole / 2**27:,.0f}", whole),
+        "mean": ("hubert + random, mean", "300,000", mean),
+    }[kind]
+    assert (last[0], last[2]) == (name, shards)
+    assert (hubert[2] == "") == (kind != "none")
+    assert epoch[2][0][1] == f"{size / 1e9 / 3600:,.0f}"
+    sizes = {row[0]: row[1] for row in storage[2]}
+    both = {"hubert + random, merged": "359.4", "hubert + random, mean": "1.4"}
+    assert sizes == {"hubert": "359.4", "random": "359.4", **both}
+    assert storage[0] == f"Stored layers, TB (reduce: {kind}; means of 72,000,000 utterances)"
+    assert storage[2][-1][storage[1].index("int8")] == ""  # it is refused
+
+
+def test_a_corpus_known_by_its_counts_alone_has_sizes_in_gb(base):
+    """IEMOCAP: 10,039 utterances, 12.44 hours; and copies of each in noise."""
+    recipe = reduced(base, "mean")
+    _, (title, _, rows), _ = scale_tables(recipe, 12.44, 1, {"": 6.0}, utterances=10_039)
+    assert title == "Stored layers, GB (reduce: mean; means of 10,039 utterances)"
+    assert [row[1] for row in rows] == ["44.7", "44.7", "44.7", "0.20"]
+    base["tasks"]["emotion"]["augment"] = {"noise": {"copies": 2}}
+    _, (title, _, rows), _ = scale_tables(read_recipe(base), 12.44, 1, {"": 6.0}, utterances=10_039)
+    assert "of 30,117 utterances" in title
+    assert rows[-1][1] == "0.60"
+
+
 def test_the_command_reads_the_rates_that_a_bench_measured(base, tmp_path):
     del base["upstreams"]["mel"]
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(base))

@@ -119,6 +119,24 @@ def test_the_time_of_a_prepared_corpus_is_that_of_its_hours(workspace, tone_reci
     assert row[4] == f"{2 * 3600 * hours:.0f} s"
 
 
+def test_a_corpus_is_counted_once_for_each_noise_and_one_that_is_not_prepared_is_named(
+    workspace, tone_recipe
+):
+    """Two tasks read the same layers; a third one those in noise; a fourth has no corpus yet."""
+    tasks = tone_recipe["tasks"]
+    tasks["emotion"]["noise_snr"] = 10
+    load_tasks(read_recipe(tone_recipe))
+    (summary,) = workspace.rglob("corpus.json")
+    hours = json.loads(summary.read_text())["hours"]
+    title, _, (row,) = plan_recipe(read_recipe(tone_recipe), {"": 1.0})[-1]
+    assert row[4] == f"{2 * 3600 * hours:.0f} s"
+    assert "not prepared" not in title
+    tasks["other"] = {**tasks["asr"], "kind": "asr", "corpus": "none-yet"}
+    title, _, (row,) = plan_recipe(read_recipe(tone_recipe), {"": 1.0})[-1]
+    assert row[4] == f"{2 * 3600 * hours:.0f} s"
+    assert "without none-yet, which is not prepared" in title
+
+
 def test_what_may_be_stored_smaller_stands_beside_all_layers(tmp_path):
     """13 x 768 of two encoders in float16: 50 frames a second, or one vector an utterance."""
     upstreams = [encoder_of(tmp_path / name, 13, 768) for name in ("a", "b")]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,16 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from speechfuse import build
-from speechfuse.cache.shards import DTYPES
 from speechfuse.context.reading import PromptedFusion
 from speechfuse.contracts import UpstreamPlan
-from speechfuse.errors import RecipeError
+from speechfuse.forms import Form, forms
 from speechfuse.fusion import MergeFirst, fit_interfaces
 from speechfuse.measure import best_device
 from speechfuse.prompting import build_reader, read_at
 from speechfuse.rates import check_given, duration, find_rates
 from speechfuse.recipe import Recipe
-from speechfuse.reduction import reduction, refuse_inexact, with_reduction
 from speechfuse.taskdata import is_prepared, load_tasks, prepared_folder
 from speechfuse.tuning import trained_parameters
 from speechfuse.types import Frames, LayerStack, StackSpec, Table, Utterance
@@ -56,7 +53,7 @@ def plan_recipe(
     return [
         _upstream_table(upstreams, tuned),
         *_trained_tables(recipe, specs),
-        _store_table(recipe, upstreams, tuned, found, how),
+        _store_table(recipe, forms(recipe, frozen, tuned), tuned, found, how),
     ]
 
 
@@ -143,8 +140,8 @@ def _context_table(recipe: Recipe, reader: PromptedFusion, second: Frames) -> Ta
 
 def _store_table(
     recipe: Recipe,
-    upstreams: Mapping[str, UpstreamPlan],
-    tuned: Mapping[str, int],
+    kept: Sequence[Form],
+    tuned: Collection[str],
     rates: Mapping[str, float],
     how: str,
 ) -> Table:
@@ -152,43 +149,39 @@ def _store_table(
 
     rates: seconds of audio in a second, of those that are stored. how: where they are from.
     """
-    corpora = dict.fromkeys(n for e in recipe.tasks.values() for n in (e.corpus, *e.extra_training))
-    counted = [one for one in map(_counted, corpora) if one]
+    # In noise a corpus has layers of its own.
+    read = dict.fromkeys(
+        (corpus, entry.noise_snr)
+        for entry in recipe.tasks.values()
+        for corpus in (entry.corpus, *entry.extra_training)
+    )
+    counts = {corpus: _counted(corpus) for corpus, _ in read}
+    counted = [one for corpus, _ in read if (one := counts[corpus])]
+    unknown = ", ".join(corpus for corpus, one in counts.items() if one is None)
     copies = _copies(recipe)
     hours, utterances = (sum(one[key] for one in counted) for key in ("hours", "utterances"))
     hours += sum(u.duration or 0.0 for u in copies) / 3600
     utterances += len(copies)
-    rows = []
-
-    def add(name: str, spec: StackSpec, *, mean: bool = False) -> None:
-        frame = spec.num_layers * spec.dim * DTYPES[recipe.store.dtype].itemsize
-        hour = 3600 * spec.frame_rate * frame
-        each = f"{frame / 1e3:.2f} kB an utterance" if mean else f"{hour / 1e9:.2f} GB"
-        total = (utterances * frame if mean else hours * hour) / 1e9
+    rows, dtype = [], recipe.store.dtype
+    for form in kept:
+        hour, frame = form.bytes_of(3600, 0, dtype), form.frame_bytes(dtype)
+        each = f"{frame / 1e3:.2f} kB an utterance" if form.mean else f"{hour / 1e9:.2f} GB"
+        total = form.bytes_of(3600 * hours, utterances, dtype)
         # All that are stored as one are run.
-        takes = 3600 / rates[name] if name in rates else sum(3600 / one for one in rates.values())
-        size = f"{total:.2f} GB" if counted else "corpus not prepared"
+        run = [rates[form.name]] if form.name in rates else [*rates.values()]
+        takes = sum(3600 / rate for rate in run)
+        size = f"{total / 1e9:.2f} GB" if counted else "corpus not prepared"
         about = duration(hours * takes) if counted else ""
-        rows.append([name, each, size, duration(takes), about])
-
-    for name, plan in upstreams.items():
-        if name in tuned:
-            rows.append([name, "nothing, it is trained", "nothing", "", ""])
-        else:
-            add(name, plan.spec)
-    for kind in ("merged", "mean"):
-        other = with_reduction(recipe, kind)
-        with suppress(RecipeError):  # what is not exact is not offered
-            refuse_inexact(other, tuned)
-            if reduction(other) != "none":
-                ((name, one),) = build.read_upstreams(other).items()
-                add(f"{name}, {kind}", one.plan.spec, mean=one.pools)
+        rows.append([form.name, each, size, duration(takes), about])
+    rows += [[name, "nothing, it is trained", "nothing", "", ""] for name in tuned]
     store = recipe.store
     title = f"Stored layers ({store.dtype}, reduce: {store.reduce}, budget {store.budget_gb:g} GB"
-    title += f", with {len(copies):,} altered copies)" if copies else ")"
+    title += f", with {len(copies):,} altered copies" if copies else ""
+    title += f", without {unknown}, which is not prepared" if counted and unknown else ""
+    title += f"); times {how}" if how else ")"
     columns = ["upstream", "for an hour of audio", "for these corpora"]
     columns += ["an hour takes about", "these take about"]
-    return f"{title}; times {how}" if how else title, columns, rows
+    return title, columns, rows
 
 
 def count_products(call: Callable[[], object]) -> float:
@@ -231,7 +224,7 @@ def _second(spec: StackSpec) -> LayerStack:
 
 
 def _copies(recipe: Recipe) -> list[Utterance]:
-    """Altered training utterances of the corpora that are prepared, each once."""
+    """Altered training utterances of the corpora that are prepared, each once in each noise."""
     asked = {n: e for n, e in recipe.tasks.items() if e.augment and e.augment.copies}
     ready = {
         name: entry
@@ -241,8 +234,12 @@ def _copies(recipe: Recipe) -> list[Utterance]:
     if not ready:
         return []
     data = load_tasks(recipe.model_copy(update={"tasks": ready}))
-    trained = (u for one in data.values() for u in one.splits["train"])
-    found = {(u.audio, u.start, u.alteration): u for u in trained if u.alteration}
+    found = {
+        (u.audio, u.start, u.alteration, one.noise_snr): u
+        for one in data.values()
+        for u in one.splits["train"]
+        if u.alteration
+    }
     return [*found.values()]
 
 

@@ -102,6 +102,9 @@ def plan(
     hours: Annotated[
         float | None, typer.Option(min=0, help="Of audio: what it takes on many GPUs instead.")
     ] = None,
+    utterances: Annotated[
+        int | None, typer.Option(min=1, help="In these hours; of 5 s each if left out.")
+    ] = None,
     gpus: Annotated[int, typer.Option(min=1, help="How many there are, with --hours.")] = 1,
     rate: Annotated[
         list[str] | None,
@@ -163,6 +166,7 @@ def plan(
             price=price,
             where=where,
             device=device,
+            utterances=utterances,
         )
     for title, columns, rows in tables:
         print_table(title, columns, rows)
