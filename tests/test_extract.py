@@ -628,6 +628,93 @@ def test_train_asks_past_the_limits_of_extract_and_only_then(one_task, workspace
 
 
 @pytest.mark.recipe
+def test_whatever_reads_layers_asks_as_train_does(one_task, workspace, monkeypatch):
+    """A sweep for all of its rows at once, before the first is trained."""
+    import yaml
+    from typer.testing import CliRunner
+
+    from speechfuse.cli import app
+    from speechfuse.errors import SpeechFuseError
+
+    one_task["training"]["steps"] = 2
+    fine = {"kind": "filterbank", "num_mels": 23}
+    two = one_task | {"upstreams": one_task["upstreams"] | {"fine": fine}}
+    emotion = one_task["tasks"]["emotion"]
+    files = {
+        "r.yaml": one_task,
+        "sweep.yaml": {
+            "name": "s",
+            "recipe": two,
+            "rows": {"mel": {"use": ["mel"]}, "fine": {"use": ["fine"]}},
+            "seeds": [1, 2],
+        },
+        "probe.yaml": {
+            "name": "p",
+            "upstreams": two["upstreams"],
+            "corpus": emotion["corpus"],
+            "properties": ["emotion"],
+            "folds": 3,
+        },
+        "select.yaml": {
+            "name": "c",
+            "upstreams": two["upstreams"],
+            "tasks": {"emotion": {"corpus": emotion["corpus"]}},
+            "folds": 3,
+        },
+    }
+    for name, data in files.items():
+        (workspace / name).write_text(yaml.safe_dump(data))
+    made = CliRunner().invoke(app, ["train", "r.yaml", "--out", "run"])
+    assert made.exit_code == 0, made.output
+    monkeypatch.setattr("speechfuse.cli.before.LIMIT_GB", 0.0)
+    for call, encoders in (
+        (["evaluate", "run"], 1),
+        (["weights", "run"], 1),
+        (["sweep", "sweep.yaml"], 2),
+        (["sweep", "sweep.yaml", "--jobs", "2"], 2),
+        (["probe", "probe.yaml"], 2),
+        (["select", "select.yaml"], 2),
+    ):
+        shutil.rmtree("stores", ignore_errors=True)
+        asked = CliRunner().invoke(app, call)
+        assert isinstance(asked.exception, SpeechFuseError), (call, asked.output)
+        expected = (
+            r"0\.0 GB of layers in about 0 s, past 0 GB or 1 h; nothing was computed, add --yes"
+        )
+        assert re.match(expected, str(asked.exception))
+        assert "hours to compute" in asked.stdout
+        assert asked.stdout.count("1 x 2") == encoders, asked.stdout  # rows of the table
+        assert not [*workspace.glob("stores/*/*.safetensors")]
+    for call in (["evaluate", "run"], ["sweep", "sweep.yaml"], ["probe", "probe.yaml"]):
+        done = CliRunner().invoke(app, [*call, "--yes"])
+        assert done.exit_code == 0, done.output
+        again = CliRunner().invoke(app, call)  # nothing is missing
+        assert again.exit_code == 0, again.output
+        assert "hours to compute" not in again.stdout
+
+
+def test_time_is_told_of_as_many_processes_as_are_asked_for(one_task, monkeypatch):
+    """Threads of the CPU are shared among them; each has a GPU of its own, if there are as many."""
+    recipe, jobs = jobs_of(one_task)
+    monkeypatch.setattr(extraction, "find_rates", lambda *_: ({"mel": 2.0}, "as given"))
+    hours = sum(u.duration for u in jobs[0].wanted.values()) / 2
+
+    def seconds(processes):
+        (title, _, _), _, told = extraction.extraction_table(recipe, jobs, processes)
+        assert (f"{processes} processes" in title) == (processes > 1)
+        return told
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert [seconds(n) for n in (1, 2, 4)] == [hours] * 3
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert [seconds(n) for n in (1, 2, 8)] == [hours, hours / 2, hours / 3]
+    monkeypatch.setattr(extraction, "best_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert [seconds(n) for n in (1, 8, 16)] == [hours, hours / 8, hours / 8]
+
+
+@pytest.mark.recipe
 def test_the_command_prints_size_and_time_and_asks(one_task, tiny_corpus, workspace):
     import yaml
     from typer.testing import CliRunner

@@ -14,6 +14,7 @@ from speechfuse.checkpoint import Run
 from speechfuse.contracts import Decides, Row, Searches, Task, Upstream
 from speechfuse.data.batching import by_duration
 from speechfuse.errors import RunError, damage
+from speechfuse.extract import Before
 from speechfuse.inputs import Inputs, find_inputs
 from speechfuse.measure import best_device
 from speechfuse.metrics import Evidence, with_interval
@@ -75,17 +76,20 @@ def _score(
 
 
 def evaluate_again(
-    folder: Path, progress: Progress | None = None, beam_size: int | None = None
+    folder: Path,
+    progress: Progress | None = None,
+    beam_size: int | None = None,
+    before: Before | None = None,
 ) -> dict[str, Any]:
     """Score a finished run anew, from its weights and the stored layers or the audio.
 
     beam_size: of the search for texts, in place of the run's; the run's files then stay as they
-    are.
+    are. before: called with what is to be extracted, and may refuse it.
 
     Raises:
         RunError: no run there, not trained yet, or nothing in it searches for texts.
     """
-    run, model, tasks, inputs = open_run(folder, progress)
+    run, model, tasks, inputs = open_run(folder, progress, before)
     about = {k: v for k, v in run.metrics().items() if k not in SCORED}
     if beam_size is None:
         return evaluate_run(run, model=model, tasks=tasks, inputs=inputs, about=about)
@@ -102,9 +106,11 @@ def evaluate_again(
 
 
 def open_run(
-    folder: Path, progress: Progress | None = None
+    folder: Path, progress: Progress | None = None, before: Before | None = None
 ) -> tuple[Run, FusionModel, dict[str, TaskData], dict[str, list[Inputs]]]:
     """A trained run with its model, its tasks, and what the model reads of them.
+
+    before: called with what is to be extracted, and may refuse it.
 
     Raises:
         RunError: no run there, not trained yet, or its corpora or upstreams have changed.
@@ -116,7 +122,7 @@ def open_run(
     run.check_data({name: data.marks() for name, data in tasks.items()})
     parts = {name: data.task for name, data in tasks.items()}
     model = load_model(run, recipe, parts, stored=True)
-    return run, model, tasks, find_inputs(recipe, tasks, progress)
+    return run, model, tasks, find_inputs(recipe, tasks, progress, before)
 
 
 def load_model(

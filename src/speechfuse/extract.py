@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -109,8 +110,7 @@ def fill_stores(
     gpus = min(recipe.training.devices or 1, torch.cuda.device_count(), shards)
     _make(recipe, work, progress, gpus if rank.count == 1 else 1, rank)
     if rank.number == 0:
-        for line in int8_lines([job for job, _ in work]):
-            logging.getLogger(__name__).warning(line)
+        tell_int8([job for job, _ in work])
     return {
         task: [job.store for job in jobs if job.noise_snr == data.noise_snr]
         for task, data in tasks.items()
@@ -199,16 +199,28 @@ def int8_lines(jobs: Sequence[Job]) -> list[str]:
     ]
 
 
-def extraction_table(recipe: Recipe, jobs: Sequence[Job]) -> tuple[Table, float, float]:
+def tell_int8(made: Sequence[Job]) -> None:
+    """The same in the log, of jobs of which something was computed."""
+    for line in int8_lines(made):
+        logging.getLogger(__name__).warning(line)
+
+
+def extraction_table(
+    recipe: Recipe, jobs: Sequence[Job], processes: int = 1
+) -> tuple[Table, float, float]:
     """What is there and what is missing, for reading; bytes and seconds that are missing.
 
-    Seconds: the upstream's multiply-adds at the rate of a large matrix product on this machine.
+    Seconds: the upstream's multiply-adds at the rate of a large matrix product on this machine,
+    times as many processes as find a GPU, or cores, of their own.
     """
-    rates, how = find_rates({job.name: job.upstream for job in jobs}, best_device(), {})
+    upstreams = {str(number): job.upstream for number, job in enumerate(jobs)}
+    rates, how = find_rates(upstreams, best_device(), {})
+    if processes > 1:
+        how += f", {processes} processes"
     rows, size, seconds = [], 0.0, 0.0
-    for job in jobs:
+    for job, rate in zip(jobs, rates.values(), strict=True):
         missing = sum(u.duration or 0.0 for u in job.missing.values())
-        takes = missing / rates[job.name]
+        takes = missing / rate / _at_once(processes)
         noise = "" if job.noise_snr is None else f", noise at {job.noise_snr:g} dB"
         rows.append(
             [
@@ -227,6 +239,13 @@ def extraction_table(recipe: Recipe, jobs: Sequence[Job]) -> tuple[Table, float,
     store = recipe.store
     title = f"Layers in {store.folder} ({store.dtype}, budget {store.budget_gb:g} GB; times {how})"
     return (title, [*columns, "GB", "about"], rows), size, seconds
+
+
+def _at_once(processes: int) -> float:
+    """How many times as fast so many processes are: each has a GPU, or its part of the threads."""
+    if best_device().type == "cuda":
+        return min(processes, torch.cuda.device_count())
+    return max(1.0, min(processes, os.cpu_count() or 1) / torch.get_num_threads())
 
 
 def _kernels(device: torch.device) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from speechfuse.cli.shared import (
     Overrides,
     RecipePath,
     TrustCode,
+    Yes,
     app,
 )
 from speechfuse.cli.terminal import print_finding, print_table, shown_progress
@@ -26,6 +28,7 @@ from speechfuse.errors import SpeechFuseError
 def probe(
     file: Annotated[Path, typer.Argument(help="Encoders, a corpus and properties, a YAML file.")],
     out: Annotated[Path | None, typer.Option(help="Folder for results, picture, report.")] = None,
+    yes: Yes = False,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes, like folds=4 or 'properties=[pitch]'.")
     ] = None,
@@ -44,7 +47,7 @@ def probe(
     folder = out or Path("runs") / read.name
     with shown_progress() as progress:
         clips = probed_clips(read, progress)
-        results = run_probe(read, clips, folder, progress)
+        results = run_probe(read, clips, folder, progress, asking(yes))
     print_table(*probe_table(read, clips, results))
     for line in findings(read, results):
         typer.echo(line)
@@ -58,6 +61,7 @@ def select(
     trained: Annotated[
         Path | None, typer.Option(help="Runs of single layers: how well they were foreseen.")
     ] = None,
+    yes: Yes = False,
     trust_code: TrustCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print data, fractions of one.")] = False,
     overrides: Annotated[
@@ -81,7 +85,9 @@ def select(
     left_out: dict[str, str] = {}
     with shown_progress() as progress:
         wanted = results.pairs_of(known)
-        found = select_encoders(read, folder, wanted, progress, left_out=left_out)
+        found = select_encoders(
+            read, folder, wanted, progress, left_out=left_out, before=asking(yes)
+        )
     path = report.write_select_report(read, found, folder, known, left_out)
     if as_json:
         typer.echo(json.dumps(report.select_json(read, found, known, left_out), indent=2))
@@ -197,7 +203,7 @@ def extract(
 
     with shown_progress() as progress:
         jobs = extraction_jobs(read, load_tasks(read, progress=progress))
-    ask_first(read, jobs, yes=yes, limit_gb=limit_gb, limit_hours=limit_hours)
+    ask_first(read, jobs, yes=yes, limit_gb=limit_gb, limit_hours=limit_hours, processes=processes)
     with shown_progress() as progress:
         extract(read, jobs, progress, processes=processes, verify=verify)
     for line in int8_lines(jobs):
@@ -297,6 +303,11 @@ def _rates(given: Sequence[str]) -> dict[str, float]:
     return rates
 
 
+def asking(yes: bool, processes: int = 1) -> Any:
+    """For what extracts on its way: says and refuses what is past the limits, if nobody agreed."""
+    return partial(ask_first, yes=yes, small=False, processes=processes)
+
+
 def ask_first(
     recipe: Any,
     jobs: Sequence[Any],
@@ -305,10 +316,12 @@ def ask_first(
     small: bool = True,
     limit_gb: float | None = None,
     limit_hours: float | None = None,
+    processes: int = 1,
 ) -> None:
     """Print what an extraction will write and how long it takes; refuse what nobody agreed to.
 
     small: print it also where it is within the limits. Limits that are left out are no options.
+    processes: that extract at once.
     """
     from speechfuse.extract import extraction_table
     from speechfuse.rates import duration
@@ -317,7 +330,7 @@ def ask_first(
         return
     gb = LIMIT_GB if limit_gb is None else limit_gb
     hours = LIMIT_HOURS if limit_hours is None else limit_hours
-    table, size, seconds = extraction_table(recipe, jobs)
+    table, size, seconds = extraction_table(recipe, jobs, processes)
     past = size > gb * 1e9 or seconds > hours * 3600
     if small or past:
         print_table(*table)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from speechfuse.bars import on_screen
-from speechfuse.cli.before import ask_first
+from speechfuse.cli.before import asking
 from speechfuse.cli.runs import print_metrics, run_and_report
 from speechfuse.cli.shared import (
     BEGIN,
@@ -19,6 +19,7 @@ from speechfuse.cli.shared import (
     RecipePath,
     RunFolder,
     TrustCode,
+    Yes,
     app,
 )
 from speechfuse.cli.terminal import print_table, shown_progress
@@ -60,9 +61,7 @@ def train(
     strategy: Annotated[
         Literal["ddp", "fsdp"] | None, typer.Option(help="All weights in each process, or a part.")
     ] = None,
-    yes: Annotated[
-        bool, typer.Option(help="Extract layers also past the limits of extract.")
-    ] = False,
+    yes: Yes = False,
 ) -> None:
     """Extract layers, train, evaluate; goes on where an earlier call stopped.
 
@@ -77,14 +76,17 @@ def train(
     options = {"devices": devices, "num_nodes": num_nodes, "strategy": strategy}
     given = [f"training.{name}={value}" for name, value in options.items() if value is not None]
     read = read_recipe(recipe, [*(overrides or ()), *given])
+    import torch
+
     from speechfuse.group import launched_rank
     from speechfuse.train import train_run
 
     rank = launched_rank()
+    # Those that were launched all extract; one that is alone begins more where each has a GPU.
+    alone = min(read.training.devices or 1, max(1, torch.cuda.device_count()))
+    ask = asking(yes, rank.count if rank else alone)
     with shown_progress(rank is None or rank.number == 0) as progress:
-        metrics = train_run(
-            read, out, progress, rank, before=lambda *jobs: ask_first(*jobs, yes=yes, small=False)
-        )
+        metrics = train_run(read, out, progress, rank, before=ask)
     if metrics:
         print_metrics(metrics)
         typer.echo(f"run: {out}")

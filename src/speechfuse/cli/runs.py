@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from speechfuse.cli.shared import RUNS, Jobs, RunFolder, TrustCode, app
+from speechfuse.cli.before import asking
+from speechfuse.cli.shared import RUNS, Jobs, RunFolder, TrustCode, Yes, app
 from speechfuse.cli.terminal import print_table, shown_progress
 from speechfuse.errors import SpeechFuseError
 from speechfuse.runs import check_run
@@ -25,6 +26,7 @@ def sweep(
         Literal["test", "dev"], typer.Option(help="Print scores of this split.")
     ] = "test",
     jobs: Jobs = 1,
+    yes: Yes = False,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes, like recipe.training.steps=100.")
     ] = None,
@@ -33,7 +35,8 @@ def sweep(
     from speechfuse.experiments.sweep import read_sweep
 
     read = read_sweep(file, overrides or ())
-    run_and_report(read, out or Path("runs") / read.name, row, jobs, split)
+    folder = out or Path("runs") / read.name
+    run_and_report(read, folder, row, jobs, split, before=asking(yes))
 
 
 @app.command(rich_help_panel=RUNS)
@@ -43,13 +46,14 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="Texts kept while one is searched; prints, and changes no file."),
     ] = None,
+    yes: Yes = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Score a run again from its weights; the numbers are those that training gave."""
     from speechfuse.evaluate import evaluate_again
 
     with shown_progress() as progress:
-        metrics = evaluate_again(run, progress, beam)
+        metrics = evaluate_again(run, progress, beam, asking(yes))
     print_metrics(metrics)
 
 
@@ -72,6 +76,7 @@ def prune(
         float, typer.Option(min=1e-6, help="Factor on the run's learning rates.")
     ] = 1.0,
     repeats: Annotated[int, typer.Option(min=1, help="Speed is the median of so many.")] = 5,
+    yes: Yes = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print data, fractions of one.")] = False,
     trust_code: TrustCode = False,
 ) -> None:
@@ -95,6 +100,7 @@ def prune(
             rate=rate,
             repeats=repeats,
             progress=progress,
+            before=asking(yes),
         )
     if as_json:
         typer.echo(json.dumps(about, indent=2, ensure_ascii=False))
@@ -112,6 +118,7 @@ def prune(
 def weights(
     run: RunFolder,
     picture: Annotated[Path | None, typer.Option(help="Write a picture (SVG or PNG).")] = None,
+    yes: Yes = False,
     trust_code: TrustCode = False,
 ) -> None:
     """How much each layer of each model counts for each task."""
@@ -122,7 +129,7 @@ def weights(
     from speechfuse.experiments.layers import draw_layer_use, layer_tables, run_layer_use
 
     with shown_progress() as progress:
-        uses = run_layer_use(run, progress)
+        uses = run_layer_use(run, progress, asking(yes))
     for table in layer_tables(uses):
         print_table(*table)
     if picture:
@@ -145,6 +152,7 @@ def alpha(
         Path | None, typer.Option(help="Prompts by task that were not trained on, a YAML file.")
     ] = None,
     utterances: Annotated[int, typer.Option(min=2, help="Of each test set looked at.")] = 240,
+    yes: Yes = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Which layers of the prompted transformer each prompt chooses, and what makes it choose them.
@@ -156,7 +164,7 @@ def alpha(
     from speechfuse.experiments.alpha.run import analyse_alpha
 
     with shown_progress() as progress:
-        found = analyse_alpha(runs, utterances, prompts, progress)
+        found = analyse_alpha(runs, utterances, prompts, progress, asking(yes))
     for table in alpha_tables(found):
         print_table(*table)
     for line in flags(found):
@@ -165,9 +173,17 @@ def alpha(
 
 
 def run_and_report(
-    read: Any, out: Path, rows: list[str] | None, jobs: int, split: Any = "test"
+    read: Any,
+    out: Path,
+    rows: list[str] | None,
+    jobs: int,
+    split: Any = "test",
+    before: Any = None,
 ) -> None:
-    """Run a sweep, print its tables, claims and worst warnings, write its report."""
+    """Run a sweep, print its tables, claims and worst warnings, write its report.
+
+    before: called with what is to be extracted, and may refuse it.
+    """
     from speechfuse.experiments.claims import claim_tables
     from speechfuse.experiments.diagnosis import diagnose
     from speechfuse.experiments.report import pseudo_labels, result_tables, write_report
@@ -176,7 +192,12 @@ def run_and_report(
 
     with shown_progress() as progress:
         done = run_sweep(
-            read, out, rows=rows, jobs=jobs or min(4, os.cpu_count() or 1), progress=progress
+            read,
+            out,
+            rows=rows,
+            jobs=jobs or min(4, os.cpu_count() or 1),
+            progress=progress,
+            before=before,
         )
     for title, columns, cells in [
         *result_tables(read, done, split),

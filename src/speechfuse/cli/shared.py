@@ -85,6 +85,7 @@ Overrides = Annotated[
 RecipePath = Annotated[Path, typer.Argument(help="A recipe, a YAML file.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU if found.")]
 Jobs = Annotated[int, typer.Option(min=0, help="Runs at a time; 0: a core each, at most 4.")]
+Yes = Annotated[bool, typer.Option(help="Extract layers also past the limits of extract.")]
 LIMIT_GB, LIMIT_HOURS = 10.0, 1.0  # of an extraction that is begun without --yes
 
 

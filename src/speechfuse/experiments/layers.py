@@ -10,14 +10,20 @@ from speechfuse.analyse import LayerUse, layer_use
 from speechfuse.build import read_upstreams
 from speechfuse.evaluate import open_run
 from speechfuse.experiments.panels import STEADY
+from speechfuse.extract import Before
 from speechfuse.types import Progress, Table
 
 Row = tuple[str, Mapping[int, float]]  # a name, and a value for each layer by its number
 
 
-def run_layer_use(folder: Path, progress: Progress | None = None) -> list[LayerUse]:
-    """Weights and ablations of a trained run."""
-    run, model, tasks, inputs = open_run(folder, progress)
+def run_layer_use(
+    folder: Path, progress: Progress | None = None, before: Before | None = None
+) -> list[LayerUse]:
+    """Weights and ablations of a trained run.
+
+    before: called with what is to be extracted, and may refuse it.
+    """
+    run, model, tasks, inputs = open_run(folder, progress, before)
     numbers = {name: one.layers for name, one in read_upstreams(run.recipe()).items()}
     return layer_use(model, tasks, inputs, numbers)
 

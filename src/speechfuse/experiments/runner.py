@@ -18,7 +18,14 @@ from speechfuse.cache.store import Store
 from speechfuse.checkpoint import Run
 from speechfuse.errors import DataError
 from speechfuse.experiments.sweep import Cell, SweepFile, cells
-from speechfuse.extract import check_budget, extract, extraction_jobs, fill_stores
+from speechfuse.extract import (
+    Before,
+    check_budget,
+    extract,
+    extraction_jobs,
+    fill_stores,
+    tell_int8,
+)
 from speechfuse.filling import Job
 from speechfuse.recipe import Part, Recipe
 from speechfuse.taskdata import load_tasks
@@ -26,6 +33,7 @@ from speechfuse.train import train_run
 from speechfuse.types import Progress
 
 Metrics = dict[str, Any]
+Group = tuple[Recipe, dict[tuple[Path, tuple[int, ...]], Job]]  # by store and layers
 
 
 def run_sweep(
@@ -35,10 +43,12 @@ def run_sweep(
     rows: Sequence[str] | None = None,
     jobs: int = 1,
     progress: Progress | None = None,
+    before: Before | None = None,
 ) -> list[Cell]:
     """Train and evaluate every cell; newly finished runs are appended to results.jsonl.
 
     jobs: cells trained at a time, each in a process of its own with its share of the cores.
+    before: called with what is to be extracted for all cells, and may refuse it.
 
     Raises:
         RunError: a cell's folder holds another run, and nothing is begun.
@@ -49,7 +59,10 @@ def run_sweep(
         Run(cell.folder).check(cell.recipe)
         build.read_upstreams(cell.recipe)  # refuses what would not be stored exactly
     new = {cell.folder for cell in todo if not Run(cell.folder).finished}
-    finished = _in_turn(todo, progress) if jobs == 1 else _together(todo, jobs, progress)
+    if jobs == 1:
+        finished = _in_turn(todo, progress, before)
+    else:
+        finished = _together(todo, jobs, progress, before)
     for number, (cell, metrics) in enumerate(finished, start=1):
         if cell.folder in new:
             with (out / "results.jsonl").open("a") as file:
@@ -59,14 +72,32 @@ def run_sweep(
     return todo
 
 
-def _in_turn(todo: Sequence[Cell], progress: Progress | None) -> Iterator[tuple[Cell, Metrics]]:
+def _reads(recipe: Recipe) -> list[Any]:
+    """What decides which layers of which clips are stored; a seed or an interface does not."""
+    return [
+        recipe.upstreams,
+        recipe.length_policy,
+        recipe.store,
+        recipe.fusion if recipe.store.reduce != "none" else None,
+        *(
+            (entry.kind or name, entry.corpus, entry.extra_training, entry.split)
+            for name, entry in recipe.tasks.items()
+        ),
+        *((e.noise_snr, e.min_seconds, e.augment) for e in recipe.tasks.values()),
+    ]
+
+
+def _in_turn(
+    todo: Sequence[Cell], progress: Progress | None, before: Before | None
+) -> Iterator[tuple[Cell, Metrics]]:
+    if before:
+        _ask(_grouped(todo, progress), before)
     widened = _widened(todo)
-    filled: list[tuple[Any, ...]] = []
+    filled: list[list[Any]] = []
     for cell in todo:
         if not Run(cell.folder).finished:
             wide = widened(cell.recipe)
-            read = wide.upstreams, [(task.corpus, task.noise_snr) for task in wide.tasks.values()]
-            if wide != cell.recipe and read not in filled:
+            if wide != cell.recipe and (read := _reads(wide)) not in filled:
                 fill_stores(wide, load_tasks(wide, progress=progress), progress)
                 filled.append(read)
         yield cell, train_run(cell.recipe, cell.folder, _named(progress, cell))
@@ -99,13 +130,13 @@ def _encoder(part: Part) -> str:
 
 
 def _together(
-    todo: Sequence[Cell], jobs: int, progress: Progress | None
+    todo: Sequence[Cell], jobs: int, progress: Progress | None, before: Before | None
 ) -> Iterator[tuple[Cell, Metrics]]:
     """Layers are extracted first, with all cores, so that no two processes extract the same.
 
     What takes longest begins first, so that no core waits for it at the end.
     """
-    held = _extracted(todo, progress)  # until all cells have ended
+    held = _extracted(todo, progress, before)  # until all cells have ended
     context = get_context("spawn")  # a fork would inherit torch's threads
     said = context.SimpleQueue()
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -127,38 +158,58 @@ def _together(
             held.clear()
 
 
-def _extracted(todo: Sequence[Cell], progress: Progress | None) -> list[Store]:
+def _extracted(
+    todo: Sequence[Cell], progress: Progress | None, before: Before | None
+) -> list[Store]:
     """The stores of all cells, filled; none is evicted for another one as long as they are held.
 
     Raises:
         DataError: they are too large for the budget together, and nothing was extracted.
     """
+    groups = _grouped(todo, progress)
+    for recipe, jobs in groups:
+        try:
+            check_budget(recipe, [*jobs.values()])
+        except DataError as error:
+            raise DataError(f"rows at once: {error}; or --jobs 1, one row after another") from error
+    if before:
+        _ask(groups, before)
+    stores = []
+    for recipe, jobs in groups:
+        for job in jobs.values():
+            job.store.hold(job.store.shards_of(job.wanted))
+        while jobs:  # one encoder in memory at a time
+            _, job = jobs.popitem()
+            made = [job] if job.missing else []
+            extract(recipe, [job], progress)
+            tell_int8(made)
+            stores.append(job.store)
+    return stores
+
+
+def _grouped(todo: Sequence[Cell], progress: Progress | None) -> list[Group]:
+    """What cells that are not finished read, by the settings of stores that a recipe has one of."""
     widened = _widened(todo)
-    groups: dict[tuple[Any, ...], tuple[Recipe, dict[tuple[Any, ...], Job]]] = {}
+    groups: dict[tuple[Any, ...], Group] = {}
+    seen: list[list[Any]] = []
     for cell in todo:
-        if Run(cell.folder).finished:
-            continue
         wide = widened(cell.recipe)
+        if Run(cell.folder).finished or (read := _reads(wide)) in seen:
+            continue
+        seen.append(read)
         alike = wide.store.folder, wide.store.budget_gb, wide.length_policy
         _, jobs = groups.setdefault(alike, (wide, {}))
         for job in extraction_jobs(wide, load_tasks(wide, progress=progress)):
             place = job.store.folder, job.store.layers
             known = jobs.get(place, job)
             jobs[place] = replace(known, wanted={**known.wanted, **job.wanted})
-    for recipe, jobs in groups.values():
-        try:
-            check_budget(recipe, [*jobs.values()])
-        except DataError as error:
-            raise DataError(f"rows at once: {error}; or --jobs 1, one row after another") from error
-    stores = []
-    for recipe, jobs in groups.values():
-        for job in jobs.values():
-            job.store.hold(job.store.shards_of(job.wanted))
-        while jobs:  # one encoder in memory at a time
-            _, job = jobs.popitem()
-            extract(recipe, [job], progress)
-            stores.append(job.store)
-    return stores
+    return [*groups.values()]
+
+
+def _ask(groups: Sequence[Group], before: Before) -> None:
+    """Of all that is to be extracted together, if there is anything."""
+    if groups:
+        before(groups[0][0], [job for _, jobs in groups for job in jobs.values()])
 
 
 def _work(cell: Cell) -> int:

@@ -24,6 +24,7 @@ from speechfuse.experiments.alpha.paraphrases import (
 from speechfuse.experiments.alpha.sample import Opened, means, open_sample, read_alpha, written
 from speechfuse.experiments.alpha.shares import crossed, variance_shares
 from speechfuse.experiments.alpha.swaps import Swap, swaps
+from speechfuse.extract import Before
 from speechfuse.metrics import Evidence, SpeakerSums
 from speechfuse.types import Progress, Where
 
@@ -59,10 +60,12 @@ def analyse_alpha(
     size: int,
     prompts: Path | None = None,
     progress: Progress | None = None,
+    before: Before | None = None,
 ) -> list[Alphas]:
     """All of it for runs that differ in nothing but their seed.
 
     size: test utterances of each corpus. prompts: a file of prompts that were not trained on.
+    before: called with what is to be extracted, and may refuse it.
 
     Raises:
         RunError: no finished run, one without a context, or runs of different recipes.
@@ -76,7 +79,7 @@ def analyse_alpha(
             )
     found = []
     for number, folder in enumerate(folders, start=1):
-        found.append(_analysed(open_sample(folder, size, progress), prompts))
+        found.append(_analysed(open_sample(folder, size, progress, before), prompts))
         if progress:
             progress("runs", number, len(folders))
     return found

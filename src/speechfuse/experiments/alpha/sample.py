@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from speechfuse.contracts import ShowsLayers
 from speechfuse.errors import RunError
 from speechfuse.evaluate import open_run, passes
+from speechfuse.extract import Before
 from speechfuse.heads.text import Text
 from speechfuse.inputs import Inputs
 from speechfuse.model import FusionModel
@@ -45,14 +46,18 @@ class Opened:
             yield self.model.stacks([one.batch(batch) for one in self.inputs[name]])
 
 
-def open_sample(folder: Path, size: int, progress: Progress | None = None) -> Opened:
+def open_sample(
+    folder: Path, size: int, progress: Progress | None = None, before: Before | None = None
+) -> Opened:
     """A run with up to `size` test utterances of each of its corpora.
+
+    before: called with what is to be extracted, and may refuse it.
 
     Raises:
         RunError: no finished run there, one without a context, or with an interface over its
             layers that shows no weights.
     """
-    run, model, tasks, inputs = open_run(folder, progress)
+    run, model, tasks, inputs = open_run(folder, progress, before)
     context = run.recipe().context
     if context is None or model.reader is None:
         raise RunError(

@@ -29,7 +29,7 @@ from speechfuse.experiments.probing.properties import (
     probe_frames,
 )
 from speechfuse.experiments.probing.ridge import Moments
-from speechfuse.extract import fill_stores
+from speechfuse.extract import Before, extract, extraction_jobs, tell_int8
 from speechfuse.metrics import SpeakerSums
 from speechfuse.taskdata import TaskData, find_corpus
 from speechfuse.types import Progress
@@ -75,16 +75,21 @@ def probed_clips(probe: ProbeFile, progress: Progress | None = None) -> Clips:
 
 
 def run_probe(
-    probe: ProbeFile, clips: Clips, out: Path, progress: Progress | None = None
+    probe: ProbeFile,
+    clips: Clips,
+    out: Path,
+    progress: Progress | None = None,
+    before: Before | None = None,
 ) -> list[Result]:
     """Every property in every layer, for every seed; finished ones are not computed again.
 
-    clips: from `probed_clips`.
+    clips: from `probed_clips`. before: called with what is to be extracted, and may refuse it.
 
     Raises:
         SpeechFuseError: whatever is wrong with an encoder, before the first probe.
     """
-    stores = [(variant, stored(variant, clips, progress)) for variant in variants(probe)]
+    every = variants(probe)
+    stores = zip(every, stored(every, clips, progress, before), strict=True)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "results.jsonl"
     known = _read(path)
@@ -117,14 +122,29 @@ def run_probe(
     return found
 
 
-def stored(variant: Variant, clips: Clips, progress: Progress | None) -> Store:
-    """The layers of an encoder for these clips, filled."""
-    recipe = variant.recipe
-    (name,) = recipe.tasks
-    task = build.build_task(name, recipe.tasks[name])
-    data = TaskData(name, task, {"all": list(clips.utterances)}, {}, None)
-    (store,) = fill_stores(recipe, {name: data}, progress, ("all",))[name]
-    return store
+def stored(
+    every: Sequence[Variant],
+    clips: Clips,
+    progress: Progress | None,
+    before: Before | None = None,
+) -> list[Store]:
+    """The layers of each encoder for these clips, filled, unless `before` refuses all of it."""
+    jobs = []
+    for variant in every:
+        ((name, entry),) = variant.recipe.tasks.items()
+        task = build.build_task(name, entry)
+        data = TaskData(name, task, {"all": list(clips.utterances)}, {}, None)
+        jobs += extraction_jobs(variant.recipe, {name: data}, ("all",))
+    if before:
+        before(every[0].recipe, jobs)
+    stores = []
+    for variant in every:
+        job = jobs.pop(0)  # its weights are let go before those of the next one are read
+        made = [job] if job.missing else []
+        extract(variant.recipe, [job], progress)
+        tell_int8(made)
+        stores.append(job.store)
+    return stores
 
 
 def _probes(

@@ -29,6 +29,7 @@ from speechfuse.experiments.pruning.record import compared, costs, known_about, 
 from speechfuse.experiments.pruning.search import search
 from speechfuse.experiments.pruning.speed import encoder_speeds
 from speechfuse.experiments.pruning.trial import Bench, Rule, Trial
+from speechfuse.extract import Before, extraction_jobs
 from speechfuse.recipe import Recipe
 from speechfuse.runs import training_of
 from speechfuse.taskdata import load_tasks
@@ -47,6 +48,7 @@ def prune_run(
     rate: float = 1.0,
     repeats: int = 5,
     progress: Progress | None = None,
+    before: Before | None = None,
 ) -> dict[str, Any]:
     """Write a smaller run if there is one, and return what is in its prune.json.
 
@@ -55,6 +57,7 @@ def prune_run(
     tolerance: by which the primary metric of every task may be worse on development data, in
     shares of one. sure: its whole interval, too. steps: of training after a cut, a quarter of the
     run's if None. rate: times the run's learning rates. repeats: of measuring speed.
+    before: called with what is to be extracted, and may refuse it.
 
     Raises:
         RunError: no finished run there, or `out` holds something else.
@@ -80,7 +83,7 @@ def prune_run(
     if start == whole(encoders) and not _can_try(start, encoders):
         encoder = next(iter(encoders.values()))
         return about | {"removed": False, "why": _why_nothing(encoder)}
-    clips = _checked(run, recipe, progress)
+    clips = _checked(run, recipe, progress, before)
     tried: list[tuple[Trial, bool | None]] = []
 
     def attempt(cut: Cut) -> Trial:
@@ -138,7 +141,9 @@ def _why_nothing(encoder: Encoder) -> str:
     )
 
 
-def _checked(run: Run, recipe: Recipe, progress: Progress | None) -> Sequence[Utterance]:
+def _checked(
+    run: Run, recipe: Recipe, progress: Progress | None, before: Before | None
+) -> Sequence[Utterance]:
     """Everything that the run was made of is here and as it was; its development utterances."""
     run.check(recipe)
     tasks = load_tasks(recipe, run.tasks(), progress)
@@ -146,6 +151,8 @@ def _checked(run: Run, recipe: Recipe, progress: Progress | None) -> Sequence[Ut
     for split in SPLITS:
         for name in tasks:
             run.table(split, name)
+    if before:
+        before(recipe, extraction_jobs(recipe, tasks))
     return next(iter(tasks.values())).splits["dev"]
 
 

@@ -31,6 +31,7 @@ from speechfuse.experiments.selecting.probes import (
     probe,
     residual_r2,
 )
+from speechfuse.extract import Before
 from speechfuse.metrics import Evidence, paired_difference, with_interval
 from speechfuse.ops import seed_for
 from speechfuse.taskdata import find_corpus
@@ -118,11 +119,13 @@ def select(
     progress: Progress | None = None,
     *,
     left_out: dict[str, str] | None = None,
+    before: Before | None = None,
 ) -> list[Selected]:
     """Every task, from development data alone; what is done is kept in OUT/probes.jsonl.
 
     wanted: by task, pairs that are probed beside those of the best layers. left_out: is told why
-    a task cannot be probed, and the others are; without it that is an error.
+    a task cannot be probed, and the others are; without it that is an error. before: called with
+    what is to be extracted of a sample, and may refuse it.
 
     Raises:
         SpeechFuseError: no corpus, tasks that cannot be probed, or an encoder that cannot be
@@ -149,7 +152,7 @@ def select(
     for name, (what, clips) in samples.items():
         key = (corpora[name].name, *(u.id for u in clips.utterances))
         if key not in read:
-            read[key] = Features(selection, clips, progress)
+            read[key] = Features(selection, clips, progress, before)
         pairs = (wanted or {}).get(name, ())
         found.append(_selected(selection, name, what, read[key], pairs, kept, progress))
     return found
@@ -184,12 +187,19 @@ def drawn(utterances: Sequence[Utterance], most: int) -> list[Utterance]:
 class Features:
     """Mean and deviation over frames of each candidate's layers, each read when it is asked."""
 
-    def __init__(self, selection: SelectFile, clips: Clips, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        selection: SelectFile,
+        clips: Clips,
+        progress: Progress | None,
+        before: Before | None = None,
+    ) -> None:
         self.clips = clips
         self._places: dict[Layer, tuple[Store, int]] = {}
         self._read: dict[Layer, Tensor] = {}
-        for variant in candidates(selection):
-            store = stored(variant, clips, progress)
+        every = candidates(selection)
+        stores = stored(every, clips, progress, before)
+        for variant, store in zip(every, stores, strict=True):
             numbers = build.build_upstream(variant.recipe, variant.encoder).layers
             self._places |= {(variant.encoder, n): (store, i) for i, n in enumerate(numbers)}
 
