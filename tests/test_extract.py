@@ -501,6 +501,35 @@ def test_every_shard_is_looked_for_a_few_times_however_many_there_are(one_task, 
     assert told[-1] == (len(jobs[0].wanted),) * 2
 
 
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_the_next_batches_are_read_while_one_is_computed(
+    one_task, small_shards, monkeypatch, ahead
+):
+    """Also those of shards that come next, no more than so many, and the files are the same."""
+    extract(*jobs_of(one_task, {"store": {"folder": "whole"}}))
+    monkeypatch.setitem(filling.AHEAD, "cpu", ahead)
+    counts, held, lock = Counter(), [], threading.Lock()
+    read, layers = filling._Maker._read, filling._Maker._layers
+
+    def reading(self, keys):
+        with lock:
+            counts["begun"] += 1
+        return read(self, keys)
+
+    def computing(self, *batch):
+        time.sleep(0.05)  # readers are faster
+        held.append(counts["begun"] - len(held))
+        return layers(self, *batch)
+
+    monkeypatch.setattr(filling._Maker, "_read", reading)
+    monkeypatch.setattr(filling._Maker, "_layers", computing)
+    recipe, jobs = jobs_of(one_task, {"store": {"folder": "ahead"}})
+    extract(recipe, jobs)
+    assert held[:-ahead] == [ahead + 1] * (len(held) - ahead)  # with the one that is computed
+    assert len(held) > 9
+    assert contents(Path("ahead")) == contents(Path("whole"))
+
+
 def filled_by_both(data, made, progress, rank):
     """One of two processes that train together; those begun by torchrun take the same way."""
     from speechfuse.cache import shards

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from itertools import zip_longest
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from speechfuse.ops import moved
 from speechfuse.ranks import Rank
 from speechfuse.types import Progress, Utterance, Waveforms
 
+AHEAD = {"cpu": 1, "cuda": min(4, os.cpu_count() or 1)}  # batches that are read meanwhile
 WAIT = 0.2  # seconds between two looks at shards that other processes make
 
 
@@ -66,86 +67,126 @@ def fill(
     job.upstream.load()
     job.upstream.to(device)
     left, done, total = list(planned), 0, sum(len(shard.keys) for shard in planned)
-    with _Maker(job, device) as maker:
+
+    def there(shard: Shard) -> None:
+        nonlocal done
+        done += len(shard.keys)
+        if progress:
+            progress(f"layers of {job.name}", done, total)
+        if rank and rank.asked():
+            raise KeyboardInterrupt
+
+    with _Maker(job, device, there) as maker:
         while left:
-            of_others = []
-            for shard in left:
-                if rank and rank.asked():
-                    raise KeyboardInterrupt
-                made = maker.make(shard)
-                if not made and not job.store.path(shard).exists():
-                    of_others.append(shard)
-                    continue
-                done += len(shard.keys)
-                if progress:
-                    progress(f"layers of {job.name}", done, total)
-            maker.finish()
-            if left := of_others:
+            if left := maker.make(left):
                 time.sleep(WAIT)
+            if rank and rank.asked():
+                raise KeyboardInterrupt
     job.upstream.to("cpu")
+
+
+@dataclass
+class _Made:
+    """A shard's tensors by name, and squares of what int8 changed and of all that was stored."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    wrong: float = 0.0
+    size: float = 0.0
 
 
 class _Maker:
     """Makes shards: one is computed while the next audio is read and the last shard is written."""
 
-    def __init__(self, job: Job, device: torch.device) -> None:
-        self._job, self._device = job, device
-        self._reader, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self._writing: tuple[Future[None], ExitStack] | None = None
+    def __init__(self, job: Job, device: torch.device, there: Callable[[Shard], None]) -> None:
+        """there: is told each shard that was found, or was computed."""
+        self._job, self._device, self._there = job, device, there
+        self._ahead = AHEAD[device.type]
+        self._readers, self._writer = ThreadPoolExecutor(self._ahead), ThreadPoolExecutor(1)
+        self._claims: dict[Shard, ExitStack] = {}
+        self._writing: tuple[Future[None], Shard] | None = None
 
     def __enter__(self) -> _Maker:
         return self
 
     def __exit__(self, *_: object) -> None:
         try:
-            self.finish()
+            self._finish()
         finally:
-            self._reader.shutdown(cancel_futures=True)
+            self._readers.shutdown(cancel_futures=True)
             self._writer.shutdown()
+            for claim in self._claims.values():
+                claim.close()
 
-    def make(self, shard: Shard) -> bool:
-        """Compute a shard, to be written meanwhile; False if it is there or another has it.
+    def make(self, planned: Sequence[Shard]) -> list[Shard]:
+        """Those that others are at work on; the rest are there in the end.
 
         Raises:
             DataError: unreadable audio, or audio that is not what it was; a value that is not
                 finite in the stored type; a disk that is full.
         """
-        path = self._job.store.path(shard)
-        with ExitStack() as held:
-            if path.exists() or not held.enter_context(claimed(path)) or path.exists():
-                return False
-            tensors, facts = self._compute(shard)
-            self.finish()
-            write = self._writer.submit(shards.write_shard, path, tensors, shard.layers, **facts)
-            self._writing = (write, held.pop_all())
-        return True
+        of_others: list[Shard] = []
+        made = _Made()
+        for shard, keys, wav in self._read_ahead(self._batches(planned, of_others)):
+            self._compute(shard, keys, wav, made)
+            if keys == shard.batches[-1]:
+                self._finish()
+                self._writing = (self._write(shard, made), shard)
+                made = _Made()
+                self._there(shard)
+        self._finish()
+        return of_others
 
-    def finish(self) -> None:
+    def _batches(
+        self, planned: Sequence[Shard], of_others: list[Shard]
+    ) -> Iterator[tuple[Shard, tuple[str, ...]]]:
+        """Of the shards that nobody has; each is claimed when its first batch is asked for."""
+        for shard in planned:
+            path = self._job.store.path(shard)
+            with ExitStack() as claim:
+                if not (path.exists() or not claim.enter_context(claimed(path)) or path.exists()):
+                    self._claims[shard] = claim.pop_all()
+                    yield from ((shard, keys) for keys in shard.batches)
+                elif path.exists():
+                    self._there(shard)
+                else:
+                    of_others.append(shard)
+
+    def _read_ahead(
+        self, batches: Iterator[tuple[Shard, tuple[str, ...]]]
+    ) -> Iterator[tuple[Shard, tuple[str, ...], Waveforms]]:
+        """Each with its audio, while so many of those that follow are read."""
+        waiting: deque[tuple[Shard, tuple[str, ...], Future[Waveforms]]] = deque()
+        for shard, keys in batches:
+            waiting.append((shard, keys, self._readers.submit(self._read, keys)))
+            if len(waiting) > self._ahead:
+                shard, keys, wav = waiting.popleft()
+                yield shard, keys, wav.result()
+        for shard, keys, wav in waiting:
+            yield shard, keys, wav.result()
+
+    def _write(self, shard: Shard, made: _Made) -> Future[None]:
+        facts = {shards.INT8: [made.wrong, made.size]} if made.size else {}
+        path = self._job.store.path(shard)
+        return self._writer.submit(shards.write_shard, path, made.tensors, shard.layers, **facts)
+
+    def _finish(self) -> None:
         """Wait until the shard before is written."""
         if self._writing:
-            (write, held), self._writing = self._writing, None
-            with held:
+            (write, shard), self._writing = self._writing, None
+            with self._claims.pop(shard):
                 write.result()
 
-    def _compute(self, shard: Shard) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors of a shard by name, and what its header tells; its batches are the plan's."""
-        tensors: dict[str, Tensor] = {}
-        wrong = size = 0.0
-        ahead = self._reader.submit(self._read, shard.batches[0])
-        for keys, after in zip_longest(shard.batches, shard.batches[1:]):
-            wav = ahead.result()
-            if after:
-                ahead = self._reader.submit(self._read, after)
-            for key, layers in zip(keys, self._layers(wav, shard.layers), strict=True):
-                self._check(key, layers)
-                kept = shards.stored(layers, self._job.store.dtype)
-                if shards.SCALE in kept:
-                    again = torch.empty_like(layers)
-                    shards.restored(kept[""], kept[shards.SCALE], again)
-                    wrong += float((again - layers).square().sum(dtype=torch.float64))
-                    size += float(layers.square().sum(dtype=torch.float64))
-                tensors |= {f"{key}{ending}": tensor for ending, tensor in kept.items()}
-        return tensors, {shards.INT8: [wrong, size]} if size else {}
+    def _compute(self, shard: Shard, keys: Sequence[str], wav: Waveforms, made: _Made) -> None:
+        """Add what is kept of a batch's utterances; the batch is the plan's."""
+        for key, layers in zip(keys, self._layers(wav, shard.layers), strict=True):
+            self._check(key, layers)
+            kept = shards.stored(layers, self._job.store.dtype)
+            if shards.SCALE in kept:
+                again = torch.empty_like(layers)
+                shards.restored(kept[""], kept[shards.SCALE], again)
+                made.wrong += float((again - layers).square().sum(dtype=torch.float64))
+                made.size += float(layers.square().sum(dtype=torch.float64))
+            made.tensors |= {f"{key}{ending}": tensor for ending, tensor in kept.items()}
 
     def _read(self, keys: Sequence[str]) -> Waveforms:
         """The audio of a batch, if it still is what the plan was made for."""
