@@ -373,6 +373,27 @@ def toned(tiny_corpus, tmp_path_factory):
     return folder
 
 
+def test_two_machines_meet_and_each_extracts_into_its_own_stores(toned):
+    """As srun tells one process on each of two, which share the folder of the run alone."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    common = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_LOCALID": "0"}
+    common |= {"SLURM_JOB_ID": "7", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": str(port)}
+    began = [
+        begin(
+            *(toned, sys.executable, *TRAIN, "machines", f"store.folder=stores-{n}"),
+            **common | {"SLURM_PROCID": n, "SLURM_NODEID": n},
+        )
+        for n in "01"
+    ]
+    said = [process.communicate()[0] for process in began]
+    assert [process.returncode for process in began] == [0, 0], said
+    shards = [sorted((toned / f"stores-{n}").rglob("*.safetensors")) for n in "01"]
+    assert [path.name for path in shards[0]] == [path.name for path in shards[1]] != []
+    assert_same(toned, "machines", Run(toned / "machines").metrics())
+
+
 def assert_same(folder, name, metrics):
     """Bit for bit what two processes of srun gave."""
     whole, found = weights(folder / "srun"), weights(folder / name)
