@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -57,6 +58,19 @@ def _sound(label: str) -> gr.Audio:
 def mount_page(app: FastAPI, service: Service, folder: TemporaryDirectory[str]) -> None:
     """At the root of the service. folder: where uploads of the page lie for some minutes."""
     app.state.page_uploads = folder
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:  # gradio would make an event loop for each of its locks, and close none
+        asyncio.run(_mounted(app, service))
+    else:
+        _mount(app, service)
+
+
+async def _mounted(app: FastAPI, service: Service) -> None:
+    _mount(app, service)
+
+
+def _mount(app: FastAPI, service: Service) -> None:
     gr.mount_gradio_app(
         app,
         build_page(service),
