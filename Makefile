@@ -2,7 +2,7 @@
 # make test         environment, all checks and tests
 # make stress       200 kills, 10,000 harmed recordings, up to 2,000 of each other file, hours of audio: a quarter of an hour
 # make bench        extraction, fusion, writing, the cache and training against plain references
-# make results      the tables of docs/performance.md from their commands, in their place
+# make results      tables of docs/performance.md that stand below their command, made again in place
 # make docs         the documentation as a site in site/; a broken link or reference is an error
 # All work alone on a fresh machine with Python 3.11 or newer; PYTHON=python3.12 chooses another.
 

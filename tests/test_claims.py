@@ -45,15 +45,20 @@ def test_claims_of_the_dead_and_the_silent_count_for_nothing(tmp_path):
     assert not path.exists()
 
 
+def shows_life(path):
+    """Whether somebody touches a file within seconds."""
+    os.utime(path, (0, 0))
+    deadline = time.monotonic() + 5
+    while path.stat().st_mtime == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return path.stat().st_mtime > 0
+
+
 def test_a_claim_shows_signs_of_life(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "HEARTBEAT", 0.02)
     with claims.claimed(tmp_path / "a.safetensors"):
         path = tmp_path / "a.claim"
-        os.utime(path, (0, 0))
-        deadline = time.monotonic() + 5
-        while path.stat().st_mtime == 0 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert path.stat().st_mtime > 0
+        assert shows_life(path)
 
 
 def test_a_full_disk_leaves_no_claim(tmp_path, monkeypatch):

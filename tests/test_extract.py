@@ -63,18 +63,19 @@ def contents(folder):
 
 @pytest.fixture
 def undisturbed(one_task):
-    """What is written if nothing happens, and in how many seconds."""
-    found = []
-    for folder in ("first", "whole"):  # the first one waits for imports
+    """What is written if nothing happens, and in how many seconds at the fastest."""
+    found, seconds = [], []
+    for folder in ("first", "second", "whole"):  # the first one waits for imports
         one_task["store"] = {"folder": folder}
         began = time.monotonic()
         process = killing.begin(one_task)
         process.join()
         assert process.exitcode == 0
+        seconds.append(time.monotonic() - began)
         found.append(contents(Path(folder)))
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
     assert sum(name.endswith(".safetensors") for name in found[0]) >= 6
-    return found[0], time.monotonic() - began
+    return found[0], min(seconds)
 
 
 @pytest.mark.recipe

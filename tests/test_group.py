@@ -357,17 +357,7 @@ def toned(tiny_corpus, tmp_path_factory):
         "training": {"steps": STEPS, "evaluate_every": 10, "batch_seconds": 4, "keep": "last"},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    common = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0"}
-    common |= {"SLURM_JOB_ID": "7", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": str(port)}
-    began = [
-        begin(folder, sys.executable, *TRAIN, "srun", SLURM_PROCID=n, SLURM_LOCALID=n, **common)
-        for n in "01"
-    ]
-    said = [process.communicate()[0] for process in began]
-    assert [process.returncode for process in began] == [0, 0], said
+    said = as_srun(folder, ["srun"], ["srun"], per_node=2)
     assert "run: srun" in said[0]
     assert said[1] == ""
     return folder
@@ -375,23 +365,28 @@ def toned(tiny_corpus, tmp_path_factory):
 
 def test_two_machines_meet_and_each_extracts_into_its_own_stores(toned):
     """As srun tells one process on each of two, which share the folder of the run alone."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    common = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_LOCALID": "0"}
-    common |= {"SLURM_JOB_ID": "7", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": str(port)}
-    began = [
-        begin(
-            *(toned, sys.executable, *TRAIN, "machines", f"store.folder=stores-{n}"),
-            **common | {"SLURM_PROCID": n, "SLURM_NODEID": n},
-        )
-        for n in "01"
-    ]
-    said = [process.communicate()[0] for process in began]
-    assert [process.returncode for process in began] == [0, 0], said
+    options = [["machines", f"store.folder=stores-{n}"] for n in "01"]
+    as_srun(toned, *options, per_node=1)
     shards = [sorted((toned / f"stores-{n}").rglob("*.safetensors")) for n in "01"]
     assert [path.name for path in shards[0]] == [path.name for path in shards[1]] != []
     assert_same(toned, "machines", Run(toned / "machines").metrics())
+
+
+def as_srun(folder, *options, per_node):
+    """What two processes say that train as srun begins them, so many on each machine."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    common = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": str(per_node), "SLURM_JOB_ID": "7"}
+    common |= {"SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": str(port)}
+    began = []
+    for number, own in enumerate(options):
+        place = {"SLURM_NODEID": number // per_node, "SLURM_LOCALID": number % per_node}
+        told = {name: str(value) for name, value in {"SLURM_PROCID": number, **place}.items()}
+        began.append(begin(folder, sys.executable, *TRAIN, *own, **common, **told))
+    said = [process.communicate()[0] for process in began]
+    assert [process.returncode for process in began] == [0, 0], said
+    return said
 
 
 def assert_same(folder, name, metrics):

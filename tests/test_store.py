@@ -3,7 +3,6 @@ import json
 import os
 import pickle
 import subprocess
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -11,12 +10,14 @@ import pytest
 import soundfile
 import torch
 
-from speechfuse.cache.claims import claimed
+from speechfuse.cache import claims, shards, uses
+from speechfuse.cache.claims import claimed, sweep_claims
 from speechfuse.cache.plans import Shard, save_plan
 from speechfuse.cache.shards import HOST, stored, write_shard
 from speechfuse.cache.store import Store, evict
 from speechfuse.errors import DataError, RunError
 from speechfuse.types import StackSpec, Utterance
+from test_claims import shows_life
 
 SPEC = StackSpec(3, 4, 50.0)
 
@@ -240,8 +241,6 @@ def test_a_damaged_shard_that_another_one_makes_anew_is_left_to_it(
         with claimed(path):
             store.check(store.keys(utterances))
     else:
-        from speechfuse.cache import shards
-
         is_whole = shards.is_whole
 
         def slow(path):
@@ -258,7 +257,6 @@ def test_a_damaged_shard_that_another_one_makes_anew_is_left_to_it(
 
 def test_a_shard_that_cannot_be_opened_now_is_not_damaged(tmp_path, utterances, monkeypatch):
     path = put(opened(tmp_path), utterances, planned=False)
-    from speechfuse.cache import shards
 
     def many(*_):
         raise OSError(24, "Too many open files")
@@ -273,8 +271,6 @@ def test_checked_shards_are_not_read_again(tmp_path, utterances, monkeypatch):
     put(opened(tmp_path), utterances)
     store = opened(tmp_path)
     store.check(store.keys(utterances))
-    from speechfuse.cache import shards
-
     monkeypatch.setattr(shards, "is_whole", lambda path: pytest.fail(f"{path} is read again"))
     store = opened(tmp_path)
     store.batch(utterances)  # marks it as used
@@ -358,15 +354,11 @@ def test_what_a_run_reads_is_not_evicted_by_another(tmp_path, utterances):
     mark.write_text(json.dumps([HOST, gone.pid, names]))
     assert evict(read.parent.parent, 1, 1, set()) == [read]
     assert marks == [*read.parent.glob("*.use")]
-    from speechfuse.cache.claims import sweep_claims
-
     sweep_claims(read.parent)
     assert not mark.exists()
 
 
 def test_what_is_held_is_added_to_and_shows_signs_of_life(tmp_path, utterances, monkeypatch):
-    from speechfuse.cache import claims, uses
-
     monkeypatch.setattr(claims, "HEARTBEAT", 0.02)
     store = opened(tmp_path)
     paths = [put(store, [u]) for u in utterances[:2]]
@@ -374,11 +366,7 @@ def test_what_is_held_is_added_to_and_shows_signs_of_life(tmp_path, utterances, 
         store.hold([path])
     (mark,) = store.folder.glob("*.use")
     assert uses.in_use(store.root) == {*paths}
-    os.utime(mark, (0, 0))
-    deadline = time.monotonic() + 5
-    while mark.stat().st_mtime == 0 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert mark.stat().st_mtime > 0
+    assert shows_life(mark)
 
 
 def test_shards_that_went_before_they_were_held_are_missing(tmp_path, utterances):

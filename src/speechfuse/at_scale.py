@@ -36,9 +36,9 @@ def scale_tables(
     rates: audio seconds that an upstream takes in a second of one GPU, by its name, or one for all
     under "". training_rate: the same of training on stored layers. reading: GB that a GPU is given
     in a second. price: of an hour of one GPU. where: rates were measured, in words. device: that
-    they are of; with cpu it is CPUs that are spoken of. utterances:
-    in these hours, of `UTTERANCE` seconds if left out. Of the hours as many copies are made as of
-    the task's training utterances that has the most.
+    they are of; with cpu it is CPUs that are spoken of. utterances: in these hours, of `UTTERANCE`
+    seconds if left out. Of the hours as many copies are made as of the task's training utterances
+    that has the most.
 
     Raises:
         RecipeError: an upstream without a rate, a rate of none, or nothing that is stored.

@@ -143,11 +143,12 @@ class _Maker:
         for shard in planned:
             path = self._job.store.path(shard)
             with ExitStack() as claim:
-                if not (path.exists() or not claim.enter_context(claimed(path)) or path.exists()):
+                mine = not path.exists() and claim.enter_context(claimed(path))
+                if path.exists():  # made before it could be claimed, perhaps
+                    self._there(shard)
+                elif mine:
                     self._claims[shard] = claim.pop_all()
                     yield from ((shard, keys) for keys in shard.batches)
-                elif path.exists():
-                    self._there(shard)
                 else:
                     of_others.append(shard)
 

@@ -79,9 +79,8 @@ def write_shard(
         DataError: the disk is full, or nothing may be written there.
     """
     facts = {"layers": list(layers), "xxh3_128": _checksum(tensors, layers), **facts}
-    write_tensors(
-        path, dict(tensors), {FACTS: json.dumps(facts)}
-    )  # one entry, whose order cannot change
+    about = {FACTS: json.dumps(facts)}  # one entry, whose order cannot change
+    write_tensors(path, dict(tensors), about)
 
 
 def write_tensors(

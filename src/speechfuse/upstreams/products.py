@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.nn import functional as F
 
 
@@ -40,7 +40,7 @@ def _linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 # In a compiled graph nobody looks into it: weights that are no constants, so that all blocks have
 # one graph, torch.compile would multiply by the slower library.
-_opaque: Any = torch.library.custom_op(
+_opaque: Any = library.custom_op(
     "speechfuse::product",
     _on_cpu,
     mutates_args=(),
